@@ -1,0 +1,1 @@
+"""One pydantic model a section; YAML in, JSON Schema out. `PipelineConfig` is the whole."""

@@ -1,0 +1,152 @@
+"""Sections of tokens, model, training and what plans them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from pipeline_lib.config.fields import Section, setting
+
+
+class TokenizerConfig(Section):
+    """The tokenizer: trained on the selection, or taken from elsewhere."""
+
+    source: str = setting("train", "`train`, `champion`, or a folder with tokenizer.json")
+    vocabulary_size: int = setting(
+        4096,
+        "Entries of a trained vocabulary",
+        unit="tokens",
+        ge=300,
+        le=262144,
+        why="small corpora and small models: the embedding must not eat the parameters",
+    )
+
+
+class PackConfig(Section):
+    """Tokenise and pack documents into fixed-length sequences."""
+
+    sequence_length: int = setting(256, "Tokens in a packed sequence", unit="tokens", ge=16, le=131072)
+    range_tokens: int = setting(1 << 20, "Source range of a chunk", unit="tokens", ge=1024, why="≥ 256 × length fills ≥ 99.4 %")
+    codec: Literal["lz4", "zstd", "none"] = setting("lz4", "Compression of the Arrow IPC buffers")
+
+
+class FillGapsConfig(Section):
+    """Verify every chunk of the cache and remake exactly the missing or damaged ones."""
+
+    full: bool = setting(False, "Digest every chunk even if size, time and inode are unchanged", identity=False)
+
+
+class ModelConfig(Section):
+    """The model: built from these numbers, or continued from a folder or the champion."""
+
+    start: str = setting("scratch", "`scratch`, `champion`, or a folder with a safetensors checkpoint")
+    family: str = setting("llama", "Model family (transformers model type), or one registered by an extension")
+    width: int = setting(192, "Hidden size", unit="features", ge=16)
+    depth: int = setting(4, "Layers", unit="layers", ge=1)
+    heads: int = setting(4, "Attention heads", ge=1)
+    kv_heads: int = setting(0, "Key/value heads; 0: as many as heads", ge=0)
+    ffn_width: int = setting(512, "Inner width of the feed-forward block", unit="features", ge=16)
+    tied_embeddings: bool = setting(True, "Input and output embeddings are one matrix")
+    dropout: float = setting(0.0, "Attention dropout", ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.width % self.heads:
+            near = [h for h in range(1, self.width + 1) if self.width % h == 0]
+            best = min(near, key=lambda h: abs(h - self.heads))
+            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}; {best} heads would")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
+        return self
+
+
+class LoraConfig(Section):
+    """Low-rank adaptation instead of full training."""
+
+    rank: int = setting(0, "Rank; 0: full training", ge=0, le=512)
+    alpha: float = setting(32.0, "Scale (alpha / rank multiplies the update)", gt=0)
+    dropout: float = setting(0.05, "Dropout on the adapter's input", ge=0, lt=1)
+    targets: list[str] = setting(lambda: ["q_proj", "k_proj", "v_proj", "o_proj"], "Module names the adapter is put on")
+
+
+class TrainConfig(Section):
+    """Training on transformers.Trainer."""
+
+    learning_rate: float = setting(0.0, "Peak learning rate; 0: the search or the scaling law decides", ge=0, lt=1)
+    batch_tokens: int = setting(8192, "Tokens in an optimizer step; the plan may rescale it", unit="tokens", ge=16)
+    weight_decay: float = setting(0.1, "Decoupled weight decay", ge=0, le=1)
+    beta2: float = setting(0.95, "Second Adam moment", gt=0, lt=1, why="0.95 is usual for language models at small batch")
+    max_grad_norm: float = setting(1.0, "Gradient clipping", gt=0)
+    optimizer: Literal["adamw", "adafactor"] = setting("adamw", "Optimizer")
+    schedule: Literal["wsd", "linear", "cosine"] = setting("wsd", "Learning-rate schedule; a cosine is refused under a window")
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 where calibration finds it faster")
+    max_steps: int = setting(0, "Stop after this many optimizer steps; 0: the window decides", unit="steps", ge=0)
+    max_epochs: float = setting(
+        4.0,
+        "At most this many passes over the data",
+        unit="epochs",
+        gt=0,
+        why="up to 4 epochs are almost as good as new data (Muennighoff et al. 2023)",
+    )
+    evaluate_every: int = setting(0, "Steps between dev evaluations; 0: planned", unit="steps", ge=0)
+    save_every: int = setting(0, "Steps between checkpoints; 0: planned", unit="steps", ge=0)
+    keep_checkpoints: int = setting(2, "Newest checkpoints that are kept", ge=2, identity=False)
+    lora: LoraConfig = setting(LoraConfig, "Low-rank adaptation")
+
+
+class CalibrateConfig(Section):
+    """Measure what this machine does with this model."""
+
+    seconds: float = setting(8.0, "Time for all measurements together", unit="seconds", gt=0, le=3600)
+    micro_batches: list[int] = setting(lambda: [4, 8, 16], "Micro-batch sizes to try", unit="sequences", min_length=1)
+
+
+class TuneConfig(Section):
+    """Hyperparameter search on Optuna."""
+
+    trials: int = setting(4, "Trials; 0: no search, the scaling law decides", unit="trials", ge=0, le=10000)
+    steps: int = setting(0, "Optimizer steps of a trial; 0: what the search's share of the window allows", unit="steps", ge=0)
+    sampler: Literal["tpe", "random", "gp"] = setting("tpe", "Sampler")
+    pruner: Literal["median", "none"] = setting("median", "Pruner")
+    space: dict[str, tuple[float, float]] = setting(
+        lambda: {"learning_rate": (0.5, 2.0), "weight_decay": (0.3, 3.0)},
+        "What is searched: a factor range around the scaling law's or the configured value",
+    )
+
+
+class PlanConfig(Section):
+    """Fit the training into the window."""
+
+    priority: Literal["speed", "balanced", "quality"] = setting("balanced", "What gives way first when time is short")
+    decay_share: float = setting(
+        0.2, "Share of the steps in the final decay", unit="share", gt=0, le=1, why="WSD with a 10-20 % (1-sqrt) decay"
+    )
+    warmup_share: float = setting(0.05, "Share of the steps in the warm-up", unit="share", ge=0, lt=1)
+    replan: bool = setting(True, "Adapt the planned end to the measured speed while training")
+
+
+class ValidationConfig(Section):
+    """Score the model and compare it."""
+
+    max_seconds: float = setting(
+        30.0, "Stop adding items after this time; the items left out are counted", unit="seconds", gt=0, identity=False
+    )
+    batch_tokens: int = setting(16384, "Tokens scored at once", unit="tokens", ge=256, identity=False)
+    bootstrap: int = setting(1000, "Bootstrap resamples for 95 % intervals", ge=100, le=100000)
+
+
+class GateConfig(Section):
+    """When a model becomes the champion."""
+
+    metric: str = setting("bits_per_byte", "Score on the test side that decides")
+    min_gain: float = setting(0.0, "Relative gain over the champion that is asked for", unit="share", ge=0, lt=1)
+    approval: bool = setting(False, "Ask a person before promotion")
+    approval_minutes: float = setting(60.0, "Time for the answer", unit="minutes", gt=0, identity=False)
+    approval_default: Literal["promote", "keep"] = setting("keep", "What happens when nobody answers")
+
+
+class ReportConfig(Section):
+    """What the report shows."""
+
+    examples: Literal["none", "redacted", "full"] = setting("redacted", "Text examples from the data", identity=False)

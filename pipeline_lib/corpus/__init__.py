@@ -1,0 +1,1 @@
+"""Sources, readers, normalisation, quarantine, the split."""

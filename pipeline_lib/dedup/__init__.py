@@ -1,0 +1,1 @@
+"""Near-duplicates: proposed by MinHash, decided by exact similarity."""

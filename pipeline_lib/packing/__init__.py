@@ -1,0 +1,1 @@
+"""The packed-sequence cache: chunks, fill, order, readers."""

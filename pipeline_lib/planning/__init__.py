@@ -1,0 +1,1 @@
+"""Calibration, the plan, and the window controller."""

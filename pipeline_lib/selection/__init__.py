@@ -1,0 +1,1 @@
+"""A budgeted choice by quality, diversity, balance and recency."""

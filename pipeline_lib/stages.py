@@ -1,0 +1,52 @@
+"""The table of stages: order, inputs, parameters, code. Everything that runs, plans, explains or reruns stages reads this table."""
+
+from __future__ import annotations
+
+from pipeline_lib.workspace.stage import Stage
+
+STAGES: tuple[Stage, ...] = (
+    Stage("suites", 1, "pure", "pipeline_lib.validation.suites:suites", sections=("suites",), seeded=True),
+    Stage("ingest", 1, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",)),
+    Stage("score", 1, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",)),
+    Stage(
+        "dedup", 1, "pure", "pipeline_lib.dedup.dedup:dedup",
+        reads={"ingest": ("documents",), "score": ("signals",), "suites": ("suite_items",)},
+        sections=("dedup",),
+    ),
+    Stage("split", 1, "pure", "pipeline_lib.corpus.split:split", reads={"ingest": ("documents",), "dedup": ("clusters",)},
+          sections=("split",), seeded=True),
+    Stage(
+        "select", 1, "pure", "pipeline_lib.selection.select:select",
+        reads={
+            "ingest": ("documents",), "score": ("signals", "decisions"), "dedup": ("clusters", "decisions"), "split": ("splits",),
+        },
+        sections=("select",), seeded=True,
+    ),
+    Stage("pack", 1, "pure", "pipeline_lib.packing.pack:pack", reads={"ingest": ("documents",), "select": ("selection",)},
+          sections=("pack", "tokenizer"), seeded=True),
+    Stage("fill_gaps", 1, "pure", "pipeline_lib.packing.fill:fill_gaps",
+          reads={"ingest": ("documents",), "select": ("selection",), "pack": ("ranges", "chunks", "tokenizer", "details")},
+          sections=("fill_gaps",), intact="pipeline_lib.packing.fill:intact"),
+    Stage(
+        "calibrate", 1, "recorded", "pipeline_lib.planning.calibrate:calibrate",
+        sections=("calibrate", "model", "train.optimizer", "train.precision", "train.lora", "pack.sequence_length",
+                  "tokenizer.vocabulary_size"),
+        machine=True,
+    ),
+    Stage("tune", 1, "recorded", "pipeline_lib.tuning.tune:tune",
+          reads={"fill_gaps": ("chunks", "details"), "pack": ("tokenizer",), "calibrate": ("details",)},
+          sections=("tune", "model", "train", "resources"), seeded=True),
+    Stage("plan", 1, "recorded", "pipeline_lib.planning.plan:plan",
+          reads={"fill_gaps": ("chunks", "details"), "calibrate": ("details",), "tune": ("details",)},
+          sections=("plan", "model", "train", "resources")),
+    Stage("train", 1, "pure", "pipeline_lib.training.train:train",
+          reads={"fill_gaps": ("chunks", "details"), "pack": ("tokenizer",), "plan": ("details",)},
+          sections=("train", "model"), seeded=True,
+          uses={"controller": "pipeline_lib.planning.controller:WindowController"}),
+    Stage("validate", 1, "pure", "pipeline_lib.validation.validate:validate",
+          reads={"suites": ("suite_items",), "fill_gaps": ("chunks", "details"), "train": ("model",), "pack": ("tokenizer",)},
+          sections=("validation",), seeded=True),
+)  # fmt: skip
+
+BY_NAME = {stage.name: stage for stage in STAGES}
+ORDER = [stage.name for stage in STAGES] + ["report"]  # report is a view: rendered for every run, never fingerprinted or reused

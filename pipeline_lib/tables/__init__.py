@@ -1,0 +1,1 @@
+"""Arrow schemas, Parquet and DuckDB."""

@@ -1,0 +1,92 @@
+"""Arrow schemas of every table. Readable by DuckDB, polars, pandas, `datasets`. A decision never deletes: it is a row with a reason."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+DOC_ID = pa.binary(16)  # 128-bit blake3 of (source, stable position or id); the same on every machine and in every shard layout
+ROW_GROUP = 50_000  # documents; pyarrow's default of one group would defeat DuckDB's parallelism
+
+
+def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind) for name, kind in fields])
+
+
+DOCUMENTS = _schema(
+    ("doc_id", DOC_ID),
+    ("kind", pa.string()),  # text | instruct
+    ("text", pa.large_string()),
+    ("source", pa.string()),
+    ("domain", pa.string()),
+    ("licence", pa.string()),  # SPDX identifier, "" unknown
+    ("created_at", pa.timestamp("s", tz="UTC")),  # null: unknown
+    ("url", pa.string()),
+    ("metadata", pa.string()),  # JSON object
+    ("file_digest", pa.string()),
+    ("record_index", pa.int64()),
+    ("byte_offset", pa.int64()),
+    ("byte_length", pa.int64()),
+    ("text_hash", DOC_ID),  # 128-bit blake3 of the normalised text (case folded, white space collapsed)
+)
+EDITS = _schema(("doc_id", DOC_ID), ("stage", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("kind", pa.string()))
+QUARANTINE = _schema(("source", pa.string()), ("position", pa.string()), ("reason", pa.string()), ("head", pa.binary()))
+SUITE_ITEMS = _schema(
+    ("suite", pa.string()),
+    ("item", pa.string()),  # unique in the suite
+    ("form", pa.string()),  # minimal_pair | choice | cloze
+    ("prompt", pa.string()),  # context shared by all options, may be empty
+    ("options", pa.list_(pa.string())),
+    ("answer", pa.int32()),  # index of the right option
+    ("text", pa.string()),  # verbatim text that must not be in training data; "" for template items
+    ("kind", pa.string()),  # verbatim | template
+    ("entities", pa.list_(pa.string())),
+    ("category", pa.string()),
+)
+DECISIONS = _schema(
+    ("doc_id", DOC_ID), ("stage", pa.string()), ("rule", pa.string()), ("kept", pa.bool_()), ("reason", pa.string()),
+    ("value", pa.float64()),
+)  # fmt: skip
+PAIRS = _schema(
+    ("doc_id_a", DOC_ID), ("doc_id_b", DOC_ID), ("jaccard", pa.float64()), ("containment", pa.float64()),
+    ("bands_hit", pa.int32()), ("accepted", pa.bool_()),
+)  # fmt: skip
+CLUSTERS = _schema(("doc_id", DOC_ID), ("cluster_id", DOC_ID), ("survivor", pa.bool_()), ("why", pa.string()))
+BANDS = _schema(("band", pa.int32()), ("band_hash", pa.uint64()), ("doc_id", DOC_ID))
+SPLITS = _schema(("doc_id", DOC_ID), ("side", pa.string()))  # train | dev | test
+SELECTION = _schema(
+    ("doc_id", DOC_ID),
+    ("side", pa.string()),
+    ("domain", pa.string()),
+    ("repeats", pa.int32()),
+    ("role", pa.string()),  # new | replay | kept (kept: chosen on an earlier night, not trained on tonight)
+    ("quality", pa.float64()),
+    ("score", pa.float64()),
+    ("est_tokens", pa.int64()),
+)
+STEPS = _schema(
+    ("step", pa.int64()), ("loss", pa.float64()), ("lr", pa.float64()), ("grad_norm", pa.float64()),
+    ("tokens_per_second", pa.float64()), ("mfu", pa.float64()), ("memory_bytes", pa.int64()),
+    ("first_sequence", pa.int64()), ("last_sequence", pa.int64()), ("attempt", pa.int32()), ("superseded", pa.bool_()),
+)  # fmt: skip
+EVENTS = _schema(("time", pa.string()), ("step", pa.int64()), ("kind", pa.string()), ("detail", pa.string()))
+SCORES = _schema(
+    ("suite", pa.string()), ("task", pa.string()), ("item", pa.string()), ("category", pa.string()), ("score", pa.float64()),
+    ("weight", pa.float64()), ("model", pa.string()),
+)  # fmt: skip
+RANGES = _schema(  # one row a chunk: the source range it is a pure function of
+    ("side", pa.string()),
+    ("chunk", pa.int64()),
+    ("first_row", pa.int64()),
+    ("last_row", pa.int64()),
+    ("est_tokens", pa.int64()),
+)
+CHUNKS = _schema(  # one row a committed chunk
+    ("side", pa.string()), ("chunk", pa.int64()), ("file_digest", pa.string()), ("content_digest", pa.string()),
+    ("size", pa.int64()), ("sequences", pa.int64()), ("tokens", pa.int64()), ("documents", pa.int64()),
+)  # fmt: skip
+
+TABLES = {
+    "documents": DOCUMENTS, "edits": EDITS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS, "decisions": DECISIONS,
+    "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "splits": SPLITS, "selection": SELECTION, "steps": STEPS,
+    "events": EVENTS, "scores": SCORES, "ranges": RANGES, "chunks": CHUNKS,
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tokenizer training, loading and the fast encode path."""

@@ -1,0 +1,1 @@
+"""Suites, scores, intervals, the gate."""

@@ -1,0 +1,74 @@
+"""Mutable names (`champion`, `previous`) become fixed references once, at the start of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.errors import NotFoundError
+from pipeline_lib.workspace.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from pipeline_lib.config.pipeline import PipelineConfig
+    from pipeline_lib.workspace.workspace import Workspace
+
+PREFIX = "artifact:"  # "artifact:<key>#<output digest>"
+
+
+def reference(key: str, digest: str) -> str:
+    """The text that stands for an artifact in a resolved configuration."""
+    return f"{PREFIX}{key}#{digest}"
+
+
+def key_of(text: str) -> str:
+    """The artifact key of a `reference`, or "" when the text is none."""
+    return text.removeprefix(PREFIX).partition("#")[0] if text.startswith(PREFIX) else ""
+
+
+def read_champion(workspace: Workspace) -> dict[str, Any]:
+    """`champion.json`: {"champion": {"train": key, "pack": key, "select": key, "run_id": …}, "previous": {…}, "history": […]}."""
+    try:
+        return dict(read_json(workspace.root / "champion.json"))
+    except FileNotFoundError:
+        return {}
+
+
+def write_champion(workspace: Workspace, value: dict[str, Any]) -> None:
+    """Replace `champion.json` atomically."""
+    write_json(workspace.root / "champion.json", value)
+
+
+def resolve(config: PipelineConfig, workspace: Workspace) -> tuple[PipelineConfig, dict[str, str]]:
+    """Replace `champion` and `previous` by references. The returned mapping says what each name stood for.
+
+    Without a champion (the first night), `tokenizer.source` falls back to `train`, `model.start` to `scratch`, `select.parent` to
+    `none`, and the mapping says so.
+
+    Raises:
+        NotFoundError: the champion names an artifact that is gone.
+    """
+    wanted = {
+        "tokenizer.source": ("champion", "pack", "train"),
+        "model.start": ("champion", "train", "scratch"),
+        "select.parent": ("previous", "select", "none"),
+    }
+    champion = read_champion(workspace).get("champion", {})
+    changes: dict[str, dict[str, str]] = {}
+    resolved: dict[str, str] = {}
+    for dotted, (word, stage, fallback) in wanted.items():
+        section, _, name = dotted.partition(".")
+        if getattr(getattr(config, section), name) != word:
+            continue
+        value = fallback
+        if key := champion.get(stage, ""):
+            try:
+                value = reference(key, workspace.store.manifest(key).digest)
+            except NotFoundError as error:
+                raise NotFoundError(
+                    f"the champion's {stage} artifact {key} is gone",
+                    where=f"{dotted} = {word}",
+                    fix=f"set {dotted} to {fallback!r}, or `millrace rollback` to the previous champion",
+                ) from error
+        changes.setdefault(section, {})[name] = value
+        resolved[f"{dotted}={word}"] = value
+    updated = {section: getattr(config, section).model_copy(update=values) for section, values in changes.items()}
+    return config.model_copy(update=updated), resolved

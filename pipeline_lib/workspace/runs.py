@@ -1,0 +1,149 @@
+"""The run record (`runs/<run_id>.json`): the truth about a run."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.errors import NotFoundError
+from pipeline_lib.workspace.artifact import ArtifactRef
+from pipeline_lib.workspace.faults import fault_point
+from pipeline_lib.workspace.files import read_json, write_json
+
+RECORD_FORMAT = 1
+OUTCOMES = ("running", "completed", "nothing_new", "failed", "cancelled", "killed")
+
+
+def new_run_id() -> str:
+    """Sortable by time, unique: `20261120-054512-9f3ac1`."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+@dataclass
+class StageRecord:
+    """What happened to one stage in this run."""
+
+    state: str = "pending"  # pending | running | made | reused | failed | skipped
+    ref: dict[str, Any] | None = None  # ArtifactRef as JSON
+    seconds: float = 0.0
+    error: str = ""
+    attempt: int = 0
+
+
+@dataclass
+class Attempt:
+    """One life of the run's process."""
+
+    started: str
+    host: str
+    pid: int
+    ended: str = ""
+    state: str = "running"
+
+
+@dataclass
+class RunRecord:
+    """See the module. Mutable while the run lives; every change is saved at once, atomically."""
+
+    run_id: str
+    pipeline: str
+    goal: str = ""
+    config: dict[str, Any] = field(default_factory=dict)  # resolved: mutable names replaced by digests
+    config_digest: str = ""
+    resolved: dict[str, str] = field(default_factory=dict)  # mutable name -> what it stood for at the start
+    parent: str = ""
+    started: str = ""
+    deadline: str = ""
+    ended: str = ""
+    outcome: str = "running"
+    error: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
+    stages: dict[str, StageRecord] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    prefect: dict[str, str] = field(default_factory=dict)  # {"flow_run_id", "url"}
+    mlflow: dict[str, str] = field(default_factory=dict)  # {"run_id", "experiment_id", "url"}
+    machine: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, float | str] = field(
+        default_factory=dict
+    )  # what memory recalls runs by: tokens, parameters, tokens/s, losses …
+    verdict: dict[str, Any] = field(default_factory=dict)  # the gate's
+    report: str = ""  # path of the rendered report
+    pinned: bool = False
+    format: int = RECORD_FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunRecord:
+        """From `to_json`'s output."""
+        fields = dict(value)
+        fields["attempts"] = [Attempt(**a) for a in fields.get("attempts", [])]
+        fields["stages"] = {name: StageRecord(**s) for name, s in fields.get("stages", {}).items()}
+        return cls(**fields)
+
+    def stage(self, name: str) -> StageRecord:
+        """The record of a stage, made when missing."""
+        return self.stages.setdefault(name, StageRecord())
+
+    def ref(self, name: str) -> ArtifactRef | None:
+        """The artifact a stage ended with, or None."""
+        record = self.stages.get(name)
+        return ArtifactRef.from_json(record.ref) if record and record.ref else None
+
+
+class RunBook:
+    """The folder of run records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, run_id: str) -> Path:
+        """Where a record lies; refuses names that are not run ids."""
+        if not run_id or not all(c.isalnum() or c == "-" for c in run_id):
+            raise NotFoundError(f"{run_id!r} is not a run id", fix="`millrace runs` lists them")
+        return self.folder / f"{run_id}.json"
+
+    def save(self, record: RunRecord) -> None:
+        """Write a record atomically."""
+        fault_point("record.before_save")
+        write_json(self.path(record.run_id), record.to_json())
+
+    def load(self, run_id: str) -> RunRecord:
+        """Read a record; `latest` is the newest; a unique beginning is enough.
+
+        Raises:
+            NotFoundError: there is no such run.
+        """
+        names = self.ids()
+        if run_id == "latest" and names:
+            run_id = names[-1]
+        matches = [name for name in names if name.startswith(run_id)]
+        if run_id not in names and len(matches) != 1:
+            what = f"{len(matches)} runs begin with {run_id!r}" if matches else f"no run {run_id!r}"
+            raise NotFoundError(what, where=str(self.folder), fix="`millrace runs` lists them")
+        return RunRecord.from_json(read_json(self.path(run_id if run_id in names else matches[0])))
+
+    def ids(self) -> list[str]:
+        """All run ids, oldest first."""
+        return sorted(path.stem for path in self.folder.glob("*.json"))
+
+    def all(self) -> Iterator[RunRecord]:
+        """All readable records, oldest first; one that cannot be read is passed over (verify reports it)."""
+        for name in self.ids():
+            try:
+                yield RunRecord.from_json(read_json(self.path(name)))
+            except (ValueError, TypeError, KeyError):
+                continue
+
+
+def this_attempt() -> Attempt:
+    """An attempt of this process, from now."""
+    return Attempt(started=datetime.now(UTC).isoformat(), host=socket.gethostname(), pid=os.getpid())
