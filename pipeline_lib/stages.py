@@ -5,8 +5,10 @@ from __future__ import annotations
 from pipeline_lib.workspace.stage import Stage
 
 STAGES: tuple[Stage, ...] = (
-    Stage("suites", 1, "pure", "pipeline_lib.validation.suites:suites", sections=("suites",), seeded=True),
-    Stage("ingest", 1, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",)),
+    Stage("suites", 1, "pure", "pipeline_lib.validation.suites:suites", sections=("suites",), seeded=True,
+          outside="pipeline_lib.validation.items:file_digests"),
+    Stage("ingest", 1, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",),
+          outside="pipeline_lib.corpus.sources:file_digests"),
     Stage("score", 1, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",)),
     Stage(
         "dedup", 1, "pure", "pipeline_lib.dedup.dedup:dedup",
@@ -44,7 +46,7 @@ STAGES: tuple[Stage, ...] = (
           sections=("train", "model"), seeded=True,
           uses={"controller": "pipeline_lib.planning.controller:WindowController"}),
     Stage("validate", 1, "pure", "pipeline_lib.validation.validate:validate",
-          reads={"suites": ("suite_items",), "fill_gaps": ("chunks", "details"), "train": ("model",), "pack": ("tokenizer",)},
+          reads={"suites": ("suite_items",), "ingest": ("documents",), "select": ("selection",), "train": ("model",)},
           sections=("validation",), seeded=True),
 )  # fmt: skip
 

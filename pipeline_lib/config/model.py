@@ -129,8 +129,8 @@ class PlanConfig(Section):
 class ValidationConfig(Section):
     """Score the model and compare it."""
 
-    max_seconds: float = setting(
-        30.0, "Stop adding items after this time; the items left out are counted", unit="seconds", gt=0, identity=False
+    language_tokens: int = setting(
+        150_000, "Test text that is scored, shared by the domains", unit="tokens", ge=1000, why="about 10 s for 3 M parameters on two cores"
     )
     batch_tokens: int = setting(16384, "Tokens scored at once", unit="tokens", ge=256, identity=False)
     bootstrap: int = setting(1000, "Bootstrap resamples for 95 % intervals", ge=100, le=100000)

@@ -47,6 +47,8 @@ class Stage:
     `sections` are the configuration sections (or dotted single values) that the function gets as keyword arguments, named by
     their last component; they are its parameters. `uses` are functions from subjects to the right, injected by name so that
     the import order holds. `intact` is an extra test of reuse: `(artifact, workspace) -> reason it cannot be reused, or ""`.
+    `outside` names what the stage reads beside artifacts (source files): `(**sections) -> JSON` with digests of their content,
+    part of the fingerprint; without it a new file would go unnoticed.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Stage:
     machine: bool = False  # the machine and the library versions are part of the key
     uses: Mapping[str, str] = field(default_factory=dict)
     intact: str = ""
+    outside: str = ""
 
     @property
     def package(self) -> Path:
@@ -237,6 +240,8 @@ def parameters_of(stage: Stage, config: BaseModel) -> tuple[dict[str, Any], dict
         identity[section] = identity_of(value)
     if stage.seeded:
         identity["seed"] = getattr(config, "seed", 0)
+    if stage.outside:
+        identity["outside"] = load(stage.outside)(**arguments)
     return arguments, identity
 
 
