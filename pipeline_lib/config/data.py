@@ -18,7 +18,7 @@ class SourceConfig(Section):
         "machine: the standard library and the packages of this environment (no download); files: a folder, file or glob; "
         "module: a function registered by an extension under this source's name",
     )
-    path: str = setting("", "Path, glob or fsspec URL (kind files)", identity=False)
+    path: str = setting("", "Path, glob or fsspec URL (kind files)", identity=False, path=())
     domain: str = setting("", "Domain of every document of this source; empty: the source says it per document", max_length=40)
     licence: str = setting("", "SPDX identifier of every document; empty: per document, else unknown")
     text_column: str = setting("text", "Column that holds the text (JSONL, CSV, Parquet)")
@@ -129,4 +129,6 @@ class SuitesConfig(Section):
 
     level: Literal["smoke", "standard"] = setting("smoke", "smoke: at least 1,000 items; standard: at least 10,000")
     names: list[str] = setting(list, "Suites to build; empty: all built-in ones of the level")
-    paths: list[str] = setting(list, "JSONL files of user items (documented in pipeline_lib/validation/README.md)", identity=False)
+    paths: list[str] = setting(
+        list, "JSONL files of user items (documented in pipeline_lib/validation/README.md)", identity=False, path=()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +22,7 @@ def setting(
     why: str = "",
     identity: bool = True,
     title: str = "",
+    path: Sequence[str] | None = None,
     **limits: Any,
 ) -> Any:
     """A field of a section.
@@ -32,6 +34,7 @@ def setting(
         why: the reason for the default (paper, measurement).
         identity: False for machine facts and display options, which never enter a fingerprint.
         title: a label for forms where the name does not say it.
+        path: for texts that are paths or URLs: the words that are not (`train`, `champion`); checked by `config/paths.py`.
         limits: pydantic constraints (ge, gt, le, lt, min_length, max_length, pattern).
     """
     extra: dict[str, Any] = {}
@@ -41,6 +44,8 @@ def setting(
         extra["why"] = why
     if not identity:
         extra["identity"] = False
+    if path is not None:
+        extra["path"] = list(path)
     shown = description + (f" [{unit}]" if unit else "")
     made = {"default_factory": default} if callable(default) else {"default": default}
     return Field(**made, description=shown, title=title or None, json_schema_extra=extra or None, **limits)

@@ -12,7 +12,7 @@ from pipeline_lib.config.fields import Section, setting
 class TokenizerConfig(Section):
     """The tokenizer: trained on the selection, or taken from elsewhere."""
 
-    source: str = setting("train", "`train`, `champion`, or a folder with tokenizer.json")
+    source: str = setting("train", "`train`, `champion`, or a folder with tokenizer.json", path=("train", "champion"))
     vocabulary_size: int = setting(
         4096,
         "Entries of a trained vocabulary",
@@ -40,7 +40,9 @@ class FillGapsConfig(Section):
 class ModelConfig(Section):
     """The model: built from these numbers, or continued from a folder or the champion."""
 
-    start: str = setting("scratch", "`scratch`, `champion`, or a folder with a safetensors checkpoint")
+    start: str = setting(
+        "scratch", "`scratch`, `champion`, or a folder with a safetensors checkpoint", path=("scratch", "champion")
+    )
     family: str = setting("llama", "Model family (transformers model type), or one registered by an extension")
     width: int = setting(192, "Hidden size", unit="features", ge=16)
     depth: int = setting(4, "Layers", unit="layers", ge=1)
@@ -130,7 +132,11 @@ class ValidationConfig(Section):
     """Score the model and compare it."""
 
     language_tokens: int = setting(
-        150_000, "Test text that is scored, shared by the domains", unit="tokens", ge=1000, why="about 10 s for 3 M parameters on two cores"
+        150_000,
+        "Test text that is scored, shared by the domains",
+        unit="tokens",
+        ge=1000,
+        why="about 10 s for 3 M parameters on two cores",
     )
     batch_tokens: int = setting(16384, "Tokens scored at once", unit="tokens", ge=256, identity=False)
     bootstrap: int = setting(1000, "Bootstrap resamples for 95 % intervals", ge=100, le=100000)
