@@ -1,0 +1,133 @@
+"""Where Prefect lives: a remote server, the one that `millrace up` started, or an embedded one with its database in the workspace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import psutil
+
+from flows.processes import free_port, start, stop, wait_until_healthy
+from pipeline_lib.errors import MillraceError
+from pipeline_lib.workspace.workspace import Workspace
+
+# Nothing calls home, and what runs below does not talk over what people came to read.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+QUIET_LOGGERS = ("httpx", "httpcore", "alembic", "uvicorn", "uvicorn.access", "uvicorn.error", "asyncio", "aiosqlite")
+SERVER = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--lifespan", "on"]  # fmt: skip # noqa: E501
+
+
+def server_environment(workspace: Workspace) -> dict[str, str]:
+    """Prefect's files and database, in the workspace; a database URL that is already in the environment goes first."""
+    url = os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL") or f"sqlite+aiosqlite:///{workspace.db_folder / 'prefect.db'}"
+    return {"PREFECT_HOME": str(workspace.db_folder / "prefect"), "PREFECT_API_DATABASE_CONNECTION_URL": url}
+
+
+def running_servers(workspace: Workspace) -> dict[str, Any]:
+    """What `millrace up` wrote about itself (`up.json`), if the process that wrote it is alive; else {}."""
+    try:
+        state: dict[str, Any] = json.loads((workspace.root / "up.json").read_text())
+        process = psutil.Process(int(state["pid"]))
+        alive = abs(process.create_time() - float(state["created"])) < 2.0 and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return {}
+    return state if alive else {}
+
+
+def answers(url: str, *, seconds: float = 2.0) -> bool:
+    """Whether something healthy answers at an http(s) URL."""
+    if not url.startswith(("http://", "https://")):
+        return False
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as reply:  # noqa: S310 - the scheme is checked above
+            return bool(reply.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def server_url(workspace: Workspace) -> str:
+    """The Prefect API to use: `$PREFECT_API_URL`, that of the workspace's own servers, or "" for an embedded one."""
+    if url := os.environ.get("PREFECT_API_URL", ""):
+        return url
+    url = str(running_servers(workspace).get("prefect_api", ""))
+    return url if url and answers(f"{url}/health") else ""
+
+
+@contextlib.contextmanager
+def environ(changes: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def prefect_for(workspace: Workspace) -> Iterator[str]:
+    """Prefect set up for a workspace while inside; yields the API's URL.
+
+    Without a server to use, an embedded one is started as a child: while it starts, this process imports Prefect. Prefect reads
+    the environment once, on import, so that nothing should import it earlier; where something did (tests), its settings are
+    changed for the time of the block.
+    """
+    quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
+    with environ({"MILLRACE_HOME": str(workspace.root), **quiet}), contextlib.ExitStack() as stack:
+        if url := server_url(workspace):
+            wanted = {"PREFECT_API_URL": url}
+        else:
+            port, log = free_port(), workspace.db_folder / "prefect" / "embedded.log"
+            url = f"http://127.0.0.1:{port}/api"
+            # Nobody watches the heartbeats of an embedded run; joining their thread would cost it a second.
+            wanted = {"PREFECT_API_URL": url, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "", **server_environment(workspace)}
+            extra = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+            server = start([*SERVER, "--host", "127.0.0.1", "--port", str(port)], log=log, env={**wanted, **extra})
+            stack.callback(stop, [server.pid])
+        stack.enter_context(environ(wanted))
+        import prefect.settings
+
+        updates = {getattr(prefect.settings, name): value or None for name, value in wanted.items()}
+        stack.enter_context(prefect.settings.temporary_settings(updates))
+        import tasks.stages  # noqa: F401 - while the server starts
+
+        if "PREFECT_HOME" in wanted:
+            wait_until_healthy(f"{url}/health", server, log=log)
+        quiet_logs()
+        yield url
+
+
+def quiet_logs() -> None:
+    """Keep libraries to warnings, and errors for people without their traceback."""
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, _ForPeople) for f in logger.filters):
+            logger.addFilter(_ForPeople())
+
+
+class _ForPeople(logging.Filter):
+    """A `MillraceError` says what to do: its traceback would only bury that."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Never drops a record."""
+        if record.exc_info and isinstance(record.exc_info[1], MillraceError):
+            record.exc_info, record.exc_text = None, None
+        return True

@@ -1,0 +1,1 @@
+"""One Prefect task a stage: thin doors to `pipeline_lib`."""
