@@ -21,8 +21,8 @@ PEOPLE = [
 ]  # fmt: skip
 THINGS = [
     Noun("file", "files"), Noun("book", "books"), Noun("table", "tables"), Noun("module", "modules"), Noun("house", "houses"),
-    Noun("letter", "letters"), Noun("machine", "machines"), Noun("window", "windows"), Noun("key", "keys"), Noun("picture", "pictures"),
-    Noun("report", "reports"), Noun("message", "messages"),
+    Noun("letter", "letters"), Noun("machine", "machines"), Noun("window", "windows"), Noun("key", "keys"),
+    Noun("picture", "pictures"), Noun("report", "reports"), Noun("message", "messages"),
 ]  # fmt: skip
 STATES = ["new", "old", "large", "small", "important", "simple", "ready", "open"]
 VERBS = [("reads", "read"), ("writes", "write"), ("uses", "use"), ("needs", "need"), ("opens", "open"), ("likes", "like")]

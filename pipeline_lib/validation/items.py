@@ -22,9 +22,9 @@ FORMS = ("minimal_pair", "choice", "cloze")
 class Item:
     """One validation item.
 
-    The model is asked which of `options` is likeliest after `prompt`. A *minimal pair* has two full sentences and is decided by their
-    total log-probability; *choice* by log-probability per byte of the option, so that length does not decide; *cloze* like choice,
-    and its prompt is a verbatim text with its end cut off.
+    The model is asked which of `options` is likeliest after `prompt`. A *minimal pair* has two full sentences and is decided by
+    their total log-probability; *choice* by log-probability per byte of the option, so that length does not decide; *cloze* like
+    choice, and its prompt is a verbatim text with its end cut off.
     """
 
     suite: str
@@ -65,7 +65,9 @@ def read_user_suite(path: Path) -> list[Item]:
         if line.strip():
             items.append(_user_item(line, path, number))
     if not items:
-        raise ConfigError("suite file has no items", where=str(path), fix='one JSON object a line: {"options": [...], "answer": 0}')
+        raise ConfigError(
+            "suite file has no items", where=str(path), fix='one JSON object a line: {"options": [...], "answer": 0}'
+        )
     return items
 
 

@@ -23,7 +23,9 @@ from pipeline_lib.workspace.stage import Outcome, StageRun
 PER_PART = {"smoke": 80, "standard": 900}  # items drawn from each phenomenon or table, at most
 
 
-def _pairs(suite: str, phenomena: tuple[Callable[[], Iterator[tuple[str, str]]], ...], per_part: int, seed: int) -> Iterator[Item]:
+def _pairs(
+    suite: str, phenomena: tuple[Callable[[], Iterator[tuple[str, str]]], ...], per_part: int, seed: int
+) -> Iterator[Item]:
     for number, phenomenon in enumerate(phenomena):
         pairs = list(phenomenon())
         draw = np.random.default_rng([seed, number])

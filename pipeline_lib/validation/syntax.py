@@ -28,7 +28,10 @@ def closed_brackets() -> Iterator[Pair]:
 def definition() -> Iterator[Pair]:
     """A definition starts with its keyword, then the name."""
     for name, call in itertools.product(NAMES, CALLS):
-        yield f"def get_{name}(self):\n    return {call}(self.{name})\n", f"def (self) get_{name}:\n    return {call}(self.{name})\n"
+        yield (
+            f"def get_{name}(self):\n    return {call}(self.{name})\n",
+            f"def (self) get_{name}:\n    return {call}(self.{name})\n",
+        )
 
 
 def keyword_order() -> Iterator[Pair]:
@@ -41,7 +44,10 @@ def keyword_order() -> Iterator[Pair]:
 def indentation() -> Iterator[Pair]:
     """A block is indented."""
     for name, call in itertools.product(NAMES, CALLS):
-        yield f"try:\n    {name} = {call}({name})\nexcept ValueError:\n    pass\n", f"try:\n{name} = {call}({name})\nexcept ValueError:\npass\n"
+        yield (
+            f"try:\n    {name} = {call}({name})\nexcept ValueError:\n    pass\n",
+            f"try:\n{name} = {call}({name})\nexcept ValueError:\npass\n",
+        )
 
 
 PHENOMENA = (block_colon, closed_brackets, definition, keyword_order, indentation)

@@ -1,0 +1,103 @@
+"""Promotion, the action after a run: decide once per (candidate, champion), make the better model the champion, go back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.errors import NotFoundError, RefusedError
+from pipeline_lib.stages import BY_NAME
+from pipeline_lib.validation.gate import against_champion, against_chance
+from pipeline_lib.workspace.artifact import ArtifactRef
+from pipeline_lib.workspace.faults import fault_point
+from pipeline_lib.workspace.files import read_json, write_json
+from pipeline_lib.workspace.resolve import read_champion, write_champion
+from pipeline_lib.workspace.runs import RunRecord
+from pipeline_lib.workspace.services import Services, now
+from pipeline_lib.workspace.stage import execute
+from pipeline_lib.workspace.workspace import Workspace
+
+HISTORY = 50  # former champions that are remembered
+
+
+def decide(workspace: Workspace, record: RunRecord, *, services: Services | None = None) -> dict[str, Any]:
+    """Compare the run's model with the champion on the same items; the first model with chance.
+
+    Returns:
+        {"outcome": pass | fail | not_enough_evidence | same, "metric", "candidate", "champion", "difference", "reasons"}; the
+        same answer for ever for one pair of models.
+    """
+    train, validated = record.ref("train"), record.ref("validate")
+    if train is None or validated is None:
+        raise NotFoundError(
+            f"run {record.run_id} has no validated model", fix="let it finish: `millrace retry " + record.run_id + "`"
+        )
+    config = PipelineConfig.model_validate(record.config)
+    champion = read_champion(workspace).get("champion", {})
+    mark = f"{validated.digest[:16]}-{champion.get('digest', 'none')[:16]}"
+    path = workspace.root / "verdicts" / f"{mark}.json"
+    if path.exists():
+        return dict(read_json(path))
+    candidate = workspace.store.artifact(validated.key)
+    if not champion:
+        verdict = against_chance(candidate, config)
+    elif champion["digest"] == train.digest:
+        verdict = {"outcome": "same", "metric": config.gate.metric, "reasons": ["the model is the champion"]}
+    else:
+        reference = ArtifactRef("train", champion["train"], champion["digest"])
+        inputs = {name: ref for name in BY_NAME["validate"].reads if (ref := record.ref(name))} | {"train": reference}
+        scored = execute(workspace, BY_NAME["validate"], config, inputs, services=services)
+        verdict = against_champion(candidate, workspace.store.artifact(scored.key), config)
+    verdict |= {
+        "decided": now().isoformat(),
+        "run_id": record.run_id,
+        "candidate_model": train.key,
+        "champion_model": champion.get("train", ""),
+    }
+    write_json(path, verdict)
+    return verdict
+
+
+def promote(workspace: Workspace, record: RunRecord, verdict: Mapping[str, Any], *, by: str = "gate") -> dict[str, Any]:
+    """Make the run's model the champion; the former one stays as `previous`. `champion.json` is the truth, aliases follow it.
+
+    Raises:
+        RefusedError: the verdict is no pass and nobody (`by`) took the decision.
+    """
+    train = record.ref("train")
+    if train is None:
+        raise NotFoundError(f"run {record.run_id} has no model")
+    if verdict.get("outcome") != "pass" and by == "gate":
+        raise RefusedError(
+            f"the gate's verdict is {verdict.get('outcome')!r}", fix=f"`millrace promote {record.run_id} --force` decides over it"
+        )
+    state = read_champion(workspace)
+    former = state.get("champion", {})
+    if former.get("digest") == train.digest:
+        return state
+    entry = {
+        "digest": train.digest, "run_id": record.run_id, "promoted": now().isoformat(), "by": by,
+        **{name: ref.key for name in ("train", "pack", "select") if (ref := record.ref(name))},
+    }  # fmt: skip
+    fault_point("promote.before_champion")
+    state = {"champion": entry, "previous": former, "history": [*state.get("history", []), former][-HISTORY:] if former else []}
+    write_champion(workspace, state)
+    fault_point("promote.after_champion")
+    return state
+
+
+def rollback(workspace: Workspace) -> dict[str, Any]:
+    """The previous champion comes back; the present one becomes `previous`.
+
+    Raises:
+        NotFoundError: there is no previous champion, or its model is gone.
+    """
+    state = read_champion(workspace)
+    previous = state.get("previous", {})
+    if not previous:
+        raise NotFoundError("there is no previous champion to go back to")
+    workspace.store.manifest(previous["train"])
+    state = {**state, "champion": previous, "previous": state["champion"]}
+    write_champion(workspace, state)
+    return state

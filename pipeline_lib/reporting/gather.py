@@ -1,0 +1,183 @@
+"""Everything a report says, as plain values: from the run record and whatever artifacts exist. Missing things are named, not invented."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.corpus.redact import redact_text
+from pipeline_lib.errors import MillraceError
+from pipeline_lib.tables.duck import connect
+from pipeline_lib.tables.parquet import read_tables
+from pipeline_lib.workspace.artifact import Artifact, SummaryTable
+from pipeline_lib.workspace.runs import RunRecord
+from pipeline_lib.workspace.workspace import Workspace
+
+EXAMPLE_CHARACTERS = 160
+EXAMPLES_PER_REASON = 2
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """A stage's line in the report."""
+
+    name: str
+    state: str
+    seconds: float
+    peak_mib: float
+    key: str
+    digest: str
+    events: Sequence[dict[str, Any]]
+    summary: SummaryTable | None
+    error: str = ""
+
+
+@dataclass
+class Facts:
+    """The report's content. Everything is optional but the record: a run that failed early has a report too."""
+
+    record: RunRecord
+    stages: list[StageFacts] = field(default_factory=list)
+    funnel: list[tuple[str, int]] = field(default_factory=list)
+    domains: SummaryTable | None = None
+    rejections: list[tuple[str, int, list[str]]] = field(default_factory=list)  # reason, documents, examples
+    licences: list[tuple[str, int, int]] = field(default_factory=list)  # licence, documents, estimated tokens
+    curve: pa.Table | None = None
+    dev_curve: list[tuple[int, float]] = field(default_factory=list)
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far."""
+        end = self.record.ended or (self.record.attempts[-1].ended if self.record.attempts else "")
+        if not end:
+            return sum(stage.seconds for stage in self.stages)
+        return (datetime.fromisoformat(end) - datetime.fromisoformat(self.record.started)).total_seconds()
+
+    @property
+    def window_seconds(self) -> float:
+        """Length of the window, 0 when there was none."""
+        if not self.record.deadline:
+            return 0.0
+        return (datetime.fromisoformat(self.record.deadline) - datetime.fromisoformat(self.record.started)).total_seconds()
+
+
+def gather(workspace: Workspace, record: RunRecord, order: Sequence[str]) -> Facts:
+    """Collect a run's facts.
+
+    Args:
+        workspace: where its artifacts lie.
+        record: the run.
+        order: stage names in order of work.
+    """
+    facts = Facts(record)
+    artifacts: dict[str, Artifact] = {}
+    for name in order:
+        entry = record.stages.get(name)
+        ref = record.ref(name)
+        artifact = None
+        if ref:
+            try:
+                artifact = artifacts[name] = workspace.store.artifact(ref.key)
+            except MillraceError as error:
+                facts.missing.append(f"{name}: {error.what}")
+        if entry is None:
+            facts.missing.append(f"{name} did not run")
+            continue
+        manifest = artifact.manifest if artifact else None
+        facts.stages.append(
+            StageFacts(
+                name,
+                entry.state,
+                entry.seconds,
+                manifest.peak_memory_bytes / 2**20 if manifest else 0.0,
+                ref.key if ref else "",
+                ref.digest if ref else "",
+                manifest.events if manifest else (),
+                manifest.summary if manifest else None,
+                entry.error,
+            )
+        )
+    _data(facts, artifacts, PipelineConfig.model_validate(record.config))
+    _training(facts, artifacts)
+    return facts
+
+
+def _data(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) -> None:
+    if "ingest" in artifacts:
+        counts = artifacts["ingest"].manifest.counts
+        facts.funnel.append(("records read", counts.get("in", 0)))
+        facts.funnel.append(("documents", int(artifacts["ingest"].metrics.get("documents", 0))))
+        facts.domains = artifacts["ingest"].manifest.summary
+    if not {"ingest", "score", "dedup", "select"} <= artifacts.keys():
+        return
+    files = {
+        "documents": artifacts["ingest"].files("documents"),
+        "decisions": [path for name in ("score", "dedup") for path in artifacts[name].files("decisions")],
+        "selection": artifacts["select"].files("selection"),
+        "rejected": artifacts["select"].files("decisions"),
+    }
+    with connect(files) as db:
+        for label, stage in (("passed the rules", "score"), ("not duplicates", "dedup")):
+            row = db.execute(
+                "SELECT count(DISTINCT doc_id) FROM decisions WHERE NOT kept AND stage IN (SELECT unnest(?::VARCHAR[]))",
+                [["score"] if stage == "score" else ["score", "dedup"]],
+            ).fetchone()
+            facts.funnel.append((label, facts.funnel[1][1] - int(row[0] if row else 0)))
+        for side in ("train", "dev", "test"):
+            row = db.execute("SELECT count(*) FROM selection WHERE side = ? AND role <> 'kept'", [side]).fetchone()
+            facts.funnel.append((f"chosen for {side}", int(row[0] if row else 0)))
+        facts.licences = [
+            (str(name), int(documents), int(tokens))
+            for name, documents, tokens in db.execute(
+                """
+                SELECT CASE WHEN licence = '' THEN 'unknown' ELSE licence END AS name, count(*), sum(est_tokens)
+                FROM selection JOIN documents USING (doc_id) GROUP BY name ORDER BY 3 DESC, 1 LIMIT 12
+                """
+            ).fetchall()
+        ]
+        reasons = db.execute(
+            "SELECT rule, count(DISTINCT doc_id) FROM rejected WHERE NOT kept GROUP BY rule ORDER BY 2 DESC, 1"
+        ).fetchall()
+        for rule, documents in reasons:
+            examples = []
+            if config.report.examples != "none":
+                found = db.execute(
+                    """
+                    SELECT left(text, ?) FROM documents JOIN (
+                      SELECT DISTINCT doc_id FROM rejected WHERE NOT kept AND rule = ? ORDER BY doc_id LIMIT ?
+                    ) USING (doc_id) ORDER BY doc_id
+                    """,
+                    [EXAMPLE_CHARACTERS, rule, EXAMPLES_PER_REASON],
+                ).fetchall()
+                examples = [text if config.report.examples == "full" else redact_text(text) for (text,) in found]
+            facts.rejections.append((str(rule), int(documents), examples))
+
+
+def _training(facts: Facts, artifacts: dict[str, Artifact]) -> None:
+    if "plan" in artifacts:
+        facts.plan = artifacts["plan"].details
+    if "tune" in artifacts and "trials" in artifacts["tune"].manifest.tables:
+        facts.trials = read_tables(artifacts["tune"].files("trials")).to_pylist()
+    if "train" in artifacts:
+        train = artifacts["train"]
+        facts.train = {**train.details, **train.metrics, "seconds": train.manifest.seconds}
+        places = {entry.path: train.place(entry) for entry in train.manifest.files if entry.table == "observed"}
+        if steps := places.get("observed/steps.parquet"):
+            facts.curve = read_tables([steps])
+        if events := places.get("observed/events.parquet"):
+            for event in read_tables([events]).to_pylist():
+                if event["kind"] == "evaluate":
+                    facts.dev_curve.append((event["step"], float(json.loads(event["detail"])["dev_loss"])))
+    if "validate" in artifacts:
+        facts.scores = artifacts["validate"].details["scores"]

@@ -1,0 +1,112 @@
+"""Pictures of the report as inline SVG: titles and units in them, text in the page's own colour, so that light and dark both read."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from pipeline_lib.reporting.gather import Facts
+
+BLUE, ORANGE, GREEN = "#3b82c4", "#d97706", "#2f9e6e"  # told apart by brightness too
+MAX_POINTS = 2000  # of a curve; more than a screen has pixels
+
+
+def _svg(figure: Any, alt: str) -> str:
+    """The figure as an SVG element with alternative text; black becomes the page's text colour, the background stays clear."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = text.replace("#000000", "currentColor").replace("#808080", "currentColor")
+    label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return re.sub(r"<svg ", f'<svg role="img" aria-label="{label}" ', text, count=1)
+
+
+def _figure(width: float = 7.2, height: float = 2.8) -> tuple[Any, Any]:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    mpl.rcParams.update(
+        {"svg.fonttype": "none", "svg.hashsalt": "millrace", "font.family": "sans-serif", "font.size": 9,
+         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.color": "#808080"}
+    )  # fmt: skip
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def funnel(facts: Facts) -> str:
+    """How many documents are left after each decision."""
+    if not facts.funnel:
+        return ""
+    figure, axes = _figure(height=0.34 * len(facts.funnel) + 0.7)
+    labels, values = [name for name, _ in facts.funnel], [value for _, value in facts.funnel]
+    bars = axes.barh(range(len(labels)), values, color=BLUE)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.bar_label(bars, [f"{value:,}" for value in values], padding=3)
+    axes.set_xlabel("documents")
+    axes.set_title("From records to chosen documents", loc="left")
+    return _svg(figure, "Documents after each decision: " + ", ".join(f"{n} {v:,}" for n, v in facts.funnel))
+
+
+def loss(facts: Facts) -> str:
+    """Training and dev loss over steps, with the learning rate and the events marked."""
+    if facts.curve is None or not len(facts.curve):
+        return ""
+    figure, axes = _figure()
+    curve = facts.curve
+    step = max(1, len(curve) // MAX_POINTS)
+    steps = curve["step"].to_numpy()[::step]
+    axes.plot(steps, curve["loss"].to_numpy()[::step], color=BLUE, linewidth=1, label="training loss")
+    if facts.dev_curve:
+        axes.plot(*zip(*facts.dev_curve, strict=True), color=ORANGE, marker="o", markersize=3, label="dev loss")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss [nats per token]")
+    rate = axes.twinx()
+    rate.plot(steps, curve["lr"].to_numpy()[::step], color=GREEN, linewidth=1, linestyle="--", label="learning rate")
+    rate.set_ylabel("learning rate")
+    rate.grid(visible=False)
+    lines = [*axes.get_lines(), *rate.get_lines()]
+    axes.legend(lines, [line.get_label() for line in lines], frameon=False, loc="upper right")
+    axes.set_title("Loss and learning rate", loc="left")
+    last = facts.dev_curve[-1][1] if facts.dev_curve else float(curve["loss"][-1].as_py())
+    return _svg(figure, f"Loss over {int(steps[-1])} steps, from {float(curve['loss'][0].as_py()):.2f} to {last:.2f}")
+
+
+def speed(facts: Facts) -> str:
+    """Tokens a second over steps."""
+    if facts.curve is None or not len(facts.curve):
+        return ""
+    figure, axes = _figure(height=1.9)
+    step = max(1, len(facts.curve) // MAX_POINTS)
+    axes.plot(
+        facts.curve["step"].to_numpy()[::step], facts.curve["tokens_per_second"].to_numpy()[::step], color=BLUE, linewidth=1
+    )
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("tokens/s")
+    axes.set_title("Training speed", loc="left")
+    return _svg(figure, "Training speed in tokens per second over steps")
+
+
+def trials(facts: Facts) -> str:
+    """Every trial's dev loss, and the best so far."""
+    done = [trial for trial in facts.trials if trial.get("dev_loss") is not None]
+    if len(done) < 2:
+        return ""
+    figure, axes = _figure(height=2.1)
+    numbers = [trial["number"] for trial in done]
+    losses = [trial["dev_loss"] for trial in done]
+    best = [min(losses[: i + 1]) for i in range(len(losses))]
+    axes.scatter(numbers, losses, color=BLUE, label="trial")
+    axes.step(numbers, best, color=ORANGE, where="post", label="best so far")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("dev loss [nats per token]")
+    axes.legend(frameon=False)
+    axes.set_title("Hyperparameter search", loc="left")
+    return _svg(figure, f"Dev loss of {len(done)} trials, best {min(losses):.3f}")

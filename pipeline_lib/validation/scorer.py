@@ -1,0 +1,107 @@
+"""Log-probabilities of token sequences under a model: the one place where validation touches torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline_lib.tokens.encode import Encoder
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of which only those from `scored_from` on are scored (those before are context)."""
+
+    tokens: NDArray[np.int64]
+    scored_from: int
+
+
+class Scorer:
+    """A model folder (safetensors, tokenizer) ready to score, in float32 on the best device here.
+
+    Sequences are padded on the right, which a causal model cannot see, so a score does not depend on the batch it was in.
+    """
+
+    def __init__(self, folder: Path, *, batch_tokens: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+        self.model = model.eval().to(self.device)
+        self.encoder = Encoder(folder / "tokenizer.json")
+        self.context = int(model.config.max_position_embeddings)
+        self.start = int(model.config.bos_token_id if model.config.bos_token_id is not None else model.config.eos_token_id)
+        self.batch_tokens = batch_tokens
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Token ids of each text, without special tokens."""
+        tokens, offsets = self.encoder.encode(pa.array(texts, pa.large_string()))
+        return [tokens[a:b].astype(np.int64) for a, b in itertools.pairwise(offsets.tolist())]
+
+    def continuations(self, prompts: Sequence[str], options: Sequence[str]) -> list[Span]:
+        """One span a (prompt, option): the option's tokens are scored, the prompt's are context.
+
+        The text is encoded as a whole, as in training; the tokens that the prompt alone has are taken for context.
+        """
+        whole = self.encode([prompt + option for prompt, option in zip(prompts, options, strict=True)])
+        alone = self.encode(list(prompts))
+        start = np.array([self.start], np.int64)
+        return [
+            Span(np.concatenate([start, both]), 1 + min(len(prompt), len(both) - 1))
+            for both, prompt in zip(whole, alone, strict=True)
+        ]
+
+    def windows(self, tokens: NDArray[np.int64]) -> list[Span]:
+        """Overlapping windows over a document: every token is scored once, with half a context before it where there is one."""
+        full = np.concatenate([np.array([self.start], np.int64), tokens])
+        if len(full) <= self.context:
+            return [Span(full, 1)]
+        spans = [Span(full[: self.context], 1)]
+        stride = self.context // 2
+        scored = self.context
+        while scored < len(full):
+            end = min(scored + stride, len(full))
+            begin = max(0, end - self.context)
+            spans.append(Span(full[begin:end], scored - begin))
+            scored = end
+        return spans
+
+    def log_probs(self, spans: Sequence[Span]) -> NDArray[np.float64]:
+        """Summed natural log-probabilities of each span's scored tokens, float64 [spans]; NaN where the context is too short."""
+        import torch
+
+        result = np.full(len(spans), np.nan)
+        order = sorted((i for i in range(len(spans)) if len(spans[i].tokens) <= self.context), key=lambda i: len(spans[i].tokens))
+        first = 0
+        while first < len(order):
+            last, longest = first, len(spans[order[first]].tokens)
+            while last < len(order) and max(longest, len(spans[order[last]].tokens)) * (last - first + 1) <= self.batch_tokens:
+                longest = len(spans[order[last]].tokens)
+                last += 1
+            last = max(last, first + 1)
+            batch = [spans[i] for i in order[first:last]]
+            longest = len(batch[-1].tokens)
+            ids = torch.full((len(batch), longest), self.start, dtype=torch.long)
+            scored = torch.zeros((len(batch), longest), dtype=torch.bool)
+            for row, span in enumerate(batch):
+                ids[row, : len(span.tokens)] = torch.from_numpy(span.tokens)
+                scored[row, span.scored_from : len(span.tokens)] = True
+            with torch.inference_mode():
+                logits = self.model(input_ids=ids.to(self.device), use_cache=False).logits[:, :-1].float()
+                losses = torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), ids[:, 1:].to(self.device).flatten(), reduction="none"
+                ).view(len(batch), longest - 1)
+            sums = -(losses.double().cpu() * scored[:, 1:]).sum(dim=1)
+            result[order[first:last]] = sums.numpy()
+            first = last
+        return result
