@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.config.window import deadline
 from pipeline_lib.stages import BY_NAME, STAGES
 from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.identity import fingerprint_of
@@ -35,7 +36,7 @@ def open_run(workspace: Workspace, config: PipelineConfig, *, parent: str = "", 
         resolved=resolved,
         parent=parent,
         started=started.isoformat(),
-        deadline=(started + timedelta(hours=config.resources.max_hours)).isoformat(),
+        deadline=deadline(config.resources, started).isoformat(),
         attempts=[this_attempt()],
         machine=machine_identity(),
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from pipeline_lib.config.fields import Section, setting
+from pipeline_lib.config.window import parse_finish_by
 
 
 class ResourcesConfig(Section):
@@ -22,6 +23,13 @@ class ResourcesConfig(Section):
     watts: float = setting(0.0, "Power draw for the energy estimate; 0: unknown", unit="W", ge=0)
     price_per_kwh: float = setting(0.0, "Price of energy", unit="currency/kWh", ge=0)
     currency: str = setting("EUR", "Currency of all prices", pattern=r"^[A-Z]{3}$")
+
+    @field_validator("finish_by")
+    @classmethod
+    def _one_moment(cls, text: str) -> str:
+        if text:
+            parse_finish_by(text)
+        return text
 
     @model_validator(mode="after")
     def _limits_agree(self) -> ResourcesConfig:
@@ -42,7 +50,11 @@ class ExecutionConfig(Section):
     task_runner: Literal["threads", "processes", "dask", "ray"] = setting("threads", "Prefect task runner", identity=False)
     address: str = setting("", "Scheduler address (dask, ray)", identity=False)
     workers: int = setting(0, "Workers of data stages; 0: all cores", ge=0, le=1024, identity=False)
-    extensions: list[str] = setting(list, "Python modules that register sources, signals, rule sets, models, callbacks or suites")
+    extensions: list[str] = setting(
+        list,
+        "Modules that register sources, signals, rule sets, models, callbacks or suites: dotted names, or paths of .py files",
+        path=(),
+    )
 
 
 class TrackingConfig(Section):

@@ -1,0 +1,30 @@
+"""The environment variables that are read: secrets and locations, nothing else. One table for code, help and docs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Variable(NamedTuple):
+    """One environment variable."""
+
+    name: str
+    what: str
+    default: str
+    secret: bool = False
+
+
+ENVIRONMENT: tuple[Variable, ...] = (
+    Variable("MILLRACE_HOME", "The workspace: everything a pipeline made and knows", "./workspace"),
+    Variable("MILLRACE_ALLOWED_ROOTS", "Further folders that configured paths may lie in, separated like $PATH", "none"),
+    Variable(
+        "MILLRACE_MLFLOW_URI", "MLflow tracking server, goes before tracking.uri; may hold a password", "tracking.uri", True
+    ),
+    Variable("MLFLOW_TRACKING_TOKEN", "Read by MLflow: token for a tracking server", "none", True),
+    Variable("MLFLOW_TRACKING_USERNAME", "Read by MLflow: user for a tracking server", "none", True),
+    Variable("MLFLOW_TRACKING_PASSWORD", "Read by MLflow: password for a tracking server", "none", True),
+    Variable("PREFECT_API_URL", "Read by Prefect: address of its server; without one, Prefect runs embedded", "none"),
+    Variable("PREFECT_API_KEY", "Read by Prefect: key for its server", "none", True),
+    Variable("AWS_ACCESS_KEY_ID", "Read by s3fs for s3:// paths, with AWS_SECRET_ACCESS_KEY and AWS_PROFILE", "none", True),
+    Variable("NO_COLOR", "Set: no colours", "unset"),
+)
