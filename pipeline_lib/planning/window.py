@@ -1,0 +1,140 @@
+"""Fit a training into a window: pure arithmetic, no clock. Every second of the window belongs to one named part."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline_lib.planning.controller import LEAST_DECAY
+
+# What comes after training beside validation's own limit, seconds. Measured on two cores: loading model and tokenizer again 3–4,
+# writing scores, gate, registration and report 4–6, finishing the server's bookkeeping 1–2.
+AFTER_TRAINING_SECONDS = 12.0
+MOST_EVALUATIONS = 20  # more points on a curve than this tell a person nothing new
+SAVE_SHARE = 0.02  # share of training spent on checkpoints, as far as the two bounds below allow
+SAVE_SECONDS_BETWEEN = (30.0, 900.0)  # a kill costs at most a quarter of an hour; a short run still has a checkpoint to return to
+EVALUATE_SHARE = {"speed": 0.02, "balanced": 0.05, "quality": 0.10}  # of the training time, by `plan.priority`
+WANTED_STEPS = 100  # below this AdamW's second moment (beta2 = .95: 20 steps) and the warm-up take too much of the run
+
+
+@dataclass(frozen=True)
+class Window:
+    """The run's window when planning, seconds. `total` counts from the run's start."""
+
+    total: float
+    spent: float
+    margin: float
+    after_training: float
+    start_up: float
+
+    @property
+    def training(self) -> float:
+        """What is left for training, its evaluations and its checkpoints."""
+        return self.total - self.spent - self.margin - self.after_training - self.start_up
+
+
+@dataclass(frozen=True)
+class Load:
+    """What training costs here: seconds a step, an evaluation, a checkpoint."""
+
+    step: float
+    evaluate: float
+    save: float
+
+    @property
+    def closing(self) -> float:
+        """The last evaluation and the last checkpoint, after the last step."""
+        return self.evaluate + self.save
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Steps and cadence that fit, and which limit decided."""
+
+    steps: int
+    evaluate_every: int
+    save_every: int
+    limit: str  # window | max_steps | epochs
+
+    def seconds(self, load: Load) -> dict[str, float]:
+        """Training seconds by part."""
+        return {
+            "training steps": self.steps * load.step,
+            "evaluations": max(self.steps - 1, 0) // self.evaluate_every * load.evaluate,
+            "checkpoints": max(self.steps - 1, 0) // self.save_every * load.save,
+            "last evaluation and checkpoint": load.closing,
+        }
+
+    def overhead_per_step(self, load: Load) -> float:
+        """Evaluations and checkpoints spread over the steps, seconds."""
+        return load.evaluate / self.evaluate_every + load.save / self.save_every
+
+
+def fit(
+    load: Load,
+    *,
+    seconds: float | None,
+    max_steps: int,
+    epoch_steps: int,
+    priority: str,
+    evaluate_every: int = 0,
+    save_every: int = 0,
+) -> Fit:
+    """The most steps within `seconds` (None: no window), `max_steps` (0: none) and `epoch_steps`, with their cadence.
+
+    Args:
+        load: costs.
+        seconds: time for training, its evaluations and checkpoints, or None.
+        max_steps: configured limit, 0 for none.
+        epoch_steps: steps of the largest allowed number of passes over the data.
+        priority: how much of the time evaluations may take (`EVALUATE_SHARE`).
+        evaluate_every: configured steps between evaluations, 0 to plan them.
+        save_every: configured steps between checkpoints, 0 to plan them.
+    """
+    limits = {"epochs": max(epoch_steps, 1)}
+    if max_steps:
+        limits["max_steps"] = max_steps
+    steps = min(limits.values())
+    if seconds is not None:
+        steps = min(steps, math.floor(max(seconds - load.closing, 0.0) / load.step))
+    cadence = _cadence(load, steps, priority, evaluate_every, save_every)
+    if seconds is not None:
+        # Fewer steps leave room for the evaluations and checkpoints between them: exact by counting down from the closed form.
+        steps = min(steps, math.floor(max(seconds - load.closing, 0.0) / (load.step + cadence.overhead_per_step(load))) + 2)
+        cadence = _cadence(load, steps, priority, evaluate_every, save_every)
+        while steps > 0 and sum(cadence.seconds(load).values()) > seconds:
+            steps -= 1
+            cadence = Fit(steps, cadence.evaluate_every, cadence.save_every, "")
+    limit = next((name for name in ("max_steps", "epochs") if limits.get(name) == steps), "window")
+    return Fit(steps, cadence.evaluate_every, cadence.save_every, limit)
+
+
+def _cadence(load: Load, steps: int, priority: str, evaluate_every: int, save_every: int) -> Fit:
+    training = max(steps * load.step, load.step)
+    affordable = math.floor(EVALUATE_SHARE[priority] * training / load.evaluate) if load.evaluate > 0 else MOST_EVALUATIONS
+    evaluations = min(max(affordable, 1), MOST_EVALUATIONS)
+    low, high = SAVE_SECONDS_BETWEEN
+    between = min(max(load.save / SAVE_SHARE, low), high)
+    return Fit(
+        steps,
+        evaluate_every or max(math.ceil(steps / evaluations), 1),
+        save_every or max(round(between / load.step), 1),
+        "",
+    )
+
+
+@dataclass(frozen=True)
+class Course:
+    """The shape of the learning rate over the steps."""
+
+    warmup_steps: int
+    decay_steps: int
+
+
+def course(steps: int, *, schedule: str, warmup_share: float, decay_share: float) -> Course:
+    """Warm-up and decay of a run of `steps`; `linear` and `cosine` decay from the end of the warm-up on."""
+    warmup = min(math.ceil(warmup_share * steps), max(steps - 1, 0))
+    if schedule != "wsd":
+        return Course(warmup, steps - warmup)
+    decay = max(math.ceil(max(decay_share, LEAST_DECAY) * steps), 1)
+    return Course(min(warmup, steps - decay), decay)
