@@ -1,1 +1,1 @@
-"""What the machine is and can do."""
+"""What the machine is and can do; peak tables."""

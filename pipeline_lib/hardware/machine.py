@@ -1,0 +1,164 @@
+"""What this machine is and can do. torch is imported only when a function that needs it is called."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.hardware.peaks import published_peak
+from pipeline_lib.workspace.machine import cpu_model, total_memory_bytes, usable_cores
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One accelerator, as its driver describes it."""
+
+    name: str
+    memory_bytes: int
+    capability: str  # "9.0"
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Processor, memory, accelerators and what torch can do with them."""
+
+    cpu: str
+    cores: int  # usable by this process
+    memory_bytes: int
+    memory_free_bytes: int
+    gpus: tuple[Gpu, ...]
+    bf16: str  # "gpu", "cpu" (native instructions) or "emulated"
+    compile: bool  # torch.compile has a compiler to call
+    torch: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PeakFlops:
+    """What model FLOP/s are divided by to give MFU."""
+
+    flops: float  # FLOP/s
+    source: str
+    measured: bool  # False: published by the maker
+
+
+def describe() -> Machine:
+    """Look at the machine (imports torch)."""
+    import psutil
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        bf16 = properties.major >= 8
+        gpus.append(Gpu(properties.name, int(properties.total_memory), f"{properties.major}.{properties.minor}", bf16))
+    return Machine(
+        cpu=cpu_model(),
+        cores=usable_cores(),
+        memory_bytes=total_memory_bytes(),
+        memory_free_bytes=int(psutil.virtual_memory().available),
+        gpus=tuple(gpus),
+        bf16="gpu" if gpus and all(gpu.bf16 for gpu in gpus) else "cpu" if cpu_has_bf16() else "emulated",
+        compile=bool(gpus) or any(shutil.which(name) for name in ("g++", "clang++")),
+        torch=str(torch.__version__),
+    )
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 natively (AVX-512 BF16, AMX, Arm BF16)."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as handle:  # noqa: PTH123 - not a data file
+            flags = next((line for line in handle if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return False
+    return any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def training_device() -> torch.device:
+    """Where training runs: the first accelerator, else the processor."""
+    import torch
+
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def peak_flops(device: torch.device, precision: str) -> PeakFlops:
+    """The peak that MFU is measured against.
+
+    Args:
+        device: the device that computes.
+        precision: "fp32" or "bf16". A GPU's published bf16 peak is used for both: fp32 training there is a choice that
+            costs, and MFU should show it.
+
+    An unknown GPU and every CPU are measured with large matrix products, once a process, precision and thread count.
+    """
+    import torch
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if peak := published_peak(name):
+            return PeakFlops(peak.flops, f"{name}: {peak.source}", measured=False)
+        return PeakFlops(_matmul_flops("cuda", "bf16", 0), f"{name}: measured bf16 matrix product", measured=True)
+    threads = torch.get_num_threads()
+    source = f"{cpu_model()}, {threads} threads: measured {precision} matrix product"
+    return PeakFlops(_matmul_flops("cpu", precision, threads), source, measured=True)
+
+
+@functools.cache
+def _matmul_flops(device: str, precision: str, threads: int) -> float:
+    """FLOP/s of the best of five square matrix products (the best: a peak is what the machine can do, not what it shared)."""
+    import torch
+
+    size = 8192 if device == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left = torch.full((size, size), 0.5, dtype=dtype, device=device)
+    right = torch.full((size, size), 0.25, dtype=dtype, device=device)
+    times = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        torch.mm(left, right)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return float(2 * size**3 / min(times[1:]))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory since the process began (CPU: resident) or since `reset_peak_memory` (GPU: allocated)."""
+    import torch
+
+    from pipeline_lib.workspace.peak import process_peak_bytes as resident
+
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else resident()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting a GPU's peak anew; a process's resident peak cannot be reset."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it, so that a clock means something."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median(values: list[float]) -> float:
+    """Median, 0 for an empty list."""
+    return float(statistics.median(values)) if values else 0.0

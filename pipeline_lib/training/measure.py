@@ -1,0 +1,216 @@
+"""Short trainings for others: `measure` says how fast this machine trains a model, `quick_train` how well a setting learns."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline_lib.config.model import LoraConfig, ModelConfig, TrainConfig
+from pipeline_lib.hardware.machine import median, peak_memory_bytes, reset_peak_memory, synchronize, training_device
+from pipeline_lib.training.plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from pipeline_lib.training.data import Sequences
+    from pipeline_lib.training.model import Lookup
+
+WARM_UP_STEPS = 1  # the first step compiles, allocates and fills caches
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was seen on this machine."""
+
+    tokens_per_second: float  # median step
+    step_seconds: list[float]  # without the first step
+    peak_memory_bytes: int  # GPU: of this measurement; CPU: of the process so far
+    parameters: int
+    flops_per_token: float
+    evaluate_tokens_per_second: float
+    save_seconds: float  # one checkpoint: weights, optimizer, digests, sync
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a setting learned."""
+
+    dev_loss: float  # nats a token at the end
+    steps: int  # steps done
+    tokens: int
+    seconds: float
+    curve: list[tuple[int, float]] = field(default_factory=list)  # (step, dev loss)
+    pruned: bool = False
+
+
+def measure(
+    model: ModelConfig,
+    *,
+    vocabulary_size: int,
+    sequence_length: int,
+    micro_batch: int,
+    n_steps: int,
+    precision: Literal["fp32", "bf16"],
+    learning_rate: float = 1e-3,
+    optimizer: Literal["adamw", "adafactor"] = "adamw",
+    lora: LoraConfig | None = None,
+    dataset: Sequences | None = None,
+    seconds: float | None = None,
+    threads: int | None = None,
+    store_lookup: Lookup | None = None,
+) -> Measurement:
+    """Train a few steps of one micro-batch each and time them; then time an evaluation and a checkpoint.
+
+    Args:
+        model: what to build (a `start` needs `store_lookup` when it is a reference).
+        vocabulary_size: entries of the tokenizer.
+        sequence_length: tokens in a sequence.
+        micro_batch: sequences in a forward pass; accumulation repeats exactly this.
+        n_steps: steps at most, after the first one that is not counted.
+        precision: fp32, or bf16 autocast over fp32 weights.
+        learning_rate: small enough not to blow up; it does not change the speed.
+        optimizer: as in training.
+        lora: as in training.
+        dataset: sequences to read; random tokens when None.
+        seconds: stop after this long, whatever `n_steps` says; at least one step is timed.
+        threads: CPU threads; torch's own choice when None.
+        store_lookup: see `build_model`.
+    """
+    import torch
+
+    from pipeline_lib.training.checkpoints import write_checkpoint
+    from pipeline_lib.training.data import RandomSequences, spread
+    from pipeline_lib.training.evaluate import mean_loss
+    from pipeline_lib.training.loop import Session, fit
+    from pipeline_lib.training.model import adapt, build_model, count_parameters, flops_per_token
+    from pipeline_lib.training.pace import Pace
+
+    if threads:
+        torch.set_num_threads(threads)
+    reset_peak_memory(training_device())
+    built = build_model(
+        model, vocabulary_size=vocabulary_size, sequence_length=sequence_length, seed=0, store_lookup=store_lookup
+    )
+    net, _ = adapt(built, lora or LoraConfig(rank=0))
+    plan = TrainingPlan(
+        steps=WARM_UP_STEPS + n_steps, warmup_steps=0, decay_steps=0, schedule="wsd", learning_rate=learning_rate,
+        weight_decay=0.0, batch_sequences=micro_batch, micro_batch=micro_batch, precision=precision, evaluate_every=0,
+        save_every=0,
+    )  # fmt: skip
+    data = dataset or RandomSequences(vocabulary_size, sequence_length)
+    with tempfile.TemporaryDirectory(prefix="millrace-measure-") as folder:
+        session = Session(net, plan, TrainConfig(optimizer=optimizer), data, 0, Path(folder))
+        pace = Pace(session, seconds)
+        fit(session, [pace])
+        steps = pace.step_seconds[WARM_UP_STEPS:] or pace.step_seconds
+        batches = spread(data, 2 * micro_batch, micro_batch)
+        mean_loss(net, session.objective, batches[:1])
+        begin = time.perf_counter()
+        mean_loss(net, session.objective, batches)
+        evaluated = time.perf_counter() - begin
+        begin = time.perf_counter()
+        write_checkpoint(Path(folder), session, data_digest="", notes={})
+        saved = time.perf_counter() - begin
+    evaluated_tokens = sum(batch["input_ids"].numel() for batch in batches)
+    return Measurement(
+        tokens_per_second=micro_batch * sequence_length / median(steps),
+        step_seconds=steps,
+        peak_memory_bytes=peak_memory_bytes(training_device()),
+        parameters=count_parameters(net),
+        flops_per_token=flops_per_token(net, sequence_length),
+        evaluate_tokens_per_second=evaluated_tokens / evaluated,
+        save_seconds=saved,
+    )
+
+
+def quick_train(
+    model: ModelConfig,
+    *,
+    dataset_train: Sequences,
+    dataset_dev: Sequences,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    batch_sequences: int,
+    micro_batch: int,
+    precision: Literal["fp32", "bf16"],
+    seed: int,
+    vocabulary_size: int,
+    sequence_length: int,
+    on_report: Callable[[int, float], bool] = lambda step, dev_loss: True,
+    reports: int = 4,
+    dev_sequences: int = 32,
+    train: TrainConfig | None = None,
+    store_lookup: Lookup | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrialResult:
+    """Train briefly with the whole schedule (warm-up, hold, decay) and report the dev loss on the way.
+
+    Args:
+        model: what to build.
+        dataset_train: packed sequences to learn from.
+        dataset_dev: packed sequences to be judged by.
+        steps: optimizer steps; a tenth warms up, a fifth decays.
+        learning_rate: peak.
+        weight_decay: on matrices.
+        batch_sequences: sequences in an optimizer step.
+        micro_batch: sequences in a forward pass.
+        precision: fp32 or bf16.
+        seed: of weights and data order.
+        vocabulary_size: entries of the tokenizer.
+        sequence_length: tokens in a sequence.
+        on_report: called with (step, dev loss); False prunes the trial.
+        reports: how often it is called, the end included.
+        dev_sequences: sequences of dev an evaluation reads.
+        train: optimizer, betas, clipping, schedule kind, LoRA.
+        store_lookup: see `build_model`.
+        should_stop: a clean stop is asked for; the trial ends as pruned.
+
+    Returns:
+        The result; a loss that is not finite is infinity, so that a search can rank it.
+    """
+    from pipeline_lib.training.data import spread
+    from pipeline_lib.training.loop import Session, fit
+    from pipeline_lib.training.model import adapt, build_model
+    from pipeline_lib.training.pace import Reports
+
+    config = train or TrainConfig()
+    built = build_model(
+        model, vocabulary_size=vocabulary_size, sequence_length=sequence_length, seed=seed, store_lookup=store_lookup
+    )
+    net, _ = adapt(built, config.lora)
+    plan = TrainingPlan(
+        steps=steps, warmup_steps=max(1, steps // 10), decay_steps=max(1, steps // 5), schedule=config.schedule,
+        learning_rate=learning_rate, weight_decay=weight_decay, batch_sequences=batch_sequences, micro_batch=micro_batch,
+        precision=precision, evaluate_every=max(1, math.ceil(steps / reports)), save_every=0,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="millrace-trial-") as folder:
+        session = Session(net, plan, config, dataset_train, seed, Path(folder))
+        watch = Reports(session, spread(dataset_dev, dev_sequences, micro_batch), on_report, should_stop)
+        fit(session, [watch])
+    synchronize(session.device)
+    return TrialResult(
+        dev_loss=watch.curve[-1][1] if watch.curve else math.inf,
+        steps=session.step,
+        tokens=session.step * batch_sequences * sequence_length,
+        seconds=time.perf_counter() - begin,
+        curve=watch.curve,
+        pruned=watch.pruned,
+    )
+
+
+def as_json(measurement: Measurement) -> dict[str, Any]:
+    """Plain JSON values, for the details of a recorded stage."""
+    return {
+        "tokens_per_second": measurement.tokens_per_second,
+        "step_seconds": measurement.step_seconds,
+        "peak_memory_bytes": measurement.peak_memory_bytes,
+        "parameters": measurement.parameters,
+        "flops_per_token": measurement.flops_per_token,
+        "evaluate_tokens_per_second": measurement.evaluate_tokens_per_second,
+        "save_seconds": measurement.save_seconds,
+    }

@@ -1,0 +1,255 @@
+"""The model: from numbers, from a folder, or from an earlier artifact. Safetensors only, no remote code, no network."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline_lib.config.model import LoraConfig, ModelConfig
+from pipeline_lib.errors import ConfigError, StageFailedError
+from pipeline_lib.training.quiet import quiet
+from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.files import read_json
+from pipeline_lib.workspace.resolve import key_of
+
+Lookup = Callable[[str], Artifact]
+
+
+def build_model(
+    model: ModelConfig,
+    *,
+    vocabulary_size: int,
+    sequence_length: int,
+    seed: int,
+    store_lookup: Lookup | None = None,
+    special_ids: Mapping[str, int] | None = None,
+    tokenizer_file: Path | None = None,
+) -> Any:
+    """Build a `PreTrainedModel` on the CPU: fp32 weights, sdpa attention where the family has it, training mode.
+
+    Args:
+        model: numbers, or `start` as a folder or `artifact:<train key>#<digest>`; with a start the numbers are the checkpoint's.
+        vocabulary_size: entries of the tokenizer.
+        sequence_length: tokens in a packed sequence.
+        seed: of the initial weights; the global torch generator is seeded with it.
+        store_lookup: artifact of a key, where `start` may be a reference.
+        special_ids: {"bos", "eos", "pad"} token ids for generation; missing ones are None in the model's configuration.
+        tokenizer_file: the `tokenizer.json` that made the data; compared with the start's own.
+
+    Raises:
+        ConfigError: unknown family, or a start that does not fit the tokenizer.
+    """
+    quiet()
+    torch.manual_seed(seed)
+    if model.start == "scratch":
+        built = _from_numbers(model, vocabulary_size, sequence_length)
+        for name in ("bos", "eos", "pad"):
+            token = (special_ids or {}).get(name)
+            setattr(built.config, f"{name}_token_id", token)
+            if built.generation_config is not None:
+                setattr(built.generation_config, f"{name}_token_id", token)
+    else:
+        folder = _start_folder(model.start, store_lookup)
+        _same_tokenizer(folder, tokenizer_file)
+        built = _from_folder(folder, vocabulary_size, sequence_length)
+    built.config.use_cache = False  # a cache in training lets packed documents attend to each other
+    return built.train()
+
+
+def export_model(model: Any, folder: Path) -> None:
+    """Write config.json, generation_config.json and safetensors that `AutoModelForCausalLM.from_pretrained` reads."""
+    model.config.use_cache = True  # what a user generates with
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config.use_cache = False
+
+
+def load_exported(folder: Path) -> Any:
+    """Read what `export_model` wrote: fp32, evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    quiet()
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+    return model.eval()
+
+
+def _from_numbers(model: ModelConfig, vocabulary_size: int, sequence_length: int) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if maker := _registered(model.family):
+        return maker(model, vocabulary_size=vocabulary_size, sequence_length=sequence_length)
+    if model.family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model.family not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model.family, sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), n=3)
+        raise ConfigError(
+            f"{model.family!r} is not a causal language model of transformers, and no extension registers it",
+            where="model.family",
+            fix=f"did you mean {', '.join(near)}?" if near else "llama, qwen3, gpt2 and mistral are good beginnings",
+        )
+    default = AutoConfig.for_model(model.family)
+    wanted = {
+        "vocab_size": vocabulary_size,
+        "hidden_size": model.width,
+        "intermediate_size": model.ffn_width,
+        "n_inner": model.ffn_width,  # gpt2's name for it
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads or model.heads,
+        "head_dim": model.width // model.heads,
+        "max_position_embeddings": sequence_length,
+        "tie_word_embeddings": model.tied_embeddings,
+        "attention_dropout": model.dropout,
+    }
+    values = {key: value for key, value in wanted.items() if hasattr(default, key)}
+    config = AutoConfig.for_model(model.family, **values, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-untyped-call]
+
+
+def _registered(family: str) -> Callable[..., Any] | None:
+    """A model class from an extension, or None."""
+    from pipeline_lib import extensions
+
+    return extensions.extensions("model").get(family)
+
+
+def _start_folder(start: str, store_lookup: Lookup | None) -> Path:
+    key = key_of(start)
+    if not key:
+        folder = Path(start).expanduser()
+        if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+            raise ConfigError(
+                f"{start!r} has no config.json with *.safetensors beside it", where="model.start",
+                fix="convert the checkpoint to safetensors with `save_pretrained` (pickled weights are never loaded)",
+            )  # fmt: skip
+        return folder
+    if store_lookup is None:
+        raise ConfigError(f"{start!r} names an artifact, but there is no workspace to look it up in", where="model.start")
+    artifact = store_lookup(key)
+    if artifact.manifest.digest != start.partition("#")[2]:
+        raise ConfigError(f"{key} is not the artifact that was meant: its digest differs", where="model.start")
+    return artifact.files("model")[0].parent  # every file is verified on the way
+
+
+def _from_folder(folder: Path, vocabulary_size: int, sequence_length: int) -> Any:
+    model = load_exported(folder)
+    rows, positions = model.get_input_embeddings().weight.shape[0], getattr(model.config, "max_position_embeddings", None)
+    if rows < vocabulary_size:
+        raise ConfigError(
+            f"the model has {rows} embeddings, the tokenizer {vocabulary_size} entries", where="model.start",
+            fix="set tokenizer.source to the tokenizer that belongs to this model (`champion`, or its folder)",
+        )  # fmt: skip
+    if positions and positions < sequence_length:
+        raise ConfigError(
+            f"the model knows {positions} positions, pack.sequence_length is {sequence_length}", where="model.start",
+            fix=f"set pack.sequence_length to at most {positions}",
+        )  # fmt: skip
+    return model
+
+
+def _same_tokenizer(folder: Path, tokenizer_file: Path | None) -> None:
+    own = folder / "tokenizer.json"
+    if tokenizer_file is None or not own.is_file():
+        return
+    ours, theirs = (_vocabulary(path) for path in (tokenizer_file, own))
+    if ours != theirs:
+        differing = sum(theirs.get(token) != number for token, number in ours.items()) + len(theirs.keys() - ours.keys())
+        raise ConfigError(
+            f"the model's tokenizer is not the one that packed the data: {differing} entries differ", where="model.start",
+            fix="set tokenizer.source to `champion` or to this model's folder, and pack again",
+        )  # fmt: skip
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    value = read_json(path)
+    vocabulary = value["model"]["vocab"]
+    entries = vocabulary if isinstance(vocabulary, dict) else {token: i for i, (token, _) in enumerate(vocabulary)}
+    return {**entries, **{token["content"]: token["id"] for token in value.get("added_tokens", [])}}
+
+
+class Adapted:
+    """LoRA around a model: the model itself stays what is trained and saved; `merge` folds the adapters into its weights."""
+
+    def __init__(self, model: Any, lora: LoraConfig) -> None:
+        import peft
+
+        config = peft.LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,  # type: ignore[arg-type] # a float works
+            target_modules=list(lora.targets), task_type="CAUSAL_LM",
+        )  # fmt: skip
+        try:
+            self._wrapped = peft.get_peft_model(model, config)
+        except ValueError as error:
+            linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+            raise ConfigError(
+                f"no module of this model is called {' or '.join(lora.targets)}", where="train.lora.targets",
+                fix=f"its linear modules are {', '.join(linear)}",
+            ) from error  # fmt: skip
+        self.model = self._wrapped.get_base_model()
+
+    def merge(self) -> Any:
+        """Fold the adapters into the weights and give back the plain model."""
+        return self._wrapped.merge_and_unload()
+
+
+def adapt(model: Any, lora: LoraConfig) -> tuple[Any, Callable[[], Any]]:
+    """The model to train, and a function that gives back the plain model afterwards."""
+    if lora.rank == 0:
+        return model, lambda: model
+    adapted = Adapted(model, lora)
+    return adapted.model, adapted.merge
+
+
+def count_parameters(model: Any, *, trainable: bool = False) -> int:
+    """Parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def flops_per_token(model: Any, sequence_length: int) -> float:
+    """Training FLOPs a token: 6·N_matmul + Σ_layers 12·d·min(window, T).
+
+    Embeddings are out, the head is in, tied or not (PaLM, appendix B; Kaplan et al. 2020). A frozen matrix (LoRA) costs 4 a
+    weight: its own gradient is not computed.
+    """
+    head = model.get_output_embeddings()
+    tables = {id(part) for part in model.modules() if isinstance(part, nn.Embedding)}
+    matmul = 0.0
+    for part in model.modules():
+        if id(part) in tables or part is head:
+            continue
+        for name, weight in part.named_parameters(recurse=False):
+            if weight.dim() >= 2 and not name.startswith("bias"):
+                matmul += (6 if weight.requires_grad else 4) * weight.numel()
+    if head is not None:
+        matmul += (6 if head.weight.requires_grad else 4) * head.weight.numel()
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or sequence_length
+    attention = 12 * config.hidden_size * min(window, sequence_length) * config.num_hidden_layers
+    return float(matmul + attention)
+
+
+def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (norms, biases) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def check_trainable(model: Any) -> None:
+    """Refuse a model in which nothing can be trained.
+
+    Raises:
+        StageFailedError: no parameter takes a gradient.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise StageFailedError("no parameter of the model takes a gradient", where="stage train")
