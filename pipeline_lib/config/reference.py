@@ -20,8 +20,8 @@ _INTRODUCTION = f"""# Configuration
 Generated from the models in `pipeline_lib/config` by `{REFRESH}`; do not edit.
 
 A pipeline is one YAML file; what it leaves out has the default below. `--set section.name=value` goes before the file, and
-`--sample N` sets `ingest.sample`. Numbers are written without a unit: the unit is part of the field. Relative paths count from the
-folder of the YAML (in `--set`: from the current folder) and must lie in it, in the current folder, in the workspace or in
+`--sample N` sets `ingest.sample`. Numbers are written without a unit: the unit is part of the field. Relative paths count from
+the folder of the YAML (in `--set`: from the current folder) and must lie in it, in the current folder, in the workspace or in
 `$MILLRACE_ALLOWED_ROOTS`. `millrace config check FILE` names everything that is wrong; `millrace config show FILE` prints what
 counts; `millrace config schema` prints the JSON Schema.
 

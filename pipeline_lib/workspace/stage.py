@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import resource
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline_lib.config.identity import identity_of
-from pipeline_lib.errors import StageFailedError
+from pipeline_lib.errors import DamagedError, NotFoundError, StageFailedError
+from pipeline_lib.extensions import digests as extension_digests
 from pipeline_lib.workspace.artifact import (
     Artifact,
     ArtifactRef,
@@ -24,11 +23,12 @@ from pipeline_lib.workspace.artifact import (
     output_digest,
     table_digests,
 )
-from pipeline_lib.workspace.faults import fault_point
-from pipeline_lib.workspace.files import link_or_copy, read_json, remove_tree, write_json
+from pipeline_lib.workspace.files import link_or_copy, remove_tree
 from pipeline_lib.workspace.identity import file_digest, fingerprint_of, tree_digest
 from pipeline_lib.workspace.machine import code_revision, machine_identity, versions
+from pipeline_lib.workspace.peak import PeakMemory
 from pipeline_lib.workspace.services import Progress, Services
+from pipeline_lib.workspace.shards import Counter, Known, Shard, ShardWork, published_shards, salvage, shard_at
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -62,6 +62,7 @@ class Stage:
     uses: Mapping[str, str] = field(default_factory=dict)
     intact: str = ""
     outside: str = ""
+    extends: Sequence[str] = ()  # kinds of extensions the stage uses; their modules' digests enter the fingerprint
 
     @property
     def package(self) -> Path:
@@ -79,16 +80,6 @@ class Outcome:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The committed output of one unit of data work."""
-
-    fingerprint: str
-    files: Mapping[str, Path]  # table -> file
-    metrics: Mapping[str, Any]
-    reused: bool
-
-
 def load(target: str) -> Any:
     """Import "module:name"."""
     module, _, name = target.partition(":")
@@ -97,18 +88,24 @@ def load(target: str) -> Any:
 
 @dataclass
 class StageRun:
-    """What a stage function works with: its inputs, its folders, and the services around it."""
+    """What a stage function works with: its inputs, its folders, and the services around it.
+
+    `parent` is the earlier artifact of the stage whose segments this one continues. `shards` sets it to the newest artifact that a
+    shard was taken over from; a stage may set it itself. It is recorded in the manifest and never part of the output digest.
+    """
 
     stage: Stage
     fingerprint: str
     workspace: Workspace
     inputs: Mapping[str, Artifact]
-    work: Path  # survives a kill; named by the fingerprint
+    work: Path  # survives a kill; named by the fingerprint and the generation
     services: Services
     seed: int = 0
     events: list[dict[str, Any]] = field(default_factory=list)
     parent: Artifact | None = None
-    _shards: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    key: str = ""  # of the artifact that is being made
+    fresh: bool = False  # forced: nothing of earlier artifacts is taken over
+    _shards: dict[str, Known] = field(default_factory=dict)
 
     @property
     def out(self) -> Path:
@@ -167,65 +164,34 @@ class StageRun:
         """
         base = {"stage": self.stage.name, "version": self.stage.version}
         marks = [fingerprint_of({**base, "shard": key(item)}) for item in items]
-        known = self.workspace.known_shards(self.stage.name, set(marks))
-        todo = [
-            (item, self.work / "shards" / mark)
-            for mark, item in dict(zip(marks, items, strict=True)).items()
-            if mark not in known and not (self.work / "shards" / mark / "shard.json").exists()
-        ]
-        started, total = len(marks) - len(todo), len(marks)
-        counter = _Counter(lambda done: self.progress(started + done, total, unit))
-        self.services.mapper(_ShardWork(work, counter), todo)
+        folders = {mark: self.work / "shards" / mark for mark in marks}
+        known = {mark: shard for mark, folder in folders.items() if (shard := shard_at(folder))}
+        if not self.fresh:
+            published, parent = published_shards(self.workspace, self.stage.name, folders.keys() - known.keys())
+            known |= published
+            self.parent = self.parent or parent
+        todo = [(item, folders[mark]) for mark, item in dict(zip(marks, items, strict=True)).items() if mark not in known]
+        started, total = len(folders) - len(todo), len(folders)
+        self.progress(started, total, unit)
+        counter = Counter(lambda done: self.progress(started + done, total, unit))
+        self.services.mapper(ShardWork(work, counter), todo)
+        for _, folder in todo:
+            made = shard_at(folder)
+            if made is None:
+                raise DamagedError("a shard changed after it was made", where=str(folder), fix="run again; check the disk")
+            known[folder.name] = made
         result = []
         for mark in marks:
-            if mark in known:
-                record = known[mark]
-                places = {table: self.workspace.shard_file(record, table) for table in record["files"]}
+            shard = self._shards[mark] = known[mark]
+            if shard.folder:
+                places = {table: shard.folder / entry.path for table, entry in shard.entries.items()}
             else:
-                record = read_json(self.work / "shards" / mark / "shard.json")
-                places = {table: self.work / "shards" / mark / name for table, name in record["files"].items()}
-            self._shards.append((mark, record))
-            result.append(Shard(mark, places, record["metrics"], mark in known))
+                places = {}
+                for table, entry in shard.entries.items():
+                    self.workspace.store.bring(entry.home, [entry])
+                    places[table] = self.workspace.store.place(entry.home, entry.path)
+            result.append(Shard(mark, places, shard.metrics, reused=shard.folder is None))
         return result
-
-
-class _Counter:
-    """Counts finished shards across threads; in another process it is a copy that nobody reads."""
-
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self.tell, self.done, self.lock = tell, 0, threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Counter, (_silent,))
-
-    def __call__(self) -> None:
-        with self.lock:
-            self.done += 1
-            self.tell(self.done)
-
-
-def _silent(done: int) -> None:
-    """No one to tell in another process."""
-
-
-@dataclass(frozen=True)
-class _ShardWork:
-    """Runs one shard in a fresh folder and commits it by writing `shard.json` last."""
-
-    work: Callable[[Any, Path], dict[str, Any]]
-    finished: Callable[[], None]
-
-    def __call__(self, task: tuple[Any, Path]) -> None:
-        item, folder = task
-        remove_tree(folder)
-        folder.mkdir(parents=True)
-        metrics = self.work(item, folder)
-        names = sorted(path.name for path in folder.iterdir())
-        fault_point("shard.before_commit")
-        record = {"files": {name.partition(".")[0]: name for name in names}, "metrics": metrics}
-        write_json(folder / "shard.json", record)
-        fault_point("shard.after_commit")
-        self.finished()
 
 
 def parameters_of(stage: Stage, config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -240,6 +206,9 @@ def parameters_of(stage: Stage, config: BaseModel) -> tuple[dict[str, Any], dict
         identity[section] = identity_of(value)
     if stage.seeded:
         identity["seed"] = getattr(config, "seed", 0)
+    modules = getattr(getattr(config, "execution", None), "extensions", ())
+    if registered := extension_digests(stage.extends, modules):  # loads the modules, so that the stage finds their objects
+        identity["extensions"] = registered
     if stage.outside:
         identity["outside"] = load(stage.outside)(**arguments)
     return arguments, identity
@@ -267,25 +236,60 @@ def recipe_fingerprint(stage: Stage, identity: Mapping[str, Any], inputs: Mappin
     return fingerprint_of(value)
 
 
-def find_reusable(
-    workspace: Workspace, stage: Stage, fingerprint: str, *, log: Callable[[str], None], heal: bool = True
-) -> tuple[Artifact | None, str]:
-    """The artifact that can stand for a run of this recipe, or None and the reason. With `heal`, damaged ones go to quarantine."""
+@dataclass(frozen=True)
+class Look:
+    """What a look for a reusable artifact found."""
+
+    artifact: Artifact | None
+    reason: str  # why there is none, "" when there is one
+    damaged: Mapping[str, Mapping[str, str]]  # key -> damaged file -> what is wrong
+
+
+def look(workspace: Workspace, stage: Stage, fingerprint: str, *, sample: bool = False) -> Look:
+    """The newest intact artifact that can stand for a run of this recipe. Changes nothing but the memory of checked files."""
     reason = "not made yet"
+    damaged: dict[str, dict[str, str]] = {}
     for key in reversed(workspace.store.generations(stage.name, fingerprint)):
-        artifact = workspace.store.artifact(key)
-        if damages := artifact.damages():
-            path, what = next(iter(damages.items()))
-            reason = f"damaged: {path}: {what}" + (f" and {len(damages) - 1} more" if len(damages) > 1 else "")
-            if heal:
-                aside = workspace.store.quarantine(key, workspace.quarantine_folder, reason)
-                log(f"{stage.name}: {reason}; moved to {aside}, will be made again")
+        try:
+            artifact = workspace.store.artifact(key)
+            damages = artifact.damages(sample=sample)
+        except NotFoundError:  # garbage collection was faster
             continue
-        if stage.intact and (reason := load(stage.intact)(artifact, workspace)):
-            log(f"{stage.name}: {reason}")
-            return None, str(reason)
-        return artifact, ""
-    return None, reason
+        except DamagedError as error:
+            damages = {"manifest.json": error.what}
+        if damages:
+            path, what = next(iter(damages.items()))
+            more = f" and {len(damages) - 1} more" if len(damages) > 1 else ""
+            reason, damaged[key] = f"damaged: {path}: {what}{more}", damages
+            continue
+        if stage.intact and (unfit := load(stage.intact)(artifact, workspace)):
+            return Look(None, str(unfit), damaged)
+        return Look(artifact, "", damaged)
+    return Look(None, reason, damaged)
+
+
+def _reusable(workspace: Workspace, stage: Stage, fingerprint: str) -> Look:
+    """`look`, with the artifact protected from garbage collection."""
+    found = look(workspace, stage, fingerprint, sample=True)
+    if found.artifact and found.artifact.key not in workspace.use(found.artifact.key):
+        return Look(None, "taken away by garbage collection", found.damaged)
+    return found
+
+
+def _heal(workspace: Workspace, stage: Stage, found: Look, services: Services) -> None:
+    """Move what is damaged to quarantine; its intact shards become work in progress. The caller holds the stage's lease."""
+    for key, damages in found.damaged.items():
+        if key not in workspace.use(key):
+            continue
+        with contextlib.suppress(DamagedError):  # the manifest itself: nothing can be told apart
+            salvage(workspace.store, workspace.store.manifest(key), damages, _work_folder(workspace, key))
+        reason = "; ".join(f"{path}: {what}" for path, what in list(damages.items())[:10])
+        aside = workspace.store.quarantine(key, reason, damages)
+        services.log(f"{stage.name}: damaged ({reason}); moved to {aside}, will be made again")
+
+
+def _work_folder(workspace: Workspace, key: str) -> Path:
+    return workspace.work_folder / key.replace("/", "-")
 
 
 def execute(
@@ -300,13 +304,15 @@ def execute(
 ) -> ArtifactRef:
     """Reuse or run a stage; the result is published, verified and small enough to travel.
 
+    What comes back, and all it was made from, is protected from garbage collection until this process ends.
+
     Args:
         workspace: where artifacts and work in progress lie.
         stage: the row of the table of stages.
         config: the whole (resolved) pipeline configuration; the stage sees its sections only.
         inputs: refs of the stages it reads.
         services: mapper, tracker, clock, progress.
-        force: make it again, as a new generation of the same recipe.
+        force: make it again, as a new generation of the same recipe, taking over nothing from earlier ones.
         wait: wait for another run that makes the same artifact, instead of leaving.
 
     Raises:
@@ -315,57 +321,59 @@ def execute(
     """
     services = services or Services()
     arguments, identity = parameters_of(stage, config)
-    artifacts = {name: workspace.store.artifact(inputs[name].key) for name in stage.reads}
-    manifests = {name: artifact.manifest for name, artifact in artifacts.items()}
-    fingerprint = recipe_fingerprint(stage, identity, manifests)
-    if not force:
-        found, _ = find_reusable(workspace, stage, fingerprint, log=services.log)
-        if found:
-            _warn_of_changed_code(stage, found, services)
-            return found.ref(reused=True)
+    artifacts = {name: workspace.artifact(inputs[name].key) for name in stage.reads}
+    fingerprint = recipe_fingerprint(stage, identity, {name: artifact.manifest for name, artifact in artifacts.items()})
+    if not force and (artifact := _reusable(workspace, stage, fingerprint).artifact):
+        _warn_of_changed_code(stage, artifact, services)
+        return artifact.ref(reused=True)
     with workspace.lease(f"{stage.name}-{fingerprint}", wait=wait, log=services.log):
+        found = look(workspace, stage, fingerprint)
+        _heal(workspace, stage, found, services)
         if not force:  # another run may have made it while this one waited
-            found, _ = find_reusable(workspace, stage, fingerprint, log=services.log)
-            if found:
-                return found.ref(reused=True)
+            if artifact := _reusable(workspace, stage, fingerprint).artifact:
+                return artifact.ref(reused=True)
+            if found.reason != "not made yet":
+                services.log(f"{stage.name}: {found.reason}")
         generations = workspace.store.generations(stage.name, fingerprint)
         generation = int(generations[-1].rpartition(".")[2]) + 1 if generations else 0
-        work = workspace.work_folder / f"{stage.name}-{fingerprint}.{generation}"
-        run = StageRun(stage, fingerprint, workspace, artifacts, work, services, seed=getattr(config, "seed", 0))
+        key = f"{stage.name}/{fingerprint}.{generation}"
+        workspace.use(key)
+        work = _work_folder(workspace, key)
+        run = StageRun(
+            stage, fingerprint, workspace, artifacts, work, services, seed=getattr(config, "seed", 0), key=key, fresh=force
+        )
         remove_tree(run.out)
         run.out.mkdir(parents=True)
         started, begin = services.clock(), time.monotonic()
-        outcome: Outcome = load(stage.function)(run, **arguments)
-        if {"in", "out"} <= outcome.counts.keys() and outcome.counts["in"] != outcome.counts["out"]:
-            raise StageFailedError(
-                f"{outcome.counts['in']} went in, {outcome.counts['out']} are accounted for: {outcome.counts}",
-                where=f"stage {stage.name}",
-                fix="this is a bug in the stage; nothing was published",
-            )
-        files, shards = _gather(run)
+        with PeakMemory() as peak:
+            outcome: Outcome = load(stage.function)(run, **arguments)
+            _check_counts(stage, outcome)
+            files, shards = _gather(run)
         tables = table_digests(files)
+        digest = output_digest(tables, outcome.details)
+        _compare_generations(run, generations, digest)
         manifest = Manifest(
-            key=f"{stage.name}/{fingerprint}.{generation}",
+            key=key,
             stage=stage.name,
             version=stage.version,
             kind=stage.kind,
             fingerprint=fingerprint,
             parameters=identity,
-            inputs=_read_digests(stage, manifests),
+            inputs=_read_digests(stage, {name: artifact.manifest for name, artifact in artifacts.items()}),
             files=files,
             tables=tables,
-            digest=output_digest(tables, outcome.details),
+            digest=digest,
             metrics=outcome.metrics,
             counts=outcome.counts,
             summary=outcome.summary,
             details=outcome.details,
             shards=shards,
             parent=run.parent.manifest.digest if run.parent else "",
-            tombstones=sorted(set(run.parent.manifest.shards) - set(shards)) if run.parent else [],
+            tombstones=sorted(run.parent.manifest.shards.keys() - shards.keys()) if run.parent else [],
             events=run.events,
             started=started.isoformat(),
             seconds=round(time.monotonic() - begin, 3),
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=peak.bytes,
             code={"revision": code_revision(), "digest": tree_digest(stage.package)},
             versions=versions(),
             machine=machine_identity(),
@@ -373,6 +381,23 @@ def execute(
         artifact = workspace.store.commit(run.out, manifest)
         remove_tree(work)
         return artifact.ref()
+
+
+def _check_counts(stage: Stage, outcome: Outcome) -> None:
+    if {"in", "out"} <= outcome.counts.keys() and outcome.counts["in"] != outcome.counts["out"]:
+        raise StageFailedError(
+            f"{outcome.counts['in']} went in, {outcome.counts['out']} are accounted for: {outcome.counts}",
+            where=f"stage {stage.name}",
+            fix="this is a bug in the stage; nothing was published",
+        )
+
+
+def _compare_generations(run: StageRun, generations: Sequence[str], digest: str) -> None:
+    """A pure stage made again must give the same bytes; when it does not, the run says so."""
+    if run.stage.kind == "pure" and generations:
+        before = run.workspace.store.manifest(generations[-1]).digest
+        if before != digest:
+            run.event("output_differs", earlier=generations[-1], note="same recipe, other bytes: the code or the machine changed")
 
 
 def _warn_of_changed_code(stage: Stage, artifact: Artifact, services: Services) -> None:
@@ -384,28 +409,28 @@ def _warn_of_changed_code(stage: Stage, artifact: Artifact, services: Services) 
 
 
 def _gather(run: StageRun) -> tuple[list[FileEntry], dict[str, dict[str, Any]]]:
-    """Bring the new shards' files into `out`, refer to the old ones, and digest everything once."""
+    """Bring the new shards' files into `out`, refer to the old ones, and digest the rest."""
     entries: list[FileEntry] = []
     shards: dict[str, dict[str, Any]] = {}
-    for mark, record in run._shards:
-        if mark in shards:
-            continue
-        home = record.get("home", "")
+    for mark, shard in run._shards.items():
+        homes = set()
         places = {}
-        for table, name in sorted(record["files"].items()):
-            if home:
-                entries.append(FileEntry(**record["entries"][table]))
-                places[table] = name
-                continue
-            target = run.path(table, mark + name[name.index(".") :])
-            link_or_copy(run.work / "shards" / mark / name, target)  # the shard stays until the commit: a kill costs nothing
-            places[table] = target.relative_to(run.out).as_posix()
-            entries.append(_entry(run.out, target, table))
-        shards[mark] = {"files": places, "metrics": record["metrics"], "home": home}
-    seen = {entry.path for entry in entries if not entry.home}
+        for table, given in sorted(shard.entries.items()):
+            entry = given
+            if shard.folder or entry.home == run.key:  # made now, or what is left of this very artifact, made again
+                source = shard.folder / entry.path if shard.folder else run.workspace.store.place(run.key, entry.path)
+                target = run.path(table, mark + "".join(source.suffixes))
+                link_or_copy(source, target)  # the shard stays until the commit: a kill costs nothing
+                entry = replace(entry, path=target.relative_to(run.out).as_posix(), home="")
+            entries.append(entry)
+            homes.add(entry.home)
+            places[table] = entry.path
+        (home,) = homes or {""}
+        shards[mark] = {"files": places, "metrics": dict(shard.metrics), "home": home}
+    gathered = {entry.path for entry in entries if not entry.home}
     for path in sorted(path for path in run.out.rglob("*") if path.is_file()):
         relative = path.relative_to(run.out)
-        if relative.as_posix() not in seen:
+        if relative.as_posix() not in gathered:
             entries.append(_entry(run.out, path, relative.parts[0]))
     return entries, shards
 
@@ -418,14 +443,3 @@ def _entry(root: Path, path: Path, table: str) -> FileEntry:
         digest=file_digest(path),
         content=table != "observed",
     )
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def with_services(services: Services, **changes: Any) -> Services:
-    """A copy with some services replaced."""
-    return replace(services, **changes)
