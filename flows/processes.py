@@ -33,7 +33,9 @@ def free_port(preferred: int = 0, *, host: str = "127.0.0.1") -> int:
     raise ServiceError(f"no free port on {host}", fix="is the address one of this machine?")
 
 
-def start(arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(
+    arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
     """Start a child in a session of its own (a Ctrl-C reaches only its parent, which then stops it in order).
 
     On Linux the kernel ends it when the parent dies, even by SIGKILL; elsewhere the next `millrace up` does.
@@ -43,6 +45,7 @@ def start(arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None 
         return subprocess.Popen(
             list(arguments),
             env={**os.environ, **(env or {})},
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -46,6 +46,7 @@ class LiveRun:
         self.wanted = frozenset(wanted)
         self.force = frozenset(force)
         self.wait = wait
+        self.outcome = "completed"  # a flow that ends the run otherwise says so here
 
     def timeout_seconds(self) -> float | None:
         """How long a stage may take from now before it counts as hung; None without a deadline."""

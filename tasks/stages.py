@@ -21,7 +21,7 @@ from prefect.tasks import exponential_backoff
 from pipeline_lib.run import step
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.workspace.services import Services
-from pipeline_lib.workspace.stage import find_reusable, parameters_of, recipe_fingerprint
+from pipeline_lib.workspace.stage import look, parameters_of, recipe_fingerprint
 from tasks.announce import Announcer
 from tasks.live import LiveRun
 from tasks.show import show_summary
@@ -41,8 +41,7 @@ def _will_work(run: LiveRun, name: str) -> bool:
         return True
     manifests = {needed: run.workspace.store.manifest(ref.key) for needed, ref in refs.items() if ref}
     fingerprint = recipe_fingerprint(stage, parameters_of(stage, run.config)[1], manifests)
-    found, _ = find_reusable(run.workspace, stage, fingerprint, log=lambda line: None, heal=False)
-    return found is None
+    return look(run.workspace, stage, fingerprint).artifact is None
 
 
 def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> StageTask:

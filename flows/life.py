@@ -1,0 +1,186 @@
+"""The life of a run around its stages: clear up after the dead, open the record, run, decide, report, close."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.states import Cancelled, Completed, Crashed, State
+
+from flows.approval import ask
+from flows.listener import listener
+from flows.options import RunOptions
+from flows.processes import no_children_left
+from flows.services import make_services
+from pipeline_lib.config.load import allowed_roots, check_paths
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.errors import ConfigError
+from pipeline_lib.extensions import load_extensions
+from pipeline_lib.promotion import decide, promote
+from pipeline_lib.reporting.report import write_report
+from pipeline_lib.run import close_run, open_run, reconcile, resume_run
+from pipeline_lib.stages import STAGES
+from pipeline_lib.workspace.runs import RunBook, RunRecord, StageRecord
+from pipeline_lib.workspace.workspace import Workspace
+from tasks.live import LiveRun
+from tasks.show import escape, show_markdown
+
+
+@contextlib.contextmanager
+def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
+    """A run, from its record to its report, around the stages that the flow calls inside.
+
+    Whatever happens inside, the record is closed with the true outcome, child processes are ended and the report is written.
+    A person's stop (Ctrl-C, cancellation) leaves everything resumable.
+
+    Raises:
+        ConfigError: the configuration or the options are refused; no run is opened.
+        MillraceError: what a stage had to tell.
+    """
+    workspace = Workspace.open()
+    clear_up(workspace)
+    check_paths(config, allowed_roots(None, workspace.root))
+    load_extensions(config)
+    run = _open(workspace, config, options)
+    listener().opened(run.record)
+    outcome, error = "completed", ""
+    try:
+        with no_children_left():
+            yield run
+        outcome = run.outcome
+    except KeyboardInterrupt:  # swallowed: the flow ends as Cancelled, see `ending`
+        run.outcome = outcome = "cancelled"
+    except TerminationSignal:
+        outcome = "cancelled"
+        raise
+    except BaseException as problem:
+        outcome, error = "failed", str(problem) or type(problem).__name__
+        raise
+    finally:
+        close_run(workspace, run.record, outcome, error=error)
+        run.services.tracker.end({"failed": "FAILED", "cancelled": "KILLED"}.get(outcome, "FINISHED"))
+        report(workspace, run.record)
+
+
+def report(workspace: Workspace, record: RunRecord) -> None:
+    """Write a run's report and say where it is. A report that cannot be written must not hide how the run ended."""
+    try:
+        path = write_report(workspace, record, tuple(stage.name for stage in STAGES))
+    except Exception as problem:
+        get_run_logger().exception("the report could not be written")
+        record.events.append({"kind": "report_failed", "detail": {"error": str(problem)}})
+    else:
+        record.report = str(path)
+        show_markdown("report", f"**{record.outcome}** · run `{record.run_id}` · report: {escape(str(path))}")
+    RunBook(workspace.runs_folder).save(record)
+
+
+def ending(run: LiveRun) -> State:  # type: ignore[type-arg] - Prefect's states are generic in what they carry
+    """The flow's final state, after `living`."""
+    data = {"run_id": run.record.run_id, "outcome": run.outcome}
+    if run.outcome == "cancelled":
+        return Cancelled(message=f"stopped; `millrace retry {run.record.run_id}` goes on", data=data)
+    name = "Nothing new" if run.outcome == "nothing_new" else "Completed"
+    return Completed(name=name, message=f"run {run.record.run_id}", data=data)
+
+
+def settle(run: LiveRun) -> None:
+    """After validation: the gate decides once per (candidate, champion), a person is asked where that is switched on."""
+    if "validate" not in run.wanted or run.record.ref("validate") is None:
+        return
+    logger = get_run_logger()
+    verdict = decide(run.workspace, run.record, services=run.services)
+    run.record.verdict = verdict
+    RunBook(run.workspace.runs_folder).save(run.record)
+    logger.info("the gate says %s: %s", verdict["outcome"], "; ".join(verdict.get("reasons", [])[:2]))
+    if verdict["outcome"] == "same":
+        return
+    decision, by = ("promote" if verdict["outcome"] == "pass" else "keep"), "gate"
+    if run.config.gate.approval:
+        decision, by = ask(run, verdict)
+    if decision == "promote":
+        promote(run.workspace, run.record, verdict, by=by)
+        logger.info("run %s is the champion now (decided by %s)", run.record.run_id, by)
+    run.record.verdict = {**verdict, "decision": decision, "decided_by": by}
+
+
+def clear_up(workspace: Workspace) -> None:
+    """Close what killed runs left open: their records, their Prefect flow runs, and write their reports."""
+    for record in reconcile(workspace):
+        get_run_logger().warning("run %s was killed; its record is closed now", record.run_id)
+        if flow_run_id := record.prefect.get("flow_run_id"):
+            _close_flow_run(UUID(flow_run_id))
+        report(workspace, record)
+
+
+def _close_flow_run(flow_run_id: UUID) -> None:
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):  # another server's, or a database since deleted
+        found = client.read_flow_run(flow_run_id)
+        if found.state and not found.state.is_final():
+            client.set_flow_run_state(flow_run_id, Crashed(message="its process was killed"), force=True)
+
+
+def _open(workspace: Workspace, config: PipelineConfig, options: RunOptions) -> LiveRun:
+    """Open a new record, or go on with the record of this flow run when Prefect retries it."""
+    if not options.wanted():
+        raise ConfigError(
+            "no stage is left to run",
+            where=f"from_stage {options.from_stage!r}, until {options.until!r}, only {options.only!r}",
+        )
+    book = RunBook(workspace.runs_folder)
+    known = _record_of_this_flow_run(book)
+    if known:
+        record = resume_run(workspace, known.run_id)
+    else:
+        parent = options.parent
+        if not parent and options.borrowed():
+            parent = "latest"
+        lender = book.load(parent) if parent else None
+        recorded = book.load(options.recorded) if options.recorded else None
+        record = open_run(workspace, config, parent=lender.run_id if lender else "")
+        _borrow(record, lender, options.borrowed())
+        _borrow(record, recorded, [stage.name for stage in STAGES if recorded and stage.kind == "recorded"])
+    record.prefect = {"flow_run_id": flow_run.get_id() or "", "url": _address()}
+    book.save(record)
+    _name_flow_run(record)
+    resolved = PipelineConfig.model_validate(record.config)
+    services = make_services(resolved, workspace, record, adaptive=not options.recorded)
+    return LiveRun(
+        workspace, record, resolved, services, wanted=options.wanted(), force=() if known else options.force, wait=options.wait
+    )
+
+
+def _borrow(record: RunRecord, lender: RunRecord | None, names: list[str]) -> None:
+    for name in names:
+        ref = lender.ref(name) if lender else None
+        if ref is None:
+            raise ConfigError(
+                f"run {lender.run_id if lender else '(none)'} has no finished {name}",
+                where=f"stage {name}",
+                fix="start earlier, or name another run",
+            )
+        record.stages[name] = StageRecord(state="reused", ref={**ref.to_json(), "reused": True})
+
+
+def _record_of_this_flow_run(book: RunBook) -> RunRecord | None:
+    mine = flow_run.get_id()
+    if not mine or int(flow_run.get_run_count() or 0) <= 1:
+        return None
+    return next((record for record in reversed(list(book.all())) if record.prefect.get("flow_run_id") == mine), None)
+
+
+def _address() -> str:
+    base = PREFECT_UI_URL.value() or str(PREFECT_API_URL.value() or "").removesuffix("/api")
+    return f"{base}/runs/flow-run/{flow_run.get_id()}" if base else ""
+
+
+def _name_flow_run(record: RunRecord) -> None:
+    """Name the flow run as its record, so that one can be found from the other."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(flow_run.get_id()), name=f"{record.pipeline} {record.run_id}")

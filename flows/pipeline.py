@@ -1,0 +1,66 @@
+"""The whole pipeline, as one line."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.states import State
+
+from flows.life import ending, living, settle
+from flows.options import RunOptions
+from pipeline_lib.config.pipeline import PipelineConfig
+from tasks.live import LiveRun
+from tasks.stages import (
+    Ref,
+    calibrate,
+    dedup,
+    fill_gaps,
+    ingest,
+    pack,
+    plan,
+    score,
+    select,
+    split,
+    suites,
+    train,
+    tune,
+    validate,
+)
+
+DEFAULTS = PipelineConfig()
+NO_OPTIONS = RunOptions()
+
+
+@flow(name="pipeline", flow_run_name="pipeline {config.name}", validate_parameters=True, persist_result=False)
+def pipeline(config: PipelineConfig = DEFAULTS, options: RunOptions = NO_OPTIONS) -> State:  # type: ignore[type-arg]
+    """From text to a validated, registered model, or a clear report why not.
+
+    Args:
+        config: What is read, how it is filtered, what is trained, within which window.
+        options: Which stages, what again, on whose data.
+    """
+    with living(config, options) as run:
+        training_line(run, *data_line(run))
+        settle(run)
+    return ending(run)
+
+
+def data_line(run: LiveRun) -> tuple[Ref, Ref, Ref, Ref, Ref]:
+    """suites · ingest → score → dedup → split → select → pack → fill_gaps."""
+    items = suites(run)
+    documents = ingest(run)
+    signals = score(run, documents)
+    clusters = dedup(run, documents, signals, items)
+    sides = split(run, documents, clusters)
+    chosen = select(run, documents, signals, clusters, sides)
+    packed = pack(run, documents, chosen)
+    chunks = fill_gaps(run, documents, chosen, packed)
+    return items, documents, chosen, packed, chunks
+
+
+def training_line(run: LiveRun, items: Ref = None, documents: Ref = None, chosen: Ref = None, packed: Ref = None, chunks: Ref = None) -> None:
+    """→ calibrate → tune → plan → train → validate (→ report, written at the end of every run)."""
+    speeds = calibrate(run)
+    best = tune(run, chunks, packed, speeds)
+    schedule = plan(run, chunks, speeds, best)
+    model = train(run, chunks, packed, schedule)
+    validate(run, items, documents, chosen, model)

@@ -1,0 +1,201 @@
+"""`millrace up`: Prefect server, MLflow server, a worker and the deployments, as one group that starts and stops together."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from flows.deploy import HEARTBEAT_SECONDS, POOL, ROOT, deploy, prepare
+from flows.environment import QUIET, SERVER, environ, quiet_logs, running_servers, server_environment
+from flows.processes import free_port, start, stop, wait_until_healthy
+from pipeline_lib.errors import BusyError, ConfigError, ServiceError
+from pipeline_lib.workspace.files import read_json, write_json
+from pipeline_lib.workspace.workspace import Workspace
+
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Addresses of running servers."""
+
+    prefect: str  # the UI; the API is below /api
+    mlflow: str
+    children: dict[str, subprocess.Popen[bytes]]
+
+    @property
+    def ended(self) -> str:
+        """The name of a child that ended by itself, "" while all run."""
+        return next((name for name, child in self.children.items() if child.poll() is not None), "")
+
+
+def _checked(host: str, exposed: bool) -> str:
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError as error:
+        raise ConfigError(f"{host!r} is not an IP address", where="--host", fix="0.0.0.0 is every interface") from error
+    if not loopback and not exposed:
+        raise ConfigError(
+            f"{host} is reachable from other machines, and neither server asks for a password: whoever reaches it can start runs "
+            "with the rights of this account, read all runs and delete them",
+            where="--host",
+            fix="stay on 127.0.0.1 and tunnel (ssh -L), or say --expose if the network is yours",
+        )
+    return host
+
+
+def clear_leftovers(workspace: Workspace) -> None:
+    """End what an `up` left behind whose own process was killed; known by process id and start time."""
+    path = workspace.root / "up.json"
+    try:
+        state = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return
+    left = [child["pid"] for child in state.get("children", {}).values() if _is(child["pid"], child["created"])]
+    stop(left)
+    path.unlink(missing_ok=True)
+
+
+def _is(pid: int, created: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - created) < 2.0
+    except psutil.Error:
+        return False
+
+
+@contextmanager
+def servers(
+    workspace: Workspace,
+    *,
+    host: str = LOOPBACK,
+    exposed: bool = False,
+    prefect_port: int = PREFECT_PORT,
+    mlflow_port: int = MLFLOW_PORT,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[Servers]:
+    """Start everything; on leaving, stop everything, with all that it started.
+
+    Args:
+        workspace: databases, logs (`db/logs/`) and artifacts lie here.
+        host: the address to listen on.
+        exposed: the operator knows that this address is reachable from elsewhere.
+        prefect_port, mlflow_port: another free one is chosen where it is taken.
+        say: told what happens.
+
+    Raises:
+        BusyError: the servers of this workspace run already.
+        ServiceError: one did not start.
+    """
+    _checked(host, exposed)
+    if state := running_servers(workspace):
+        raise BusyError(
+            f"the servers of this workspace run already: Prefect {state['prefect']} · MLflow {state['mlflow']} (process {state['pid']})",
+            fix="open these, or `millrace down` first",
+        )
+    clear_leftovers(workspace)
+    logs, artifacts = workspace.db_folder / "logs", workspace.root / "mlartifacts"
+    artifacts.mkdir(exist_ok=True)
+    ports = {"prefect": free_port(prefect_port, host=host), "mlflow": free_port(mlflow_port, host=host)}
+    reach = LOOPBACK if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
+    url = {name: f"http://{f'[{reach}]' if ':' in reach else reach}:{port}" for name, port in ports.items()}
+    environment = {
+        **QUIET,
+        **server_environment(workspace),
+        "MILLRACE_HOME": str(workspace.root),
+        "MILLRACE_MLFLOW_URI": os.environ.get("MILLRACE_MLFLOW_URI") or url["mlflow"],
+        "PREFECT_API_URL": f"{url['prefect']}/api",  # the UI asks this address too; without it, port 4200
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_ENABLE_CANCELLATION": "true",
+    }
+    commands = {
+        "prefect": [*SERVER, "--host", host, "--port", str(ports["prefect"])],
+        "mlflow": [
+            sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(ports["mlflow"]),
+            "--backend-store-uri", os.environ.get("MILLRACE_MLFLOW_DB") or f"sqlite:///{workspace.db_folder / 'mlflow.db'}",
+            "--default-artifact-root", str(artifacts), "--no-serve-artifacts",
+        ],
+        "worker": [
+            sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", f"millrace-{os.getpid()}",
+        ],
+    }  # fmt: skip
+    health = {"prefect": f"{url['prefect']}/api/health", "mlflow": f"{url['mlflow']}/health"}
+    with environ(environment), ExitStack() as stack:
+        children: dict[str, subprocess.Popen[bytes]] = {}
+        stack.callback((workspace.root / "up.json").unlink, missing_ok=True)
+        stack.callback(lambda: stop([child.pid for child in children.values()]))
+        stack.callback(lambda: stop([children["worker"].pid], seconds=30.0) if "worker" in children else None)  # its runs report
+        for name in ("prefect", "mlflow"):
+            children[name] = start(commands[name], log=logs / f"{name}.log", cwd=ROOT)
+            _write_state(workspace, url, children)
+        say("starting Prefect and MLflow")
+        import prefect.settings
+
+        quiet_logs()
+        stack.enter_context(
+            prefect.settings.temporary_settings(
+                {getattr(prefect.settings, name): value for name, value in environment.items() if name.startswith("PREFECT_")}
+            )
+        )
+        wait_until_healthy(health["prefect"], children["prefect"], log=logs / "prefect.log")
+        say("deploying flows")
+        prepare()
+        deploy()
+        children["worker"] = start(commands["worker"], log=logs / "worker.log", cwd=ROOT)
+        wait_until_healthy(health["mlflow"], children["mlflow"], log=logs / "mlflow.log")
+        _write_state(workspace, url, children)
+        yield Servers(url["prefect"], url["mlflow"], children)
+
+
+def _write_state(workspace: Workspace, url: dict[str, str], children: dict[str, subprocess.Popen[bytes]]) -> None:
+    def born(pid: int) -> float:
+        return float(psutil.Process(pid).create_time())
+
+    state: dict[str, Any] = {
+        "pid": os.getpid(),
+        "created": born(os.getpid()),
+        **url,
+        "prefect_api": f"{url['prefect']}/api",
+        "children": {name: {"pid": child.pid, "created": born(child.pid)} for name, child in children.items()},
+    }
+    write_json(workspace.root / "up.json", state)
+
+
+def serve(workspace: Workspace, *, opened: Callable[[Servers], None], **options: Any) -> None:
+    """Start the servers (`servers` tells the options), say where they are, and hold them until Ctrl-C or SIGTERM.
+
+    Raises:
+        ServiceError: a server ended by itself; the others are stopped.
+    """
+    asked = threading.Event()
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with servers(workspace, **options) as running:
+            opened(running)
+            while not asked.wait(0.5):
+                if running.ended:
+                    log = workspace.db_folder / "logs" / f"{running.ended}.log"
+                    raise ServiceError(f"{running.ended} ended by itself", where=str(log), fix="its log says why; then `millrace up`")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def down(workspace: Workspace) -> bool:
+    """Stop the servers that an `up` elsewhere holds; true when there were any."""
+    state = running_servers(workspace)
+    if state:
+        stop([int(state["pid"])], seconds=30.0)
+    clear_leftovers(workspace)
+    return bool(state)

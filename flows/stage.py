@@ -1,0 +1,36 @@
+"""Rerun one stage of a run."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.states import State
+
+from flows.life import ending, living, settle
+from flows.options import RunOptions, StageName
+from flows.parents import config_of, find
+from flows.pipeline import data_line, training_line
+
+
+@flow(name="stage", flow_run_name="stage {stage} of {run}", persist_result=False)
+def stage(
+    run: str = "latest",
+    stage: StageName = "train",
+    overrides: list[str] = [],  # noqa: B006 - Prefect shows it in the form and never changes it
+    force: bool = False,
+) -> State:  # type: ignore[type-arg]
+    """Rerun one stage of a run, and what follows from it, as a new run that names its parent.
+
+    Everything before it that is finished and intact is reused; so is what comes after, where the stage's output is the same.
+
+    Args:
+        run: The run: its id, the beginning of it, or latest.
+        stage: The stage.
+        overrides: Changed settings, such as train.learning_rate=3e-4.
+        force: Make the stage again even where its artifact is finished and intact.
+    """
+    parent = find(run)
+    options = RunOptions(parent=parent.run_id, force=[stage] if force else [])
+    with living(config_of(parent, overrides), options) as live:
+        training_line(live, *data_line(live))
+        settle(live)
+    return ending(live)
