@@ -73,11 +73,19 @@ SCORES = _schema(
     ("suite", pa.string()), ("task", pa.string()), ("item", pa.string()), ("category", pa.string()), ("score", pa.float64()),
     ("weight", pa.float64()), ("model", pa.string()),
 )  # fmt: skip
+ROWS = _schema(  # one row a document to pack, in packing order: the row number is what chunks call doc_row
+    ("side", pa.string()),
+    ("pass", pa.int32()),  # 0 for the first time a document is seen, 1 for its first repeat …
+    ("document", pa.int64()),  # position in the documents table, its files one after the other
+    ("doc_id", DOC_ID),
+    ("domain", pa.string()),
+    ("est_tokens", pa.int64()),
+)
 RANGES = _schema(  # one row a chunk: the source range it is a pure function of
     ("side", pa.string()),
     ("chunk", pa.int64()),
     ("first_row", pa.int64()),
-    ("last_row", pa.int64()),
+    ("last_row", pa.int64()),  # included
     ("est_tokens", pa.int64()),
 )
 CHUNKS = _schema(  # one row a committed chunk
@@ -88,5 +96,5 @@ CHUNKS = _schema(  # one row a committed chunk
 TABLES = {
     "documents": DOCUMENTS, "edits": EDITS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS, "decisions": DECISIONS,
     "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "splits": SPLITS, "selection": SELECTION, "steps": STEPS,
-    "events": EVENTS, "scores": SCORES, "ranges": RANGES, "chunks": CHUNKS,
+    "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
 }  # fmt: skip

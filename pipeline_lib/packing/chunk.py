@@ -1,0 +1,206 @@
+"""A chunk: packed sequences of one source range as an Arrow IPC file. The format is described in README.md beside this file.
+
+A chunk is a pure function of (texts of its range, tokenizer, `ChunkSettings`): whoever makes it, whenever, gets the same content.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from blake3 import blake3
+from pyarrow import ipc
+
+from pipeline_lib.errors import DamagedError, StageFailedError
+from pipeline_lib.packing.bestfit import best_fit, gather, split_lengths
+from pipeline_lib.packing.ranges import Range, chunk_name
+from pipeline_lib.tokens.encode import Encoder
+from pipeline_lib.workspace.faults import fault_point
+from pipeline_lib.workspace.files import sync_file, sync_folder
+from pipeline_lib.workspace.identity import file_digest
+
+FORMAT = 1
+BATCH_TOKENS = 32_768  # a record batch: small enough for random access (tens of µs), large enough that its header costs < 2 %
+SMALLEST_BATCH_ROWS = 16
+LZ4_LEVEL = 3  # 11.5 bits a token on prose, against 13.7 at level 1; decodes as fast
+WIDE = 1 << 16  # vocabularies beyond uint16 are stored as two planes
+
+
+@dataclass(frozen=True)
+class ChunkSettings:
+    """What a chunk depends on beside its texts and the tokenizer's bytes."""
+
+    sequence_length: int
+    vocabulary_size: int
+    eos_id: int
+    pad_id: int
+    codec: str
+
+    @classmethod
+    def of(cls, details: Mapping[str, Any]) -> ChunkSettings:
+        """From the details of the stage `pack`."""
+        return cls(**{name: details[name] for name in cls.__dataclass_fields__})
+
+    @property
+    def batch_rows(self) -> int:
+        """Sequences in a record batch."""
+        return max(SMALLEST_BATCH_ROWS, BATCH_TOKENS // self.sequence_length)
+
+
+@dataclass(frozen=True)
+class ChunkFacts:
+    """What is known of a committed chunk; the columns of the table `chunks` and a few more counts."""
+
+    side: str
+    chunk: int
+    file_digest: str
+    content_digest: str
+    size: int
+    sequences: int
+    tokens: int
+    documents: int
+    cut_documents: int = 0  # longer than a sequence; nothing else is cut
+
+    @property
+    def name(self) -> str:
+        """`<side>-<number>`: the same as its range's."""
+        return chunk_name(self.side, self.chunk)
+
+    def file(self, folder: Path) -> Path:
+        """Where the chunk lies in its cache folder."""
+        return folder / f"{self.name}.arrow"
+
+
+def pack_texts(encoder: Encoder, texts: pa.LargeStringArray, first_row: int, settings: ChunkSettings) -> tuple[pa.Table, int]:
+    """Encode, end every document with the end token, cut, pack. Returns the chunk's table and the number of cut documents.
+
+    Raises:
+        StageFailedError: the encoder gives an id beyond the vocabulary.
+    """
+    tokens, offsets = encoder.encode(texts)
+    if len(tokens) and int(tokens.max()) >= settings.vocabulary_size:
+        raise StageFailedError(
+            f"token {int(tokens.max())} does not fit a vocabulary of {settings.vocabulary_size}",
+            where="tokenizer",
+            fix="tokenizer.json and the packing settings do not belong together: run from `pack` with --force",
+        )
+    lengths = np.diff(offsets) + 1
+    document, offset, length = split_lengths(lengths, settings.sequence_length)
+    bins = best_fit(length, settings.sequence_length)
+    order = np.argsort(bins, kind="stable")
+    document, offset, length, bins = document[order], offset[order], length[order], bins[order]
+    piece_targets = np.cumsum(length) - length
+    out = np.empty(int(length.sum()), np.uint32)
+    ends = offset + length == lengths[document]
+    pieces = np.stack((offsets[document] + offset, length, piece_targets), axis=1)
+    gather(np.ascontiguousarray(tokens), pieces, ends, settings.eos_id, out)
+
+    piece_starts = np.append(0, np.cumsum(np.bincount(bins))).astype(np.int32)
+    token_starts = np.append(piece_targets, len(out))[piece_starts].astype(np.int32)
+    return chunk_table(
+        out,
+        token_starts,
+        piece_starts,
+        doc_len=length.astype(np.int32),
+        doc_row=document + first_row,
+        doc_off=offset,
+        wide=settings.vocabulary_size > WIDE,
+    ), int((lengths > settings.sequence_length).sum())
+
+
+def chunk_table(
+    tokens: np.ndarray,
+    token_starts: np.ndarray,
+    piece_starts: np.ndarray,
+    *,
+    doc_len: np.ndarray,
+    doc_row: np.ndarray,
+    doc_off: np.ndarray,
+    no_loss: pa.Array | None = None,
+    wide: bool = False,
+) -> pa.Table:
+    """The columns of a chunk. `token_starts` and `piece_starts` (int32[sequences + 1]) cut the flat arrays into sequences;
+    `no_loss` is list<int32> of (start, end) pairs of tokens that are read but not learned."""
+
+    def lists(starts: np.ndarray, values: np.ndarray, kind: pa.DataType) -> pa.ListArray:
+        return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(values, kind))
+
+    n = len(token_starts) - 1
+    none = pa.ListArray.from_arrays(pa.array(np.zeros(n + 1, np.int32)), pa.array([], pa.int32()))
+    columns = {"tokens": lists(token_starts, (tokens & 0xFFFF).astype(np.uint16), pa.uint16())}
+    if wide:
+        columns["tokens_high"] = lists(token_starts, (tokens >> 16).astype(np.uint8), pa.uint8())
+    columns["doc_len"] = lists(piece_starts, doc_len, pa.int32())
+    columns["doc_row"] = lists(piece_starts, doc_row, pa.int64())
+    columns["doc_off"] = lists(piece_starts, doc_off, pa.int64())
+    columns["no_loss"] = none if no_loss is None else no_loss
+    return pa.table(columns)
+
+
+def content_digest(table: pa.Table) -> str:
+    """blake3 over the decoded columns: the same for every codec, batch layout and library version."""
+    digest = blake3()
+    for name in table.column_names:
+        column = table[name]
+        lengths = pc.list_value_length(column).to_numpy().astype(np.int32)
+        values = pc.list_flatten(column).combine_chunks().to_numpy(zero_copy_only=False)
+        digest.update(f"{name} {column.type.value_type} {len(lengths)} {len(values)}\n".encode())
+        digest.update(lengths.tobytes())
+        digest.update(values.tobytes())
+    found: str = digest.hexdigest()
+    return found
+
+
+def commit_chunk(
+    folder: Path, wanted: Range, table: pa.Table, settings: ChunkSettings, *, cut: int = 0, expected: str = ""
+) -> ChunkFacts:
+    """Write a chunk beside, sync, rename into its place; what was there is replaced at once or not at all.
+
+    Raises:
+        StageFailedError: the content's digest is not the `expected` one; nothing was written.
+    """
+    content = content_digest(table)
+    if expected and content != expected:
+        raise StageFailedError(
+            "a chunk made again has another content than the one that was lost",
+            where=wanted.name,
+            fix="run from `pack` with --force: everything after it follows the new content",
+        )
+    target = folder / f"{wanted.name}.arrow"
+    beside = folder / f".writing-{target.name}-{uuid.uuid4().hex[:8]}"
+    codec = None if settings.codec == "none" else settings.codec
+    compression = pa.Codec("lz4", compression_level=LZ4_LEVEL) if codec == "lz4" else codec
+    options = ipc.IpcWriteOptions(compression=compression, use_threads=False)
+    facts = {"format": FORMAT, "side": wanted.side, "chunk": wanted.chunk, "batch_rows": settings.batch_rows, **asdict(settings)}
+    schema = table.schema.with_metadata({f"millrace.{key}": str(value) for key, value in facts.items()})
+    try:
+        with ipc.new_file(beside, schema, options=options) as writer:
+            writer.write_table(table.cast(schema), max_chunksize=settings.batch_rows)
+        sync_file(beside)
+        digest, size = file_digest(beside), beside.stat().st_size
+        fault_point("cache.before_commit")
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(folder)
+    tokens = int(pc.sum(pc.list_value_length(table["tokens"])).as_py() or 0)
+    return ChunkFacts(wanted.side, wanted.chunk, digest, content, size, table.num_rows, tokens, wanted.documents, cut)
+
+
+def read_settings(schema: pa.Schema, where: str) -> ChunkSettings:
+    """The settings that a chunk's schema carries.
+
+    Raises:
+        DamagedError: it is no chunk, or of a format that this version does not know.
+    """
+    facts = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    if facts.get("millrace.format") != str(FORMAT):
+        raise DamagedError(f"chunk format {facts.get('millrace.format')}, this version reads {FORMAT}", where=where)
+    numbers = {name: int(facts[f"millrace.{name}"]) for name in ("sequence_length", "vocabulary_size", "eos_id", "pad_id")}
+    return ChunkSettings(**numbers, codec=facts["millrace.codec"])
