@@ -1,4 +1,4 @@
-"""Everything a report says, as plain values: from the run record and whatever artifacts exist. Missing things are named, not invented."""
+"""Everything a report says, as plain values: from the run record and whatever artifacts exist; what is missing is named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline_lib.config.pipeline import PipelineConfig
-from pipeline_lib.corpus.redact import redact_text
+from pipeline_lib.corpus.redact import redact
 from pipeline_lib.errors import MillraceError
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.parquet import read_tables
@@ -160,7 +160,7 @@ def _data(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) 
                     """,
                     [EXAMPLE_CHARACTERS, rule, EXAMPLES_PER_REASON],
                 ).fetchall()
-                examples = [text if config.report.examples == "full" else redact_text(text) for (text,) in found]
+                examples = [text if config.report.examples == "full" else redact(text.encode()).decode() for (text,) in found]
             facts.rejections.append((str(rule), int(documents), examples))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the report as inline SVG: titles and units in them, text in the page's own colour, so that light and dark both read."""
+"""Pictures of the report as inline SVG, with titles and units; their text has the page's colour, so light and dark both read."""
 
 from __future__ import annotations
 

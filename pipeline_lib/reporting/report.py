@@ -137,7 +137,9 @@ def plan_table(facts: Facts) -> SummaryTable:
 
 def stage_table(facts: Facts) -> SummaryTable:
     """Time, memory and identity of every stage."""
-    rows = [[s.name, s.state, round(s.seconds, 1), round(s.peak_mib), s.digest[:12]] for s in facts.stages]
+    rows: list[list[str | float | int]] = [
+        [s.name, s.state, round(s.seconds, 1), round(s.peak_mib), s.digest[:12]] for s in facts.stages
+    ]
     return SummaryTable(("stage", "state", "seconds", "peak MiB", "output digest"), rows, "Stages")
 
 
@@ -148,7 +150,7 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
         ("See the run", f"millrace show {run}"),
         ("Make it again with the recorded decisions", f"millrace run --recorded {run}"),
         ("Run one stage again", f"millrace rerun {run} --stage train --force"),
-        ("Ask the tables", f'millrace sql --run {run} "SELECT rule, count(*) FROM decisions GROUP BY rule"'),
+        ("Ask the tables", f"millrace sql --run {run} 'FROM decisions LIMIT 20'"),
     ]
 
 

@@ -1,0 +1,225 @@
+"""A run in MLflow: start or resume by our own id, parameters once, batched metrics through the spool, the true end."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline_lib.config.resources import TrackingConfig
+from pipeline_lib.tracking.delivery import Delivery
+from pipeline_lib.tracking.server import tracking_uri
+from pipeline_lib.tracking.spool import Spool
+from pipeline_lib.workspace.runs import RunRecord
+from pipeline_lib.workspace.workspace import Workspace
+
+PERIOD_SECONDS = 2.0
+RETRY_SECONDS = 15.0
+FLUSH_SECONDS = 30.0  # what a finished run waits for the server; the rest is delivered at the next start
+SYSTEM_SECONDS = 10.0
+NOT_IN_NAMES = re.compile(r"[^\w./ -]")  # MLflow refuses other characters in a parameter's name
+STATUS = {"completed": "FINISHED", "nothing_new": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "killed": "KILLED"}
+
+
+class Courier:
+    """The background thread that delivers a spool, and samples the system while it is at it."""
+
+    def __init__(self, delivery: Delivery, log: Callable[[str], None], sample: Callable[[], None]) -> None:
+        self.delivery, self.log, self.sample = delivery, log, sample
+        self.wake, self.stopping = threading.Event(), False
+        self.away = False
+        self.thread = threading.Thread(target=self._work, name="millrace-tracking", daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        lock = FileLock(self.delivery.spool.path.with_suffix(".lock"), thread_local=False)
+        sampled = 0.0
+        while True:
+            last = self.stopping
+            if not last and time.monotonic() - sampled > SYSTEM_SECONDS:
+                sampled = time.monotonic()
+                self.sample()
+            try:
+                with lock.acquire(timeout=0):
+                    self.delivery.deliver()
+                self.away = False
+            except Timeout:
+                pass  # another process delivers this spool
+            except Exception as error:  # whatever the client raises, the run must not suffer
+                if not self.away:
+                    what = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+                    self.log(f"MLflow cannot be reached ({what}); metrics wait in the spool")
+                self.away = True
+            while self.delivery.refused:
+                self.log(f"MLflow refused {self.delivery.refused.pop(0)}")
+            if last:
+                return
+            self.wake.wait(RETRY_SECONDS if self.away else PERIOD_SECONDS)
+            self.wake.clear()
+
+    def stop(self, seconds: float) -> bool:
+        """Deliver what is left, for at most `seconds`; whether everything arrived."""
+        self.stopping = True
+        self.wake.set()
+        self.thread.join(seconds)
+        return not self.thread.is_alive() and self.delivery.spool.done()
+
+
+class Run:
+    """Implements `workspace.services.Tracker` for a pipeline run and its nested runs. Calls return at once."""
+
+    def __init__(self, spool: Spool, name: str, courier: Courier | None = None) -> None:
+        self.spool, self.name, self.courier = spool, name, courier
+
+    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
+        """Log numbers at a step."""
+        self.spool.append("metrics", self.name, values={k: float(v) for k, v in values.items()}, step=int(step))
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; a value that is already there stays."""
+        self.spool.append("params", self.name, values={k: str(v) for k, v in values.items()})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self.spool.append("tags", self.name, values=dict(values))
+
+    def child(self, name: str, *, tags: Mapping[str, str] | None = None) -> Run:
+        """Start or resume a nested run."""
+        full = f"{self.name}/{name}"
+        self.spool.append("start", full, name=name, parent=self.name, tags=dict(tags or {}))
+        return Run(self.spool, full, self.courier)
+
+    def dataset(self, name: str, digest: str, source: str, *, context: str, profile: str = "{}") -> None:
+        """A data set that the run used, by digest."""
+        self.spool.append("dataset", self.name, name=name, digest=digest, source=source, context=context, profile=profile)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """A file to keep with the run."""
+        self.spool.append("artifact", self.name, path=str(path), folder=folder)
+
+    def model(
+        self, name: str, folder: Path, *, step: int, metrics: Mapping[str, float], tags: Mapping[str, str], upload: bool = False
+    ) -> None:
+        """A checkpoint (by reference) or a finished model (uploaded)."""
+        self.spool.append(
+            "model", self.name, name=name, folder=str(folder), step=step, metrics=dict(metrics),
+            tags={**tags, "millrace.folder": str(folder)}, upload=upload,
+        )  # fmt: skip
+
+    def register(self, registered: str, name: str, tags: Mapping[str, str]) -> None:
+        """The finished model as a version of a registered model."""
+        self.spool.append("register", self.name, registered=registered, name=name, tags=dict(tags))
+
+    def alias(self, registered: str, alias: str, target: str) -> None:
+        """Let an alias name the version that a run of ours made."""
+        self.spool.append("alias", self.name, registered=registered, alias=alias, target=target)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """End with the true status."""
+        self.spool.append("end", self.name, status=status)
+
+    def close(self, seconds: float = FLUSH_SECONDS) -> dict[str, str]:
+        """Deliver what is left; MLflow's ids as far as they are known: {"run_id", "experiment_id"}."""
+        if self.courier is None:
+            return {}
+        self.courier.stop(seconds)
+        delivery = self.courier.delivery
+        known = {"run_id": delivery.ids.get(self.name, ""), "experiment_id": delivery.experiment_id}
+        return {key: value for key, value in known.items() if value}
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested configuration as short dotted parameters."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for number, item in enumerate(value):
+                found |= flat(item, f"{prefix}{key}.{item.get('name', number)}.")
+        else:
+            found[NOT_IN_NAMES.sub("_", prefix + key)] = str(value)
+    return found
+
+
+def start_run(
+    workspace: Workspace, config: TrackingConfig, record: RunRecord, *, log: Callable[[str], None], running: str = ""
+) -> Run:
+    """Start (or resume) the MLflow run of a pipeline run. Returns at once; MLflow itself is met in the background.
+
+    Args:
+        workspace: where the spool lies.
+        config: tracking section.
+        record: the run; its id names the MLflow run.
+        log: where to say that the server is away.
+        running: address of this workspace's running MLflow server, if there is one.
+    """
+    spool = Spool(workspace.spool_folder / f"{record.run_id}.jsonl")
+    delivery = Delivery(spool, tracking_uri(config, workspace, running=running), config.experiment, workspace)
+    run = Run(spool, record.run_id)
+    tags = {
+        "millrace.config_digest": record.config_digest,
+        "millrace.parent_run": record.parent,
+        "mlflow.note.content": record.goal,
+        **{f"millrace.resolved.{name}": value for name, value in record.resolved.items()},
+    }
+    name = f"{record.pipeline} {record.run_id}"
+    spool.append("start", record.run_id, name=name, parent="", tags={k: v for k, v in tags.items() if v})
+    run.params(flat(record.config))
+    run.courier = Courier(delivery, log, lambda: run.metrics(system_metrics()))
+    return run
+
+
+def system_metrics() -> dict[str, float]:
+    """This machine now, under the names that MLflow's own monitor uses."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": memory.used / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+    }
+
+
+def reconcile(
+    workspace: Workspace, config: TrackingConfig, dead: Mapping[str, str], *, log: Callable[[str], None], running: str = ""
+) -> int:
+    """Close in MLflow what dead runs left open, and deliver every spool that is not empty.
+
+    Args:
+        workspace: where the spools lie.
+        config: tracking section.
+        dead: run id → outcome of runs whose process is gone.
+        log: where to say what could not be delivered.
+        running: address of this workspace's running MLflow server.
+
+    Returns:
+        The number of operations delivered.
+    """
+    sent = 0
+    for path in sorted(workspace.spool_folder.glob("*.jsonl")):
+        spool = Spool(path)
+        if path.stem in dead:
+            operations = spool.all()
+            ended = {op["run"] for op in operations if op["op"] == "end"}
+            for name in dict.fromkeys(op["run"] for op in operations if op["op"] == "start"):
+                if name not in ended:
+                    spool.append("end", name, status=STATUS[dead[path.stem]])
+        if spool.done():
+            continue
+        try:
+            with FileLock(path.with_suffix(".lock"), thread_local=False).acquire(timeout=0):
+                uri = tracking_uri(config, workspace, running=running)
+                sent += Delivery(spool, uri, config.experiment, workspace).deliver()
+        except Timeout:
+            continue  # its own process is delivering
+        except Exception as error:
+            log(f"{path.stem}: not delivered to MLflow yet ({type(error).__name__})")
+            return sent
+    return sent
