@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline_lib.errors import DamagedError
-from pipeline_lib.workspace.files import read_json, write_json
-from pipeline_lib.workspace.identity import file_digest, fingerprint_of
+from pipeline_lib.errors import ConfigError, DamagedError
+from pipeline_lib.workspace.identity import fingerprint_of
+
+if TYPE_CHECKING:
+    from pipeline_lib.workspace.store import Store
 
 MANIFEST_FORMAT = 1
 Kind = Literal["pure", "recorded"]
@@ -101,15 +103,24 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """From `to_json`'s output."""
+        """From `to_json`'s output.
+
+        Raises:
+            ConfigError: a newer version of millrace wrote it.
+        """
         fields = dict(value)
+        if fields["format"] > MANIFEST_FORMAT:
+            raise ConfigError(
+                f"{fields['key']} has manifest format {fields['format']}, this version knows up to {MANIFEST_FORMAT}",
+                fix="install the version of millrace that wrote it, or newer",
+            )
         fields["files"] = [FileEntry(**entry) for entry in fields["files"]]
         fields["summary"] = SummaryTable(**fields["summary"])
         return cls(**fields)
 
 
 def table_digests(files: Sequence[FileEntry]) -> dict[str, str]:
-    """Digest of each table's content: its files' digests in order. Where the files lie and what they are called is not content."""
+    """Digest of each table's content: its files' digests in order. Where files lie and what they are called is not content."""
     tables: dict[str, list[str]] = {}
     for entry in files:
         if entry.content:
@@ -127,7 +138,7 @@ class Artifact:
     """A published artifact whose files can be read here."""
 
     manifest: Manifest
-    roots: Mapping[str, Path]  # artifact key -> local folder, for the artifact itself and every home
+    store: Store
 
     @property
     def key(self) -> str:
@@ -136,8 +147,10 @@ class Artifact:
 
     @property
     def folder(self) -> Path:
-        """The artifact's own folder."""
-        return self.roots[self.manifest.key]
+        """The artifact's own folder on this machine, complete."""
+        own = [entry for entry in self.manifest.files if not entry.home]
+        self.store.bring(self.key, own)
+        return self.store.folder(self.key)
 
     @property
     def details(self) -> dict[str, Any]:
@@ -155,8 +168,8 @@ class Artifact:
         return ArtifactRef(self.manifest.stage, self.key, self.manifest.digest, reused, headline)
 
     def place(self, entry: FileEntry) -> Path:
-        """Where a file lies on this machine."""
-        return self.roots[entry.home or self.key] / entry.path
+        """Where a file lies (or will lie, once brought) on this machine."""
+        return self.store.place(entry.home or self.key, entry.path)
 
     def files(self, table: str, *, verify: bool = True) -> list[Path]:
         """The files of a table in order, each checked against the manifest before it is handed out.
@@ -168,10 +181,11 @@ class Artifact:
         entries = [entry for entry in self.manifest.files if entry.table == table]
         if not entries and table not in self.manifest.tables:
             raise KeyError(f"{self.key} has no table {table!r}; it has {sorted({e.table for e in self.manifest.files})}")
+        self.store.bring(self.key, entries)
         if verify:
-            for entry in entries:
-                if reason := self.damage(entry):
-                    raise DamagedError(reason, where=str(self.place(entry)), fix="run the pipeline again: the stage is remade")
+            for path, reason in self.store.damages(self.key, entries).items():
+                fix = f"run the pipeline again: stage {self.manifest.stage} is remade"
+                raise DamagedError(reason, where=f"{self.key}/{path}", fix=fix)
         return [self.place(entry) for entry in entries]
 
     def file(self, table: str, *, verify: bool = True) -> Path:
@@ -179,52 +193,11 @@ class Artifact:
         (path,) = self.files(table, verify=verify)
         return path
 
-    def damage(self, entry: FileEntry, *, full: bool = False) -> str:
-        """What is wrong with a file, or "". Size, time and inode answer at once; a full digest when they differ or `full`."""
-        path = self.place(entry)
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            return "file is missing"
-        if stat.st_size != entry.size:
-            return f"size is {stat.st_size}, committed were {entry.size} bytes"
-        seen = _Seen(self.roots[entry.home or self.key])
-        fact = [stat.st_mtime_ns, stat.st_ino]
-        if not full and seen.facts.get(entry.path) == fact:
-            return ""
-        if file_digest(path) != entry.digest:
-            return "bytes differ from what was committed"
-        seen.remember(entry.path, fact)
-        return ""
+    def damages(self, *, full: bool = False, sample: bool = False) -> dict[str, str]:
+        """Every damaged file with its reason; empty when intact.
 
-    def damages(self, *, full: bool = False) -> dict[str, str]:
-        """Every damaged file with its reason; empty when intact."""
-        found = {entry.path: self.damage(entry, full=full) for entry in self.manifest.files}
-        return {path: reason for path, reason in found.items() if reason}
-
-
-class _Seen:
-    """Which (time, inode) of a file had the right digest; a local convenience beside the manifest, never trusted for content."""
-
-    NAME = ".seen.json"
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / self.NAME
-        try:
-            self.facts: dict[str, list[int]] = read_json(self.path)
-        except (FileNotFoundError, ValueError):
-            self.facts = {}
-
-    def remember(self, path: str, fact: list[int]) -> None:
-        self.facts[path] = fact
-        write_json(self.path, self.facts)
-
-
-def remember_all(folder: Path, files: Sequence[FileEntry]) -> None:
-    """After a commit, note time and inode of every own file: its bytes were digested a moment ago."""
-    facts = {}
-    for entry in files:
-        if not entry.home:
-            stat = (folder / entry.path).stat()
-            facts[entry.path] = [stat.st_mtime_ns, stat.st_ino]
-    write_json(folder / _Seen.NAME, facts)
+        Args:
+            full: digest every file.
+            sample: digest one file even if it looks unchanged, another one each time.
+        """
+        return self.store.damages(self.key, self.manifest.files, full=full, sample=sample)

@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder; one that vanishes meanwhile is fine. Renamed first, so that a kill leaves no half folder under its name."""
+    """Remove a folder; one that vanishes meanwhile is fine. Renamed first: a kill leaves no half folder under its name."""
     if not folder.exists():
         return
     doomed = folder.with_name(f".doomed-{uuid.uuid4().hex[:8]}")

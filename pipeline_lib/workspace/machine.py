@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,14 @@ def code_revision() -> str:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
+    if not (git := shutil.which("git")):
+        return ""
     try:
         head = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+            [git, "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
         )
         state = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+            [git, "-C", str(root), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

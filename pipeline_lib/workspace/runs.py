@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.errors import NotFoundError
+from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import read_json, write_json
+from pipeline_lib.workspace.process import born, host, is_alive
 
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 OUTCOMES = ("running", "completed", "nothing_new", "failed", "cancelled", "killed")
 
 
@@ -29,7 +29,7 @@ def new_run_id() -> str:
 class StageRecord:
     """What happened to one stage in this run."""
 
-    state: str = "pending"  # pending | running | made | reused | failed | skipped
+    state: str = "pending"  # pending | running | made | reused | supplied | failed | cancelled | killed | skipped
     ref: dict[str, Any] | None = None  # ArtifactRef as JSON
     seconds: float = 0.0
     error: str = ""
@@ -45,6 +45,12 @@ class Attempt:
     pid: int
     ended: str = ""
     state: str = "running"
+    born: float = 0.0  # when the process started: ids are reused, this is not
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still lives (one of another machine is believed to)."""
+        return is_alive(self.pid, self.born, self.host)
 
 
 @dataclass
@@ -59,6 +65,7 @@ class RunRecord:
     resolved: dict[str, str] = field(default_factory=dict)  # mutable name -> what it stood for at the start
     parent: str = ""
     started: str = ""
+    window_from: str = ""  # where the window begins: the start, or the retry that opened a new one
     deadline: str = ""
     ended: str = ""
     outcome: str = "running"
@@ -69,9 +76,8 @@ class RunRecord:
     prefect: dict[str, str] = field(default_factory=dict)  # {"flow_run_id", "url"}
     mlflow: dict[str, str] = field(default_factory=dict)  # {"run_id", "experiment_id", "url"}
     machine: dict[str, Any] = field(default_factory=dict)
-    features: dict[str, float | str] = field(
-        default_factory=dict
-    )  # what memory recalls runs by: tokens, parameters, tokens/s, losses …
+    # what memory recalls runs by: tokens, parameters, tokens/s, losses, seconds …
+    features: dict[str, float | str] = field(default_factory=dict)
     verdict: dict[str, Any] = field(default_factory=dict)  # the gate's
     report: str = ""  # path of the rendered report
     pinned: bool = False
@@ -83,8 +89,17 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunRecord:
-        """From `to_json`'s output."""
+        """From `to_json`'s output.
+
+        Raises:
+            ConfigError: a newer version of millrace wrote it.
+        """
         fields = dict(value)
+        if fields["format"] > RECORD_FORMAT:
+            raise ConfigError(
+                f"run {fields['run_id']} has record format {fields['format']}, this version knows up to {RECORD_FORMAT}",
+                fix="install the version of millrace that wrote it, or newer",
+            )
         fields["attempts"] = [Attempt(**a) for a in fields.get("attempts", [])]
         fields["stages"] = {name: StageRecord(**s) for name, s in fields.get("stages", {}).items()}
         return cls(**fields)
@@ -140,10 +155,21 @@ class RunBook:
         for name in self.ids():
             try:
                 yield RunRecord.from_json(read_json(self.path(name)))
-            except (ValueError, TypeError, KeyError):
+            except (OSError, ValueError, TypeError, KeyError, ConfigError):
                 continue
+
+    def pin(self, run_id: str, *, pinned: bool = True) -> RunRecord:
+        """Keep a run and everything it needs from garbage collection, or no longer."""
+        record = self.load(run_id)
+        record.pinned = pinned
+        self.save(record)
+        return record
+
+    def unpin(self, run_id: str) -> RunRecord:
+        """Leave a run to garbage collection again."""
+        return self.pin(run_id, pinned=False)
 
 
 def this_attempt() -> Attempt:
     """An attempt of this process, from now."""
-    return Attempt(started=datetime.now(UTC).isoformat(), host=socket.gethostname(), pid=os.getpid())
+    return Attempt(started=datetime.now(UTC).isoformat(), host=host(), pid=os.getpid(), born=born())

@@ -90,7 +90,7 @@ def load(target: str) -> Any:
 class StageRun:
     """What a stage function works with: its inputs, its folders, and the services around it.
 
-    `parent` is the earlier artifact of the stage whose segments this one continues. `shards` sets it to the newest artifact that a
+    `parent` is the earlier artifact whose segments this one continues. `shards` sets it to the newest artifact that a
     shard was taken over from; a stage may set it itself. It is recorded in the manifest and never part of the output digest.
     """
 
