@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline_lib.config.data import SuitesConfig
 from pipeline_lib.errors import ConfigError
-from pipeline_lib.extensions import registered
+from pipeline_lib.extensions import extensions
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import SUITE_ITEMS
 from pipeline_lib.validation import grammar, knowledge, syntax
@@ -81,7 +81,7 @@ def suites(run: StageRun, *, suites: SuitesConfig) -> Outcome:
     Raises:
         ConfigError: an unknown suite, or a malformed user file (line and field named).
     """
-    extended = registered("suite")
+    extended = extensions("suite")
     known = {*BUILT_IN, *extended}
     if unknown := [name for name in suites.names if name not in known]:
         raise ConfigError(f"unknown suite {unknown[0]!r}", where="suites.names", fix=f"known: {', '.join(sorted(known))}")

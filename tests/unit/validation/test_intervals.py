@@ -1,0 +1,51 @@
+"""Intervals cover what they claim, and the gate errs as rarely as it says."""
+
+import numpy as np
+import pytest
+
+from pipeline_lib.validation.gate import judge
+from pipeline_lib.validation.intervals import estimate, relative_difference
+
+
+def test_the_bootstrap_error_of_a_mean_is_the_analytic_one():
+    scores = np.random.default_rng(0).normal(3, 1, 2000)
+    found = estimate(scores, np.ones(2000), n_resamples=4000)
+    analytic = 1.96 * scores.std() / np.sqrt(2000)
+    assert found.value == pytest.approx(scores.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(analytic, rel=0.05)
+
+
+def test_95_percent_intervals_cover_the_truth():
+    draw = np.random.default_rng(1)
+    hits = 0
+    for trial in range(300):
+        weights = draw.integers(50, 500, 150).astype(float)
+        scores = weights * draw.normal(2.0, 0.4, 150)
+        found = estimate(scores, weights, n_resamples=400, seed=trial)
+        hits += found.low <= 2.0 <= found.high
+    assert 0.91 <= hits / 300 <= 0.98
+
+
+def test_a_paired_comparison_sees_what_two_intervals_would_not():
+    draw = np.random.default_rng(2)
+    weights = np.ones(500)
+    champion = draw.normal(3, 1, 500)
+    candidate = champion * 0.98 + draw.normal(0, 0.01, 500)
+    difference = relative_difference(candidate, champion, weights, n_resamples=2000)
+    alone = estimate(candidate, weights, n_resamples=2000)
+    assert difference.high < 0 < alone.high - champion.mean()
+    assert judge(difference, lower_is_better=True, min_gain=0.0)[0] == "pass"
+    assert judge(difference, lower_is_better=True, min_gain=0.05)[0] == "fail"
+    assert judge(difference, lower_is_better=False, min_gain=0.0)[0] == "fail"
+
+
+def test_an_equal_model_is_not_promoted():
+    draw = np.random.default_rng(3)
+    outcomes = []
+    for trial in range(200):
+        champion = draw.normal(3, 1, 300)
+        candidate = champion + draw.normal(0, 0.2, 300)
+        difference = relative_difference(candidate, champion, np.ones(300), n_resamples=400, seed=trial)
+        outcomes.append(judge(difference, lower_is_better=True, min_gain=0.0)[0])
+    assert outcomes.count("pass") <= 12
+    assert outcomes.count("not_enough_evidence") >= 180

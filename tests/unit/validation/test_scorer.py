@@ -1,0 +1,60 @@
+"""Scores are arithmetic: batches, order and windows do not change them."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from pipeline_lib.validation.scorer import Scorer, Span
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<|endoftext|>", *alphabet])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder, safe_serialization=True)
+    return Scorer(folder, batch_tokens=512)
+
+
+def test_a_score_does_not_depend_on_its_batch(scorer):
+    draw = np.random.default_rng(0)
+    spans = [Span(draw.integers(1, 257, n).astype(np.int64), int(draw.integers(1, n))) for n in draw.integers(2, 60, 80)]
+    together = scorer.log_probs(spans)
+    alone = np.array([scorer.log_probs([span])[0] for span in spans])
+    backwards = scorer.log_probs(spans[::-1])[::-1]
+    assert np.abs(together - alone).max() < 1e-5 * 60
+    assert np.abs(together - backwards).max() < 1e-5 * 60
+    assert (together < 0).all()
+
+
+def test_windows_score_every_token_once_with_context(scorer):
+    for length in (1, 63, 64, 65, 200, 333):
+        tokens = np.arange(length, dtype=np.int64) % 256 + 1
+        spans = scorer.windows(tokens)
+        scored = np.concatenate([span.tokens[span.scored_from :] for span in spans])
+        assert scored.tolist() == tokens.tolist()
+        assert all(len(span.tokens) <= 64 for span in spans)
+        assert all(span.scored_from >= 31 for span in spans[1:])
+
+
+def test_a_continuation_scores_the_option_only(scorer):
+    (span,) = scorer.continuations(["ab"], ["cde"])
+    assert len(span.tokens) - span.scored_from == 3
+    (bare,) = scorer.continuations([""], ["cde"])
+    assert len(bare.tokens) - bare.scored_from == 3
+
+
+def test_an_item_longer_than_the_context_is_not_scored(scorer):
+    assert np.isnan(scorer.log_probs([Span(np.ones(65, np.int64), 1)])).all()

@@ -1,0 +1,96 @@
+"""The built-in suites are large enough, well-formed, and true."""
+
+import ast
+import json
+
+import pytest
+
+from pipeline_lib.config.data import SuitesConfig
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.errors import ConfigError
+from pipeline_lib.stages import BY_NAME
+from pipeline_lib.tables.parquet import read_tables
+from pipeline_lib.validation.items import read_user_suite
+from pipeline_lib.workspace.stage import execute
+from pipeline_lib.workspace.workspace import Workspace
+
+
+def build(tmp_path, **settings):
+    workspace = Workspace.open(tmp_path / "workspace")
+    config = PipelineConfig(suites=SuitesConfig(**settings))
+    ref = execute(workspace, BY_NAME["suites"], config, {})
+    return ref, read_tables(workspace.store.artifact(ref.key).files("suite_items")).to_pylist()
+
+
+def test_smoke_has_a_thousand_items_and_standard_more(tmp_path):
+    _, smoke = build(tmp_path / "a")
+    _, standard = build(tmp_path / "b", level="standard")
+    assert len(smoke) >= 1000
+    assert len(standard) > 4 * len(smoke)
+    assert len({(i["suite"], i["item"]) for i in smoke}) == len(smoke)
+    assert all(len(set(i["options"])) == len(i["options"]) and 0 <= i["answer"] < len(i["options"]) for i in standard)
+
+
+def test_syntax_items_are_decided_by_the_compiler(tmp_path):
+    _, items = build(tmp_path, names=["syntax"], level="standard")
+    assert len(items) > 300
+    for item in items:
+        ast.parse(item["options"][0])
+        with pytest.raises(SyntaxError):
+            ast.parse(item["options"][1])
+
+
+def test_the_right_answer_is_in_no_fixed_place(tmp_path):
+    _, items = build(tmp_path, names=["knowledge"])
+    places = [i["answer"] for i in items]
+    assert {0, 1, 2, 3} == set(places)
+    assert max(places.count(p) for p in range(4)) < len(places) / 2
+
+
+def test_same_seed_same_bytes_other_seed_other_items(tmp_path):
+    first, _ = build(tmp_path / "a")
+    again, _ = build(tmp_path / "b")
+    assert first.digest == again.digest
+    workspace = Workspace.open(tmp_path / "c")
+    assert execute(workspace, BY_NAME["suites"], PipelineConfig(seed=1), {}).digest != first.digest
+
+
+def test_a_users_file_becomes_a_suite_and_its_content_is_identity(tmp_path):
+    file = tmp_path / "earth.jsonl"
+    file.write_text(json.dumps({"prompt": "The capital of France is", "options": [" Paris.", " Rome."], "answer": 0}) + "\n")
+    first, items = build(tmp_path, names=["zen"], paths=[str(file)])
+    assert [i["options"] for i in items if i["suite"] == "earth"] == [[" Paris.", " Rome."]]
+    file.write_text(json.dumps({"prompt": "The capital of Italy is", "options": [" Paris.", " Rome."], "answer": 1}) + "\n")
+    second, items = build(tmp_path, names=["zen"], paths=[str(file)])
+    assert not second.reused
+    assert second.digest != first.digest
+    assert [i["answer"] for i in items if i["suite"] == "earth"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", ":2: not JSON"),
+        ("[1]", ":2: a list instead of an object"),
+        ('{"options": ["a"], "answer": 0}', "'options'"),
+        ('{"options": ["a", "b"], "answer": 2}', "'answer' is 2; it must be an index from 0 to 1"),
+        ('{"options": ["a", "b"], "answer": true}', "'answer' is True"),
+        ('{"options": ["a", "b"], "answer": 0, "prompt": 3}', "'prompt' must be text"),
+        ('{"options": ["a", "b"], "answer": 0, "form": "essay"}', "'form' is 'essay'"),
+    ],
+)
+def test_a_malformed_line_is_named_with_its_field(tmp_path, line, told):
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"options": ["a", "b"], "answer": 0}\n' + line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        read_user_suite(file)
+    assert told in str(caught.value)
+    assert f"{file}:2" in str(caught.value)
+
+
+def test_empty_suite_and_unknown_suite_are_refused(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match="no items"):
+        read_user_suite(tmp_path / "empty.jsonl")
+    with pytest.raises(ConfigError, match="unknown suite 'gramar'"):
+        build(tmp_path, names=["gramar"])
