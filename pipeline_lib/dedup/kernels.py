@@ -1,0 +1,353 @@
+"""Every compiled kernel of near-duplicate search. They stay in one file: numba's cache does not notice a change in another one.
+
+**Words.** A word is a maximal run of word characters, lower-cased. ASCII: letters and digits. Beyond ASCII every character is a
+word character except U+0080–U+00BF without ª µ º (controls, Latin-1 signs), × ÷, U+2000–U+206F (spaces, dashes, quotes),
+U+3000–U+303F (CJK signs), U+FF00–U+FF0F and U+FF1A–U+FF20 (full-width signs) and U+FEFF. Han, kana and full-width characters
+stand as a word each, because their scripts have no spaces. Lower-casing covers ASCII, Latin-1, Greek and Cyrillic capitals; other
+letters stay as they are. A broken byte counts as a character of its own: nothing here raises on any input.
+
+**Shingles.** N words in a row, as a polynomial hash of the word hashes; a text with fewer words is one shingle, a text without
+any word has none.
+
+**MinHash.** For each of K functions the smallest `a·x + b` modulo 2^64 (multiply-shift, Dietzfelbinger et al. 1997), compared as
+signed numbers; the upper 32 bits are the value.
+
+Text comes as an Arrow string column: `data` (uint8) and `offsets` (int64, one more than documents).
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: PLR0911, PLR0912, PLR0915, PLR0917, PLW3301 — a compiled loop stays in one piece
+import numpy as np
+from numba import njit, types
+
+_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+_OFFSETS = types.Array(types.int64, 1, "C", readonly=True)
+_U64 = types.Array(types.uint64, 1, "C", readonly=True)
+_I64 = types.Array(types.int64, 1, "C", readonly=True)
+_U64_OUT = types.uint64[::1]
+
+_PRIME = np.uint64(0x100000001B3)  # FNV-1a, 64 bits
+_BASIS = np.uint64(0xCBF29CE484222325)
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # splitmix64; odd, so multiplication by it is a permutation
+_M1 = np.uint64(0xBF58476D1CE4E5B9)
+_M2 = np.uint64(0x94D049BB133111EB)
+
+
+@njit(types.uint64(types.uint64), nogil=True, cache=True, inline="always")
+def _mix(x):  # type: ignore[no-untyped-def]
+    x = (x ^ (x >> np.uint64(30))) * _M1
+    x = (x ^ (x >> np.uint64(27))) * _M2
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(types.int64(types.int64), nogil=True, cache=True)
+def _folded(code):  # type: ignore[no-untyped-def]
+    """Lower case of a code point beyond ASCII; 0: not a word character; negative: a word of its own."""
+    if code < 0xC0:
+        return code if code in (0xAA, 0xB5, 0xBA) else 0
+    if code < 0x100:
+        if code in (0xD7, 0xF7):
+            return 0
+        return code + 32 if code < 0xDF else code
+    if 0x391 <= code <= 0x3A9:
+        return code + 32
+    if 0x400 <= code <= 0x40F:
+        return code + 80
+    if 0x410 <= code <= 0x42F:
+        return code + 32
+    if 0x2000 <= code <= 0x206F or 0x3000 <= code <= 0x303F or code == 0xFEFF:
+        return 0
+    if 0xFF00 <= code <= 0xFF0F or 0xFF1A <= code <= 0xFF20:
+        return 0
+    if 0x3040 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0xFF21 <= code <= 0xFFEF or 0x20000 <= code <= 0x3FFFF:
+        return -code
+    return code
+
+
+@njit(types.int64(_BYTES, types.int64, types.int64, _U64_OUT), nogil=True, cache=True)
+def words_into(data, start, end, out):  # type: ignore[no-untyped-def]
+    """Word hashes of `data[start:end]` into `out` (at least `(end - start) // 2 + 1` long); returns how many."""
+    n = 0
+    inside = False
+    h = _BASIS
+    i = start
+    while i < end:
+        c = np.int64(data[i])
+        if c < 0x80:
+            i += 1
+            if 65 <= c <= 90:
+                c += 32
+            elif not (97 <= c <= 122 or 48 <= c <= 57):
+                c = np.int64(0)
+        else:
+            more = 0
+            if 0xC2 <= c < 0xE0:
+                more, code = 1, c & 0x1F
+            elif 0xE0 <= c < 0xF0:
+                more, code = 2, c & 0x0F
+            elif 0xF0 <= c < 0xF5:
+                more, code = 3, c & 0x07
+            else:
+                code = c
+            i += 1
+            taken = 0
+            while taken < more and i < end and (data[i] & 0xC0) == 0x80:
+                code = (code << 6) | np.int64(data[i] & 0x3F)
+                i += 1
+                taken += 1
+            c = _folded(code)
+            if c < 0:
+                if inside:
+                    out[n] = _mix(h)
+                    n += 1
+                    inside = False
+                out[n] = _mix((_BASIS ^ np.uint64(-c)) * _PRIME)
+                n += 1
+                continue
+        if c == 0:
+            if inside:
+                out[n] = _mix(h)
+                n += 1
+                inside = False
+        else:
+            if not inside:
+                h = _BASIS
+                inside = True
+            h = (h ^ np.uint64(c)) * _PRIME
+    if inside:
+        out[n] = _mix(h)
+        n += 1
+    return n
+
+
+@njit(types.int64(_U64_OUT, types.int64, types.int64), nogil=True, cache=True)
+def shingles_inplace(words, n, width):  # type: ignore[no-untyped-def]
+    """Turn `n` word hashes into shingle hashes, in place; returns how many."""
+    if n == 0:
+        return 0
+    power = np.uint64(1)
+    for _ in range(width):
+        power *= _STEP
+    h = np.uint64(0)
+    first = min(width, n)
+    for i in range(first):
+        h = h * _STEP + words[i]
+    for i in range(first, n):
+        leaving = words[i - width]
+        words[i - width] = _mix(h)
+        h = h * _STEP + words[i] - leaving * power
+    words[n - first] = _mix(h)
+    return n - first + 1
+
+
+@njit(types.int64(_OFFSETS), nogil=True, cache=True)
+def _most_words(offsets):  # type: ignore[no-untyped-def]
+    """More words than the longest document can have: a word takes two bytes, with the one that ends it."""
+    longest = 0
+    for d in range(offsets.size - 1):
+        longest = max(longest, offsets[d + 1] - offsets[d])
+    return longest // 2 + 1
+
+
+@njit(
+    types.void(_BYTES, _OFFSETS, types.int64, types.int64, types.int64, _I64, _I64, types.uint64[:, ::1], types.int64[::1]),
+    nogil=True,
+    cache=True,
+)
+def band_hashes(data, offsets, width, bands, rows, a, b, out, shingles):  # type: ignore[no-untyped-def]
+    """Band hashes of each document.
+
+    Args:
+        data: text bytes.
+        offsets: document boundaries in `data`.
+        width: words in a shingle.
+        bands: LSH bands.
+        rows: MinHash values in a band.
+        a: odd multipliers, one a MinHash value (bands × rows).
+        b: added constants.
+        out: [bands, documents] uint64, written.
+        shingles: [documents] int64, written: shingles with repetitions; 0 where the document has no word.
+    """
+    scratch = np.empty(_most_words(offsets), dtype=np.uint64)
+    signature = np.empty(bands * rows, dtype=np.int64)
+    size = signature.size
+    for d in range(offsets.size - 1):
+        n = shingles_inplace(scratch, words_into(data, offsets[d], offsets[d + 1], scratch), width)
+        shingles[d] = n
+        signature[:] = np.int64(0x7FFFFFFFFFFFFFFF)
+        i = 0
+        while i + 4 <= n:  # four at a time: the constants are loaded once
+            x0, x1 = np.int64(scratch[i]), np.int64(scratch[i + 1])
+            x2, x3 = np.int64(scratch[i + 2]), np.int64(scratch[i + 3])
+            for k in range(size):
+                low = min(a[k] * x0 + b[k], a[k] * x1 + b[k])
+                high = min(a[k] * x2 + b[k], a[k] * x3 + b[k])
+                signature[k] = min(signature[k], min(low, high))
+            i += 4
+        while i < n:
+            x0 = np.int64(scratch[i])
+            for k in range(size):
+                signature[k] = min(signature[k], a[k] * x0 + b[k])
+            i += 1
+        for band in range(bands):
+            h = np.uint64(band + 1) * _STEP
+            for r in range(rows):
+                h = _mix(h ^ (np.uint64(signature[band * rows + r]) >> np.uint64(32))) + _STEP
+            out[band, d] = h
+
+
+@njit(types.int64(_BYTES, _OFFSETS, types.int64, _U64_OUT, types.int64[::1]), nogil=True, cache=True)
+def shingle_sets(data, offsets, width, out, bounds):  # type: ignore[no-untyped-def]
+    """Sorted distinct shingle hashes of each document, one behind the other.
+
+    Args:
+        data: text bytes.
+        offsets: document boundaries in `data`.
+        width: words in a shingle.
+        out: uint64, written; half the text's bytes and one more a document is always enough.
+        bounds: [documents + 1] int64, written: set `d` is `out[bounds[d]:bounds[d + 1]]`.
+
+    Returns:
+        Number of hashes written.
+    """
+    at = 0
+    bounds[0] = 0
+    for d in range(offsets.size - 1):
+        view = out[at:]
+        n = shingles_inplace(view, words_into(data, offsets[d], offsets[d + 1], view), width)
+        if n:
+            ordered = np.sort(view[:n])
+            kept = 1
+            view[0] = ordered[0]
+            for i in range(1, n):
+                if ordered[i] != ordered[i - 1]:
+                    view[kept] = ordered[i]
+                    kept += 1
+            at += kept
+        bounds[d + 1] = at
+    return at
+
+
+@njit(types.void(_U64, _I64, _I64, _I64, types.int64[::1]), nogil=True, cache=True)
+def shared_shingles(hashes, bounds, left, right, out):  # type: ignore[no-untyped-def]
+    """Size of the intersection of two sorted sets, for each pair: `left[p]` and `right[p]` are set numbers."""
+    for p in range(left.size):
+        i, i_end = bounds[left[p]], bounds[left[p] + 1]
+        j, j_end = bounds[right[p]], bounds[right[p] + 1]
+        shared = 0
+        while i < i_end and j < j_end:
+            x, y = hashes[i], hashes[j]
+            shared += x == y
+            i += x <= y
+            j += y <= x
+        out[p] = shared
+
+
+@njit(types.int64(_BYTES, _OFFSETS, _I64, _U64_OUT, types.int64[::1]), nogil=True, cache=True)
+def item_ngrams(data, offsets, lengths, out, owner):  # type: ignore[no-untyped-def]
+    """N-gram hashes of suite items: of item `d` all runs of `lengths[d]` words (0: none). Returns how many were written."""
+    scratch = np.empty(_most_words(offsets), dtype=np.uint64)
+    at = 0
+    for d in range(offsets.size - 1):
+        n = words_into(data, offsets[d], offsets[d + 1], scratch)
+        if lengths[d] and n >= lengths[d]:
+            n = shingles_inplace(scratch, n, lengths[d])
+            for i in range(n):
+                out[at] = scratch[i]
+                owner[at] = d
+                at += 1
+    return at
+
+
+@njit(types.int64(_BYTES, _OFFSETS, types.int64[::1]), nogil=True, cache=True)
+def count_words(data, offsets, out):  # type: ignore[no-untyped-def]
+    """Words of each document; returns their sum."""
+    scratch = np.empty(_most_words(offsets), dtype=np.uint64)
+    total = 0
+    for d in range(offsets.size - 1):
+        out[d] = words_into(data, offsets[d], offsets[d + 1], scratch)
+        total += out[d]
+    return total
+
+
+@njit(types.int64(_BYTES, _OFFSETS, _I64, _U64, _U64, types.int64, types.int64[:, ::1]), nogil=True, cache=True)
+def find_ngrams(data, offsets, lengths, known, filter_bits, limit, out):  # type: ignore[no-untyped-def]
+    """Where known n-grams occur.
+
+    Args:
+        data: text bytes.
+        offsets: document boundaries in `data`.
+        lengths: the n-gram lengths that occur, in words.
+        known: sorted distinct n-gram hashes.
+        filter_bits: bit field of a power of two words, in which the bit of every known hash is set.
+        limit: rows of `out`; further hits are counted, not written.
+        out: [limit, 2] int64, written: document, index in `known`; a pair can occur more than once.
+
+    Returns:
+        Number of hits.
+    """
+    scratch = np.empty(_most_words(offsets), dtype=np.uint64)
+    runs = np.empty_like(scratch)
+    mask = np.uint64(filter_bits.size * 64 - 1)
+    found = 0
+    for d in range(offsets.size - 1):
+        n = words_into(data, offsets[d], offsets[d + 1], scratch)
+        for length in lengths:
+            if n < length:
+                continue
+            runs[:n] = scratch[:n]
+            for i in range(shingles_inplace(runs, n, length)):
+                h = runs[i]
+                bit = h & mask
+                if (filter_bits[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1):
+                    place = np.searchsorted(known, h)
+                    if place < known.size and known[place] == h:
+                        if found < limit:
+                            out[found, 0] = d
+                            out[found, 1] = place
+                        found += 1
+    return found
+
+
+@njit(types.void(_I64, _I64, _I64, types.int64[::1]), nogil=True, cache=True)
+def choose_survivors(order, bounds, neighbours, removed_by):  # type: ignore[no-untyped-def]
+    """Go through the documents from best to worst; each that is still there removes its direct neighbours.
+
+    Args:
+        order: document numbers, best first.
+        bounds: neighbours of document `d` are `neighbours[bounds[d]:bounds[d + 1]]`.
+        neighbours: document numbers; each edge is there in both directions.
+        removed_by: [documents] int64, all -1 on entry, written: who removed the document, -1 for a survivor.
+    """
+    settled = np.zeros(removed_by.size, dtype=np.bool_)
+    for d in order:
+        if removed_by[d] >= 0:
+            continue
+        settled[d] = True
+        for i in range(bounds[d], bounds[d + 1]):
+            other = neighbours[i]
+            if not settled[other] and removed_by[other] < 0:
+                removed_by[other] = d
+
+
+@njit(types.void(_I64, _I64, types.int64[::1]), nogil=True, cache=True)
+def components(left, right, root):  # type: ignore[no-untyped-def]
+    """Connected components by union-find with path halving.
+
+    `root` is 0…n-1 on entry and each component's smallest number on return.
+    """
+    for e in range(left.size):
+        a, b = left[e], right[e]
+        while root[a] != a:
+            root[a] = root[root[a]]
+            a = root[a]
+        while root[b] != b:
+            root[b] = root[root[b]]
+            b = root[b]
+        if a < b:
+            root[b] = a
+        else:
+            root[a] = b
+    for d in range(root.size):
+        root[d] = root[root[d]]
