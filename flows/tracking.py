@@ -1,0 +1,125 @@
+"""What a run tells MLflow beside its curves: data sets, stage figures, checkpoints, the registered model with its verdict, the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from flows.environment import running_servers
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.tracking.run import STATUS, Run, start_run
+from pipeline_lib.tracking.run import reconcile as reconcile_spools
+from pipeline_lib.tracking.server import run_link
+from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.resolve import read_champion
+from pipeline_lib.workspace.runs import RunBook, RunRecord
+from pipeline_lib.workspace.services import NullTracker, Tracker
+from pipeline_lib.workspace.workspace import Workspace
+
+DATASETS = {
+    "ingest": "documents",
+    "select": "selection",
+    "fill_gaps": "chunks",
+}  # stage → the table that is a data set of the run
+
+
+def _log(line: str) -> None:
+    logging.getLogger("prefect.millrace").warning(line)
+
+
+def _address(workspace: Workspace) -> str:
+    state = running_servers(workspace)
+    return str(state["mlflow"]) if state else ""
+
+
+def open_tracker(config: PipelineConfig, workspace: Workspace, record: RunRecord) -> Tracker:
+    """The run's tracker; returns at once, MLflow is met in the background."""
+    if not config.tracking.enabled:
+        return NullTracker()
+    run = start_run(workspace, config.tracking, record, log=_log, running=_address(workspace))
+    run.tags({f"prefect.{name}": value for name, value in record.prefect.items() if value})
+    return run
+
+
+def close_tracker(tracker: Tracker, workspace: Workspace, record: RunRecord) -> None:
+    """Tell what the run made, end it with its true status, and note MLflow's ids in the record."""
+    if not isinstance(tracker, Run):
+        return
+    config = PipelineConfig.model_validate(record.config)
+    for name, entry in record.stages.items():
+        ref = record.ref(name)
+        if ref is None:
+            continue
+        artifact = workspace.store.artifact(ref.key)
+        figures = {key: value for key, value in artifact.metrics.items() if isinstance(value, int | float)}
+        figures |= {"seconds": entry.seconds, "peak_memory_mib": artifact.manifest.peak_memory_bytes / 2**20}
+        tracker.metrics({f"{name}/{key}": float(value) for key, value in figures.items()})
+        tracker.tags({f"millrace.stage.{name}": f"{entry.state} {ref.key}"})
+        if name in DATASETS:
+            _dataset(tracker, artifact, DATASETS[name])
+    _models(tracker, workspace, record, config)
+    report = Path(record.report) if record.report else None
+    if report and report.exists():
+        for path in sorted(report.parent.iterdir()):
+            tracker.artifact(path, "report")
+    tracker.end(STATUS.get(record.outcome, "FAILED"))
+    known = tracker.close()
+    if known:
+        base = _address(workspace)
+        if base:
+            known["url"] = run_link(base, known.get("experiment_id", ""), known.get("run_id", ""))
+        record.mlflow = {**record.mlflow, **known}
+        RunBook(workspace.runs_folder).save(record)
+
+
+def _dataset(tracker: Run, artifact: Artifact, table: str) -> None:
+    digest = artifact.manifest.tables.get(table, "")
+    counts = {key: value for key, value in artifact.metrics.items() if isinstance(value, int)}
+    tracker.dataset(
+        f"{artifact.manifest.stage}.{table}", digest, artifact.key, context=artifact.manifest.stage, profile=json.dumps(counts)
+    )
+
+
+def _models(tracker: Run, workspace: Workspace, record: RunRecord, config: PipelineConfig) -> None:
+    trained, validated = record.ref("train"), record.ref("validate")
+    if trained is None:
+        return
+    train = workspace.store.artifact(trained.key)
+    if record.stages["train"].state == "reused" and (maker := _maker(workspace, record, trained.key)):
+        tracker.tags({"millrace.trained_in": maker.run_id, "millrace.trained_in.mlflow_run_id": maker.mlflow.get("run_id", "")})
+    checkpoints = sorted({entry.path.split("/")[1] for entry in train.manifest.files if entry.table == "checkpoints"})
+    for name in checkpoints:
+        step = int(name.rpartition("-")[2])
+        tracker.model(name, train.folder / "checkpoints" / name, step=step, metrics={}, tags={"millrace.artifact": train.key})
+    scores = {}
+    if validated:
+        values = workspace.store.artifact(validated.key).metrics
+        scores = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+    verdict = {"millrace.verdict": record.verdict.get("outcome", "none"), "millrace.artifact": train.key}
+    final = {"dev_loss": float(train.metrics["dev_loss"]), **scores}
+    tracker.model(
+        "model", train.files("model")[0].parent, step=int(train.details["steps"]), metrics=final, tags=verdict, upload=True
+    )
+    tracker.register(config.tracking.model_name, "model", verdict)
+    state = read_champion(workspace)
+    tracker.alias(config.tracking.model_name, "challenger", record.run_id)
+    for alias in ("champion", "previous"):
+        if entry := state.get(alias):
+            tracker.alias(config.tracking.model_name, alias, entry["run_id"])
+
+
+def _maker(workspace: Workspace, record: RunRecord, key: str) -> RunRecord | None:
+    """The run that made an artifact."""
+    for other in reversed(list(RunBook(workspace.runs_folder).all())):
+        ref = other.ref("train")
+        if other.run_id != record.run_id and ref and ref.key == key and other.stages["train"].state == "made":
+            return other
+    return None
+
+
+def reconcile_tracking(workspace: Workspace, config: PipelineConfig, dead: list[RunRecord]) -> None:
+    """Close in MLflow what killed runs left open, and deliver what waited for a server."""
+    if config.tracking.enabled:
+        outcomes = {record.run_id: record.outcome for record in dead}
+        reconcile_spools(workspace, config.tracking, outcomes, log=_log, running=_address(workspace))
