@@ -1,4 +1,4 @@
-"""What a run tells MLflow beside its curves: data sets, stage figures, checkpoints, the registered model with its verdict, the report."""
+"""What a run tells MLflow beside its curves: data sets, stage figures, checkpoints, the registered model, the report."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def _models(tracker: Run, workspace: Workspace, record: RunRecord, config: Pipel
         return
     train = workspace.store.artifact(trained.key)
     if record.stages["train"].state == "reused" and (maker := _maker(workspace, record, trained.key)):
-        tracker.tags({"millrace.trained_in": maker.run_id, "millrace.trained_in.mlflow_run_id": maker.mlflow.get("run_id", "")})
+        theirs = maker.mlflow.get("run_id", "")
+        tracker.tags({"millrace.trained_in": maker.run_id, "millrace.trained_in.mlflow_run_id": theirs})
     checkpoints = sorted({entry.path.split("/")[1] for entry in train.manifest.files if entry.table == "checkpoints"})
     for name in checkpoints:
         step = int(name.rpartition("-")[2])

@@ -113,7 +113,8 @@ def test_a_killed_process_leaves_no_running_run(workspace):
         from pipeline_lib.tracking.run import start_run
         from pipeline_lib.workspace.runs import RunRecord
         from pipeline_lib.workspace.workspace import Workspace
-        run = start_run(Workspace.open({str(workspace.root)!r}), TrackingConfig(), RunRecord("20260101-000000-dddddd", "test"), log=print)
+        record = RunRecord("20260101-000000-dddddd", "test")
+        run = start_run(Workspace.open({str(workspace.root)!r}), TrackingConfig(), record, log=print)
         run.child("trial-0")
         for step in range(100):
             run.metrics({{"loss": 1.0}}, step=step)
@@ -131,11 +132,18 @@ def test_a_killed_process_leaves_no_running_run(workspace):
 
 
 def serve(workspace, port):
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port), "--host", "127.0.0.1",
-               "--backend-store-uri", f"sqlite:///{workspace.root}/server.db", "--default-artifact-root", str(workspace.root / "files")]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port), "--host", "127.0.0.1"),
+        *(
+            "--backend-store-uri",
+            f"sqlite:///{workspace.root}/server.db",
+            "--default-artifact-root",
+            str(workspace.root / "files"),
+        ),
+    ]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     server = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     for _ in range(600):
         try:
