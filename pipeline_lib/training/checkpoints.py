@@ -5,6 +5,7 @@ step-00000500/  model.safetensors  optimizer.safetensors  rng.safetensors  confi
 ```
 `checkpoint.json` holds the place (step, position in the data), the plan, the schedule in effect, the data's digest, notes of the
 callbacks and the digest of every file, and its own. There is no pickle and no time stamp: the same training gives the same bytes.
+What depends on the clock (the controller's pace) lies beside in `observed.json`: helpful, promising nothing, never published.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from pipeline_lib.errors import StageFailedError
 from pipeline_lib.training.loop import Session
 from pipeline_lib.training.schedule import Schedule
 from pipeline_lib.workspace.faults import fault_point
-from pipeline_lib.workspace.files import read_json, remove_tree, sync_file, sync_folder, write_json
+from pipeline_lib.workspace.files import link_or_copy, read_json, remove_tree, sync_file, sync_folder, write_json
 from pipeline_lib.workspace.identity import file_digest, fingerprint_of
 from pipeline_lib.workspace.machine import versions
 
 FORMAT = 1
 RECORD = "checkpoint.json"
+OBSERVED = "observed.json"
 PARTS = ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "config.json")
 
 
@@ -45,12 +47,28 @@ class Checkpoint:
         return int(self.record["step"])
 
     @property
+    def observed(self) -> dict[str, Any]:
+        """What depends on the clock; empty when it cannot be read."""
+        try:
+            return dict(read_json(self.folder / OBSERVED))
+        except (OSError, ValueError):
+            return {}
+
+    @property
     def notes(self) -> dict[str, Any]:
         """What callbacks wanted to keep, by their name."""
         return dict(self.record["notes"])
 
 
-def write_checkpoint(root: Path, session: Session, *, data_digest: str, notes: Mapping[str, Any], scheduled: bool = True) -> Path:
+def write_checkpoint(
+    root: Path,
+    session: Session,
+    *,
+    data_digest: str,
+    notes: Mapping[str, Any],
+    observed: Mapping[str, Any] | None = None,
+    scheduled: bool = True,
+) -> Path:
     """Commit the session's state as `root/step-XXXXXXXX`.
 
     Args:
@@ -58,6 +76,7 @@ def write_checkpoint(root: Path, session: Session, *, data_digest: str, notes: M
         session: what is saved.
         data_digest: digest of the data that is trained on; a checkpoint of other data is refused at resume.
         notes: JSON values of callbacks, by name.
+        observed: JSON values that depend on the clock.
         scheduled: False for one that only a stop request caused: it goes as soon as a newer one is there.
     """
     root.mkdir(parents=True, exist_ok=True)
@@ -82,6 +101,7 @@ def write_checkpoint(root: Path, session: Session, *, data_digest: str, notes: M
     }
     for name in PARTS:
         sync_file(beside / name)
+    write_json(beside / OBSERVED, dict(observed or {}))
     write_json(beside / RECORD, {**record, "digest": fingerprint_of(record)})
     target = root / f"step-{session.step:08d}"
     fault_point("checkpoint.before_commit")
@@ -90,6 +110,12 @@ def write_checkpoint(root: Path, session: Session, *, data_digest: str, notes: M
     sync_folder(root)
     fault_point("checkpoint.after_commit")
     return target
+
+
+def publish_checkpoint(folder: Path, place: Callable[[str], Path]) -> None:
+    """Put a committed checkpoint's promised files where `place(name)` says."""
+    for name in (*PARTS, RECORD):
+        link_or_copy(folder / name, place(name))
 
 
 def prune(root: Path, keep: int) -> None:
@@ -103,6 +129,11 @@ def prune(root: Path, keep: int) -> None:
         remove_tree(folder)
     for scrap in root.glob(".*"):
         shutil.rmtree(scrap, ignore_errors=True)
+
+
+def has_checkpoint(root: Path, step: int) -> bool:
+    """Whether a checkpoint of a step is committed (not verified)."""
+    return (root / f"step-{step:08d}" / RECORD).is_file()
 
 
 def committed(root: Path) -> list[Path]:

@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline_lib.packing.order import order
+from pipeline_lib.training.loss import IGNORED
+
 Batch = dict[str, Tensor]
-COLUMNS = ("input_ids", "labels", "position_ids")
 
 
 class Sequences(Protocol):
@@ -22,17 +23,20 @@ class Sequences(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
-        """input_ids, labels (not shifted, -100 where nothing is predicted) and position_ids, each [length] int64."""
-        ...
-
-    def order(self, seed: int, epoch: int, /) -> NDArray[np.int64]:
-        """The permutation of an epoch."""
+        """input_ids, labels (not shifted, -100 where nothing is predicted) and position_ids, each int64[length]."""
         ...
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
-    """Stack items into [batch, length] int64 tensors."""
-    return {name: torch.stack([torch.as_tensor(item[name]) for item in items]).long() for name in COLUMNS}
+    """Stack items into int64[batch, length] tensors.
+
+    The first token of a document is not predicted: what stands before it in the pack is another document. There is no attention
+    mask on purpose (see `objective`).
+    """
+    names = ("input_ids", "labels", "position_ids")
+    batch = {name: torch.stack([torch.as_tensor(item[name]) for item in items]).long() for name in names}
+    batch["labels"] = batch["labels"].masked_fill(batch["position_ids"] == 0, IGNORED)
+    return batch
 
 
 class MicroBatches:
@@ -42,15 +46,14 @@ class MicroBatches:
         self.data, self.seed, self.micro_batch, self.position = data, seed, micro_batch, position
 
     def __iter__(self) -> Iterator[Batch]:
-        size, epoch, order = len(self.data), -1, np.empty(0, dtype=np.int64)
-        position = self.position
+        size, position, epoch, permutation = len(self.data), self.position, -1, np.empty(0, dtype=np.int64)
         while True:
             items = []
             for place in range(position, position + self.micro_batch):
                 if place // size != epoch:
                     epoch = place // size
-                    order = self.data.order(self.seed, epoch)
-                items.append(self.data[int(order[place % size])])
+                    permutation = order(size, self.seed, epoch)
+                items.append(self.data[int(permutation[place % size])])
             position += self.micro_batch
             yield collate(items)
 
@@ -65,19 +68,12 @@ class RandomSequences:
     """Uniform random tokens in packs of two documents: speed depends on shapes, not on text."""
 
     def __init__(self, vocabulary_size: int, sequence_length: int, sequences: int = 64) -> None:
-        generator = np.random.default_rng(0)
-        self.tokens = generator.integers(vocabulary_size, size=(sequences, sequence_length))
+        self.tokens = np.random.default_rng(0).integers(vocabulary_size, size=(sequences, sequence_length))
         half = sequence_length // 2
         self.positions = np.concatenate([np.arange(half), np.arange(sequence_length - half)])
-        self.labels = self.tokens.copy()
-        self.labels[:, [0, half]] = -100
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
-        return {"input_ids": self.tokens[index], "labels": self.labels[index], "position_ids": self.positions}
-
-    def order(self, seed: int, epoch: int, /) -> NDArray[np.int64]:
-        """The order in which they were made."""
-        return np.arange(len(self.tokens))
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index], "position_ids": self.positions}

@@ -34,6 +34,14 @@ class Controller(Protocol):
         """
         ...
 
+    def state(self) -> Mapping[str, Any]:
+        """Small JSON that goes beside a checkpoint (observed: it promises nothing)."""
+        ...
+
+    def restore(self, state: Mapping[str, Any], /) -> None:
+        """Go on from a state; not called when a checkpoint has none."""
+        ...
+
 
 class ControllerFactory(Protocol):
     """How `train` makes its controller: `run.use("controller")(plan, clock, deadline, adaptive)`."""

@@ -7,7 +7,9 @@ no digests, no identity of the data) is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline_lib.config.model import TrainConfig
-from pipeline_lib.hardware.machine import training_device
+from pipeline_lib.hardware.machine import synchronize, training_device
 from pipeline_lib.training.data import MicroBatches, Sequences
 from pipeline_lib.training.loss import counted_tokens
 from pipeline_lib.training.model import check_trainable, parameter_groups
@@ -49,6 +51,7 @@ class Session:
     loss: Tensor = field(init=False)  # mean loss of the step just done, on the device
     grad_norm: Tensor = field(init=False)  # before clipping, on the device
     finite: Tensor = field(init=False)  # False: the step just done was not applied
+    paused_seconds: float = 0.0  # spent in evaluations and saves of this attempt: not training, for rates
 
     def __post_init__(self) -> None:
         check_trainable(self.model)
@@ -76,6 +79,16 @@ class Session:
     def learning_rate(self) -> float:
         """Of the step just done."""
         return self.plan.learning_rate * self.schedule.factor(max(0, self.step - 1))
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside does not count as training."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronize(self.device)
+            self.paused_seconds += time.perf_counter() - begin
 
     def _factor(self, step: int) -> float:
         return self.schedule.factor(step)  # of the schedule in effect, which may be moved

@@ -1,0 +1,235 @@
+"""The stage `train`: follow the plan on the packed cache, resumable at any instant, and publish the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline_lib.config.model import ModelConfig, TrainConfig
+from pipeline_lib.errors import RefusedError, StageFailedError
+from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes
+from pipeline_lib.packing.cache import Healer, cache_folder
+from pipeline_lib.packing.reader import PackedDataset
+from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
+from pipeline_lib.training.checkpoints import (
+    Checkpoint,
+    committed,
+    has_checkpoint,
+    newest,
+    prune,
+    publish_checkpoint,
+    restore,
+    write_checkpoint,
+)
+from pipeline_lib.training.data import Batch, Sequences, spread
+from pipeline_lib.training.evaluate import DEV_SEQUENCES
+from pipeline_lib.training.isolation import check_isolation
+from pipeline_lib.training.journal import Journal, publish
+from pipeline_lib.training.loop import Session, fit
+from pipeline_lib.training.model import adapt, build_model, count_parameters, export_model, flops_per_token, load_exported
+from pipeline_lib.training.monitor import Monitor
+from pipeline_lib.training.plan import TrainingPlan
+from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.files import link_or_copy
+from pipeline_lib.workspace.identity import fingerprint_of
+from pipeline_lib.workspace.stage import Outcome, StageRun
+
+EXPORT_TOLERANCE = 1e-5  # of the largest logit, exported against trained
+
+
+def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
+    """Train, resume, checkpoint, export.
+
+    Raises:
+        StageFailedError: the plan cannot be followed, documents leak into each other, too many steps are not finite, a stop was
+            asked for, or the exported model is not the trained one.
+        ConfigError: the model cannot be built.
+        RefusedError: there is nothing to learn from.
+    """
+    # 1. What the plan and the data say.
+    planned, packed = run.input("plan").details, run.input("fill_gaps").details
+    plan = TrainingPlan.from_details(planned)
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
+    data, dev = open_side(run, "train"), open_side(run, "dev")
+    if not len(data) or not len(dev):
+        raise RefusedError(
+            f"{len(data)} training and {len(dev)} dev sequences: nothing to learn from or to be judged by",
+            where="stage train", fix="give the pipeline more text, or lower split.dev_share and pack.sequence_length",
+        )  # fmt: skip
+    dev_batches = spread(dev, DEV_SEQUENCES, plan.micro_batch)
+    length, vocabulary = int(packed["sequence_length"]), int(packed["vocabulary_size"])
+    data_digest = fingerprint_of({name: run.input(name).manifest.tables for name in ("fill_gaps", "pack")})
+
+    # 2. The model, tested before it costs anything.
+    tokenizer_files = run.input("pack").files("tokenizer")
+    tokenizer_json = next((path for path in tokenizer_files if path.name == "tokenizer.json"), None)
+    plain = build_model(
+        model, vocabulary_size=vocabulary, sequence_length=length, seed=run.seed, tokenizer_file=tokenizer_json,
+        store_lookup=run.workspace.store.artifact, special_ids={"eos": packed["eos_id"], "pad": packed["pad_id"]},
+    )  # fmt: skip
+    net, merged = adapt(plain, train.lora)
+    session = Session(net, plan, train, data, run.seed, run.keep("trainer"))
+    leak = check_isolation(net, length)
+
+    # 3. Where an earlier attempt got to.
+    checkpoints = run.keep("checkpoints")
+    found = newest(checkpoints, data_digest=data_digest, plan=plan.to_json(), event=run.event)
+    if found:
+        restore(found, session)
+    journal = Journal(run.keep("journal"), session.step)
+    event = _Events(run, journal, session)
+    peak = peak_flops(session.device, plan.precision)
+    flops = flops_per_token(net, length)
+
+    # 4. What happens after every step.
+    metrics = run.services.tracker.metrics
+    monitor = Monitor(
+        session, sequence_length=length, flops_per_token=flops, peak=peak, event=event, rows=journal.rows
+    )  # fmt: skip
+    dev_loss = DevLoss(session, dev_batches, metrics)
+    controller = run.use("controller")(planned, run.services.clock, run.services.deadline, run.services.adaptive)
+    if found:
+        _resume(found, monitor, dev_loss, controller, event)
+
+    def save(scheduled: bool) -> None:
+        monitor.look()
+        if session.finished:
+            dev_loss.at_end()
+        if not scheduled and has_checkpoint(checkpoints, session.step):
+            return
+        write_checkpoint(
+            checkpoints, session, data_digest=data_digest, observed={"controller": dict(controller.state())},
+            notes={"monitor": monitor.state(), "dev": dev_loss.state()}, scheduled=scheduled,
+        )  # fmt: skip
+        prune(checkpoints, train.keep_checkpoints)
+
+    tell = Tell(
+        session, monitor, progress=run.progress, metrics=metrics, clock=run.services.clock, deadline=run.services.deadline
+    )
+    callbacks = [
+        monitor, dev_loss, Window(session, controller, event), Saver(session, save), tell,
+        Stop(session, run.services.should_stop, save), *_extensions(),
+    ]  # fmt: skip
+
+    # 5. Train.
+    fit(session, callbacks)
+
+    # 6. Publish: model, last checkpoint, log.
+    last = dev_loss.at_end()
+    _publish_model(run, merged(), tokenizer_files, dev_batches[0], session)
+    publish_checkpoint(committed(checkpoints)[-1], lambda name: run.path("checkpoints", name))
+    publish(run.keep("journal"), run.observed("steps.parquet"), run.observed("events.parquet"))
+    return _outcome(
+        session, monitor, dev_loss, last, leak=leak, flops=flops, length=length, vocabulary=vocabulary, start=model.start
+    )
+
+
+def open_side(run: StageRun, side: str) -> Sequences:
+    """The packed sequences of a side; a chunk that is damaged meanwhile is made again."""
+    filled = run.input("fill_gaps")
+    folder = cache_folder(run.workspace, filled.details["cache"])
+    return PackedDataset(folder, filled.file("chunks"), side, heal=Healer(run.workspace.root, filled.key))
+
+
+class _Events:
+    """Events go to the artifact's manifest and, with their step, into the table of events."""
+
+    def __init__(self, run: StageRun, journal: Journal, session: Session) -> None:
+        self.run, self.journal, self.session = run, journal, session
+
+    def __call__(self, kind: str, **detail: Any) -> None:
+        self.run.event(kind, **detail)
+        step = int(detail.pop("step", self.session.step))
+        self.journal.event(self.run.services.clock().isoformat(), step, kind, detail)
+
+
+def _resume(found: Checkpoint, monitor: Monitor, dev_loss: DevLoss, controller: Any, event: _Events) -> None:
+    monitor.restore(found.notes["monitor"])
+    dev_loss.restore(found.notes["dev"])
+    if state := found.observed.get("controller"):
+        controller.restore(state)
+    event("resumed", step=found.step, checkpoint=found.folder.name)
+
+
+def _extensions() -> list[Any]:
+    from pipeline_lib import extensions
+
+    return [make() for make in extensions.extensions("callback").values()]
+
+
+def _publish_model(run: StageRun, model: Any, tokenizer_files: list[Path], batch: Batch, session: Session) -> None:
+    """Export, add the tokenizer, load it back as a user would, and compare logits with the trained model's."""
+    folder = run.path("model", "config.json").parent
+    export_model(model, folder)
+    for path in tokenizer_files:
+        link_or_copy(path, folder / path.name)
+    inputs = {name: batch[name][:1].to(session.device) for name in ("input_ids", "position_ids")}
+    exported = load_exported(folder).to(session.device)
+    with torch.no_grad():
+        trained = model.eval()(**inputs, use_cache=False).logits
+        loaded = exported(**inputs, use_cache=False).logits
+    difference = float((trained - loaded).abs().max() / trained.abs().max())
+    if not difference <= EXPORT_TOLERANCE:
+        raise StageFailedError(
+            f"the exported model is not the trained one: logits differ by {difference:.2g} of their size",
+            where="stage train", fix="this model family cannot be saved and loaded by transformers without loss",
+        )  # fmt: skip
+
+
+def _outcome(
+    session: Session,
+    monitor: Monitor,
+    dev_loss: DevLoss,
+    last: float,
+    *,
+    leak: float,
+    flops: float,
+    length: int,
+    vocabulary: int,
+    start: str,
+) -> Outcome:
+    plan, rate = session.plan, monitor.tokens_per_second
+    tokens = session.step * plan.batch_sequences * length
+    first = dev_loss.curve[0][1]
+    details: Mapping[str, Any] = {
+        "steps": session.step,
+        "dev_loss": last,
+        "parameters": count_parameters(session.model),
+        "vocabulary_size": vocabulary,
+        "sequence_length": length,
+        "tokens_seen": tokens,
+        "start": start,
+        "dev_curve": dev_loss.curve,
+        "schedule": session.schedule.to_json(),
+    }
+    metrics = {
+        "dev_loss": last,
+        "first_dev_loss": first,
+        "perplexity": math.exp(min(last, 700.0)),
+        "dev_loss_of_uniform": last / math.log(vocabulary),
+        "tokens_per_second": rate,
+        "mfu": rate * flops / monitor.peak.flops,
+        "mfu_peak_flops": monitor.peak.flops,
+        "mfu_peak_source": monitor.peak.source,
+        "steps": session.step,
+        "epochs": session.step * plan.batch_sequences / len(session.data),
+        "tokens": tokens,
+        "skipped_steps": monitor.skipped,
+        "peak_memory_bytes": peak_memory_bytes(session.device),
+        "packing_leak": leak,
+        "chunked_loss": int(session.objective.chunked),
+    }
+    rows = [[int(step), round(loss, 4), round(loss / math.log(vocabulary), 3)] for step, loss in _some(dev_loss.curve)]
+    summary = SummaryTable(("step", "dev loss", "share of ln(vocabulary)"), rows, f"Training: {session.step:,} steps")
+    return Outcome(metrics=metrics, summary=summary, details=dict(details))
+
+
+def _some(curve: list[list[float]], most: int = 10) -> list[list[float]]:
+    """At most `most` points, first and last among them."""
+    places = sorted({round(i * (len(curve) - 1) / (most - 1)) for i in range(most)})
+    return [curve[place] for place in places]
