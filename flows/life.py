@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
-from prefect.states import Cancelled, Completed, Crashed, State
+from prefect.states import Cancelled, Completed, Crashed
 
 from flows.approval import ask
+from flows.environment import EMBEDDED
 from flows.listener import listener
 from flows.options import RunOptions
 from flows.processes import no_children_left
 from flows.services import make_services
-from pipeline_lib.config.load import allowed_roots, check_paths
+from flows.tracking import close_tracker, reconcile_tracking
+from pipeline_lib.config.paths import allowed_roots, check_paths
 from pipeline_lib.config.pipeline import PipelineConfig
-from pipeline_lib.errors import ConfigError
-from pipeline_lib.extensions import load_extensions
+from pipeline_lib.extensions import check_extensions
 from pipeline_lib.promotion import decide, promote
 from pipeline_lib.reporting.report import write_report
-from pipeline_lib.run import close_run, open_run, reconcile, resume_run
+from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
 from pipeline_lib.stages import STAGES
-from pipeline_lib.workspace.runs import RunBook, RunRecord, StageRecord
+from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 from tasks.live import LiveRun
 from tasks.show import escape, show_markdown
@@ -44,28 +48,25 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
         MillraceError: what a stage had to tell.
     """
     workspace = Workspace.open()
-    clear_up(workspace)
+    clear_up(workspace, config)
     check_paths(config, allowed_roots(None, workspace.root))
-    load_extensions(config)
+    check_extensions(config)
     run = _open(workspace, config, options)
     listener().opened(run.record)
-    outcome, error = "completed", ""
+    error = ""
     try:
         with no_children_left():
+            _supply(run, options)
             yield run
-        outcome = run.outcome
     except KeyboardInterrupt:  # swallowed: the flow ends as Cancelled, see `ending`
-        run.outcome = outcome = "cancelled"
-    except TerminationSignal:
-        outcome = "cancelled"
-        raise
+        run.outcome = "cancelled"
     except BaseException as problem:
-        outcome, error = "failed", str(problem) or type(problem).__name__
+        run.outcome, error = outcome_of(problem), str(problem) or type(problem).__name__
         raise
     finally:
-        close_run(workspace, run.record, outcome, error=error)
-        run.services.tracker.end({"failed": "FAILED", "cancelled": "KILLED"}.get(outcome, "FINISHED"))
+        close_run(workspace, run.record, run.outcome, error=error)
         report(workspace, run.record)
+        close_tracker(run.services.tracker, workspace, run.record)
 
 
 def report(workspace: Workspace, record: RunRecord) -> None:
@@ -81,7 +82,7 @@ def report(workspace: Workspace, record: RunRecord) -> None:
     RunBook(workspace.runs_folder).save(record)
 
 
-def ending(run: LiveRun) -> State:  # type: ignore[type-arg] - Prefect's states are generic in what they carry
+def ending(run: LiveRun) -> State[Any]:
     """The flow's final state, after `living`."""
     data = {"run_id": run.record.run_id, "outcome": run.outcome}
     if run.outcome == "cancelled":
@@ -110,62 +111,55 @@ def settle(run: LiveRun) -> None:
     run.record.verdict = {**verdict, "decision": decision, "decided_by": by}
 
 
-def clear_up(workspace: Workspace) -> None:
-    """Close what killed runs left open: their records, their Prefect flow runs, and write their reports."""
-    for record in reconcile(workspace):
+def clear_up(workspace: Workspace, config: PipelineConfig) -> None:
+    """Close what killed runs left open: their records, their Prefect and MLflow runs; and write their reports."""
+    dead = reconcile(workspace)
+    for record in dead:
         get_run_logger().warning("run %s was killed; its record is closed now", record.run_id)
         if flow_run_id := record.prefect.get("flow_run_id"):
             _close_flow_run(UUID(flow_run_id))
         report(workspace, record)
+    reconcile_tracking(workspace, config, dead)
 
 
 def _close_flow_run(flow_run_id: UUID) -> None:
-    with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):  # another server's, or a database since deleted
+    with (
+        get_client(sync_client=True) as client,
+        contextlib.suppress(ObjectNotFound),
+    ):  # another server's, or a database since deleted
         found = client.read_flow_run(flow_run_id)
         if found.state and not found.state.is_final():
             client.set_flow_run_state(flow_run_id, Crashed(message="its process was killed"), force=True)
 
 
 def _open(workspace: Workspace, config: PipelineConfig, options: RunOptions) -> LiveRun:
-    """Open a new record, or go on with the record of this flow run when Prefect retries it."""
-    if not options.wanted():
-        raise ConfigError(
-            "no stage is left to run",
-            where=f"from_stage {options.from_stage!r}, until {options.until!r}, only {options.only!r}",
-        )
+    """Open a new record, or go on with an old one: when asked to, and when Prefect retries this flow run."""
     book = RunBook(workspace.runs_folder)
-    known = _record_of_this_flow_run(book)
+    if known := book.load(options.resume) if options.resume else _record_of_this_flow_run(book):
+        options = RunOptions.model_validate_json(known.prefect.get("options", "{}"))
+    chosen = options.selection()
     if known:
         record = resume_run(workspace, known.run_id)
+        force = {name for name in chosen.force if record.stage(name).state != "made"}
     else:
-        parent = options.parent
-        if not parent and options.borrowed():
-            parent = "latest"
-        lender = book.load(parent) if parent else None
-        recorded = book.load(options.recorded) if options.recorded else None
-        record = open_run(workspace, config, parent=lender.run_id if lender else "")
-        _borrow(record, lender, options.borrowed())
-        _borrow(record, recorded, [stage.name for stage in STAGES if recorded and stage.kind == "recorded"])
-    record.prefect = {"flow_run_id": flow_run.get_id() or "", "url": _address()}
+        record = open_run(workspace, config, parent=book.load(options.parent).run_id if options.parent else "")
+        force = set(chosen.force)
+    record.prefect = {"flow_run_id": flow_run.get_id() or "", "url": _address(), "options": options.model_dump_json()}
     book.save(record)
     _name_flow_run(record)
     resolved = PipelineConfig.model_validate(record.config)
     services = make_services(resolved, workspace, record, adaptive=not options.recorded)
-    return LiveRun(
-        workspace, record, resolved, services, wanted=options.wanted(), force=() if known else options.force, wait=options.wait
-    )
+    return LiveRun(workspace, record, resolved, services, wanted=chosen.stages, force=force, wait=options.wait)
 
 
-def _borrow(record: RunRecord, lender: RunRecord | None, names: list[str]) -> None:
-    for name in names:
-        ref = lender.ref(name) if lender else None
-        if ref is None:
-            raise ConfigError(
-                f"run {lender.run_id if lender else '(none)'} has no finished {name}",
-                where=f"stage {name}",
-                fix="start earlier, or name another run",
-            )
-        record.stages[name] = StageRecord(state="reused", ref={**ref.to_json(), "reused": True})
+def _supply(run: LiveRun, options: RunOptions) -> None:
+    """Give a new run the stages that it takes from earlier ones as they are."""
+    if len(run.record.attempts) > 1:
+        return
+    if (chosen := options.selection()).supplied:
+        supply(run.workspace, run.record, chosen, lender=options.parent)
+    if options.recorded:
+        supply_recorded(run.workspace, run.record, options.recorded)
 
 
 def _record_of_this_flow_run(book: RunBook) -> RunRecord | None:
@@ -176,6 +170,9 @@ def _record_of_this_flow_run(book: RunBook) -> RunRecord | None:
 
 
 def _address() -> str:
+    """The flow run's page; "" for an embedded server, which has none and ends with this process."""
+    if os.environ.get(EMBEDDED):
+        return ""
     base = PREFECT_UI_URL.value() or str(PREFECT_API_URL.value() or "").removesuffix("/api")
     return f"{base}/runs/flow-run/{flow_run.get_id()}" if base else ""
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-import yaml
-
-from pipeline_lib.config.load import load_config
+from pipeline_lib.config.load import with_overrides
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
@@ -29,9 +25,5 @@ def config_of(record: RunRecord, overrides: Sequence[str] = ()) -> PipelineConfi
     Raises:
         ConfigError: an override is refused.
     """
-    if not overrides:
-        return PipelineConfig.model_validate(record.config)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{record.run_id}.yaml"
-        path.write_text(yaml.safe_dump(record.config))
-        return load_config(path, overrides)
+    config = PipelineConfig.model_validate(record.config)
+    return with_overrides(config, overrides) if overrides else config

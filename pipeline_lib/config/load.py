@@ -13,17 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline_lib.config.explain import explain, hide_passwords
 from pipeline_lib.config.paths import absolute, allowed_roots, check_paths, path_problems
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.walk import section_of, texts
-from pipeline_lib.config.yaml_text import Place, Problem, dotted, parse
+from pipeline_lib.config.yaml_text import Place, Problem, dotted, dump, parse
 from pipeline_lib.errors import ConfigError
 
-__all__ = ["check_paths", "dump_yaml", "load_config"]
+__all__ = ["check_paths", "dump_yaml", "load_config", "with_overrides"]
 
 MAX_BYTES = 1 << 20
 _PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
@@ -53,10 +52,23 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), *, sample: int
     return draft.finish(path)
 
 
+def with_overrides(config: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
+    """A configuration with changes, checked as a whole again; see `load_config`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    draft = _Draft()
+    draft.values = config.model_dump(mode="json")
+    for override in overrides:
+        draft.override(override)
+    return draft.finish(None)
+
+
 def dump_yaml(config: PipelineConfig, *, changed_only: bool = False) -> str:
     """A configuration as YAML that `load_config` reads back to an equal one."""
     values = config.model_dump(mode="json", exclude_defaults=changed_only)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    return dump(values)
 
 
 class _Draft:

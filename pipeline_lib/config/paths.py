@@ -127,3 +127,16 @@ def _replace(config: Model, changes: Mapping[Place, str]) -> Model:
             at = at[part]
         at[place[-1]] = text
     return type(config).model_validate(values)
+
+
+def allow(folders: Sequence[Path]) -> None:
+    """Allow further folders in this process and its children: for what a person at the command line has named."""
+    more = [str(folder.expanduser().resolve()) for folder in folders]
+    known = [part for part in os.environ.get("MILLRACE_ALLOWED_ROOTS", "").split(os.pathsep) if part]
+    os.environ["MILLRACE_ALLOWED_ROOTS"] = os.pathsep.join(dict.fromkeys([*known, *more]))
+
+
+def local_folders(config: BaseModel) -> list[Path]:
+    """The folders of a configuration's local paths (a glob's: the part before the first wildcard)."""
+    found = [Path(text) for _, text in _paths(config) if "::" not in text and not _SCHEME.fullmatch(text)]
+    return list(dict.fromkeys(Path(*path.parts[: min(_first_magic(path), len(path.parts) - 1)]) for path in found))

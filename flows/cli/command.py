@@ -1,0 +1,89 @@
+"""How a noun adds its commands: `@command(app, "run", example="millrace run", panel=RUN)`.
+
+Every command goes through here, so that errors, Ctrl-C and exit codes are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from flows.cli import show
+from pipeline_lib.errors import MillraceError
+
+if TYPE_CHECKING:
+    from pipeline_lib.workspace.workspace import Workspace
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Panels of `millrace --help`, in the order of use.
+START, RUN, LOOK, DECIDE, CARE = "Get started", "Run", "Look", "Decide", "Take care of the workspace"
+
+INTERRUPTED = 130
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: --set train.learning_rate=3e-4. May be repeated."),
+]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id, the beginning of one, or `latest`.")]
+
+
+def command(app: typer.Typer, name: str, *, example: str, panel: str) -> Callable[[F], F]:
+    """Register a function as a command. Its docstring is the help; its first line and the example stand in `millrace --help`."""
+
+    def register(function: F) -> F:
+        first = (function.__doc__ or "").strip().partition("\n")[0]
+        shown = f"{first}\n  e.g. {example}"
+        app.command(name, short_help=shown, epilog=f"Example: {example}", rich_help_panel=panel)(_guarded(function))
+        return function
+
+    return register
+
+
+def _guarded(function: F) -> F:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except MillraceError as error:
+            show.warn(f"{_title(error)}: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            show.warn(f"\ninterrupted; nothing is lost. {_how_to_go_on()}")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # `millrace runs | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _title(error: MillraceError) -> str:
+    return {
+        1: "failed", 2: "refused", 3: "busy", 4: "damaged", 5: "refused by a limit", 6: "not found", 7: "server unreachable",
+    }.get(error.exit_code, "error")  # fmt: skip
+
+
+def _how_to_go_on() -> str:
+    """What to type next: retry, when this process had opened a run."""
+    from pipeline_lib.workspace.runs import RunBook
+
+    folder = Path(os.environ.get("MILLRACE_HOME") or "workspace") / "runs"
+    mine = [record for record in RunBook(folder).all() if record.attempts and record.attempts[-1].pid == os.getpid()]
+    if not mine:
+        return "Type the same command again to go on."
+    return f"Go on with: millrace retry {mine[-1].run_id}"
+
+
+def home() -> Workspace:
+    """The workspace that commands work on."""
+    from pipeline_lib.workspace.workspace import Workspace
+
+    return Workspace.open()

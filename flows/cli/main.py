@@ -1,0 +1,78 @@
+"""The command `millrace`. A new noun is a file with `register(app)`, named in NOUNS; its commands take their place in ORDER."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from flows.cli import show
+from pipeline_lib.errors import EXIT_CODES
+
+NOUNS = ("config", "run", "runs")
+
+# `millrace --help` shows the commands in the order of use.
+ORDER = (
+    "doctor", "config", "run", "status", "show", "runs", "rerun", "retry", "up", "down",
+    "sql", "du", "verify", "gc", "pin", "unpin",
+)  # fmt: skip
+
+_EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."
+
+
+class _InOrder(TyperGroup):
+    """Commands in ORDER; others after them, as registered."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the commands."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"millrace {version('millrace')}")
+        raise typer.Exit
+
+
+def _start(
+    home: Annotated[Path | None, typer.Option(help="The workspace ($MILLRACE_HOME; default ./workspace).")] = None,
+    show_version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """New text in, a validated and better model out, or a clear report why not."""
+    if home is not None:
+        os.environ["MILLRACE_HOME"] = str(home.expanduser().absolute())
+
+
+def make_app() -> typer.Typer:
+    """The whole command line: rich in a terminal, plain text elsewhere."""
+    app = typer.Typer(
+        name="millrace",
+        cls=_InOrder,
+        no_args_is_help=True,
+        rich_markup_mode="rich" if show.in_terminal() else None,
+        pretty_exceptions_enable=False,  # a traceback means a bug, and is wanted whole
+        epilog=_EPILOG,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_start)
+    for noun in NOUNS:
+        importlib.import_module(f"flows.cli.{noun}").register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point."""
+    if not sys.stdout.isatty():
+        os.environ.setdefault("TYPER_USE_RICH", "0")
+    make_app()()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""`millrace run`, `rerun`, `retry`: start a run, repeat one with changes, continue one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli import show
+from flows.cli.command import RUN, Json, RunId, Set, command, home
+from flows.cli.progress import ProgressLines
+
+if TYPE_CHECKING:
+    from pipeline_lib.config.pipeline import PipelineConfig
+    from pipeline_lib.workspace.runs import RunRecord
+    from pipeline_lib.workspace.workspace import Workspace
+
+Stage = Annotated[str, typer.Option(metavar="STAGE")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Leave with code 3 when another run owns what is needed.")]
+Force = Annotated[bool, typer.Option("--force", help="Make stages again even where their artifacts are finished and intact.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    command(app, "run", example="millrace run --config deployments/pipelines/nightly.yaml", panel=RUN)(run)
+    command(app, "rerun", example="millrace rerun latest --stage train --set train.learning_rate=3e-4", panel=RUN)(rerun)
+    command(app, "retry", example="millrace retry latest", panel=RUN)(retry)
+
+
+def run(
+    *,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Pipeline YAML (default: the quickstart).")] = None,
+    overrides: Set = [],  # noqa: B006 (typer copies it)
+    sample: Annotated[int, typer.Option(min=0, help="Trial run on this many documents (0: all).")] = 0,
+    from_stage: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="Start at this stage, on the latest run's data.")
+    ] = "",
+    only: Annotated[str, typer.Option(metavar="STAGE", help="Run this stage alone, on the latest run's data.")] = "",
+    until: Annotated[str, typer.Option(metavar="STAGE", help="Stop after this stage.")] = "",
+    force: Force = False,
+    recorded: Annotated[
+        str, typer.Option(metavar="RUN|FILE", help="Take calibrate, tune and plan from this run, and do not re-plan.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say for every stage what would happen, and why; do nothing.")
+    ] = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Run a pipeline; what is finished and intact is reused."""
+    from flows.cli.pipelines import default_pipeline
+    from pipeline_lib.config.load import load_config
+    from pipeline_lib.config.paths import allow
+    from pipeline_lib.extensions import check_extensions
+
+    file = config or default_pipeline()
+    _check_stages(from_stage, only, until)
+    loaded = load_config(file, overrides, sample=sample)
+    check_extensions(loaded)
+    workspace = home()
+    if dry_run:
+        from flows.cli.workspace import print_status
+
+        print_status(workspace, loaded, as_json=as_json)
+        return
+    allow([file.absolute().parent])  # a person named the file here, so its folder is allowed to the run, too
+    if not as_json:
+        _announce(workspace, loaded)
+    from flows.launch import launch
+
+    record = launch(
+        loaded,
+        workspace=workspace,
+        from_stage=from_stage,
+        only=only,
+        until=until,
+        force=force,
+        recorded=recorded,
+        wait=not no_wait,
+        listener=None if as_json else ProgressLines().listener(),
+    )
+    _finish(workspace, record, as_json=as_json)
+
+
+def rerun(
+    run_id: RunId = "latest",
+    *,
+    stage: Annotated[str, typer.Option(metavar="STAGE", help="Rerun from this stage on; default: the one that failed.")] = "",
+    overrides: Set = [],  # noqa: B006
+    force: Force = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Make a new run from an old one, with its configuration and your changes."""
+    from pipeline_lib.workspace.runs import RunBook
+
+    _check_stages(stage)
+    workspace = home()
+    old = RunBook(workspace.runs_folder).load(run_id)
+    _allow_what_it_had(old)
+    if not as_json:
+        show.say(f"rerun of {old.run_id} ({old.pipeline}), in {show.path(workspace.root)}")
+    from flows.launch import rerun as launch_again
+
+    record = launch_again(
+        old.run_id,
+        workspace=workspace,
+        stage=stage,
+        force=force,
+        overrides=overrides,
+        wait=not no_wait,
+        listener=None if as_json else ProgressLines().listener(),
+    )
+    _finish(workspace, record, as_json=as_json)
+
+
+def retry(run_id: RunId = "latest", no_wait: NoWait = False, as_json: Json = False) -> None:
+    """Continue a run that failed, was cancelled or was killed: the same record, the next attempt."""
+    from pipeline_lib.workspace.runs import RunBook
+
+    workspace = home()
+    old = RunBook(workspace.runs_folder).load(run_id)
+    _allow_what_it_had(old)
+    if not as_json:
+        show.say(f"retry of {old.run_id} ({old.pipeline}), attempt {len(old.attempts) + 1}, in {show.path(workspace.root)}")
+    from flows.launch import retry as launch_again
+
+    listener = None if as_json else ProgressLines().listener()
+    _finish(workspace, launch_again(old.run_id, workspace=workspace, wait=not no_wait, listener=listener), as_json=as_json)
+
+
+def _check_stages(*names: str) -> None:
+    from pipeline_lib.config.explain import nearest
+    from pipeline_lib.errors import NotFoundError
+    from pipeline_lib.stages import BY_NAME
+
+    for name in names:
+        if name and name not in BY_NAME:
+            near = nearest(name, list(BY_NAME))
+            fix = f"did you mean {near}?" if near else f"stages: {', '.join(BY_NAME)}"
+            raise NotFoundError(f"there is no stage {name!r}", fix=fix)
+
+
+def _allow_what_it_had(record: RunRecord) -> None:
+    """A record's paths were checked when its run was opened; they stay allowed to its reruns from the command line."""
+    from pipeline_lib.config.paths import allow, local_folders
+    from pipeline_lib.config.pipeline import PipelineConfig
+
+    allow(local_folders(PipelineConfig.model_validate(record.config)))
+
+
+def _announce(workspace: Workspace, config: PipelineConfig) -> None:
+    """The first line, before anything heavy is imported: how long at most, until when, how much disk."""
+    import shutil
+
+    from pipeline_lib.config.window import deadline
+    from pipeline_lib.workspace.services import now
+
+    started = now()
+    end = deadline(config.resources, started)
+    minutes = (end - started).total_seconds() / 60
+    window = f"{minutes:.3g} minutes" if minutes < 120 else f"{minutes / 60:.3g} hours"
+    free = shutil.disk_usage(workspace.root).free
+    show.say(
+        f"{config.name}: at most {window} (done by {end.astimezone():%Y-%m-%d %H:%M:%S %Z}); "
+        f"workspace {show.path(workspace.root)}, {show.size(free)} of disk free"
+    )
+
+
+def _finish(workspace: Workspace, record: RunRecord, *, as_json: bool) -> None:
+    """What went in, what came out, the scores, where the report is; the exit code says how it ended."""
+    from flows.cli.runs import print_run
+
+    if as_json:
+        show.json_out(record.to_json())
+    else:
+        print_run(workspace, record)
+        show.say("\nTo look around in Prefect and MLflow: millrace up")
+    if record.outcome in {"failed", "killed"}:
+        raise typer.Exit(1)
