@@ -1,10 +1,10 @@
 """Keeps a training inside its window: pure arithmetic over an injected clock.
 
-The course is two numbers: the last step and the first step of the final decay. At bounded moments the controller measures the pace
-and moves the end; it starts the decay in time; only when not even a short decay can fit does it stop at once.
-Invariants, whatever the clock does: the end never passes the plan's `max_steps`; once the decay has begun its end only comes nearer
-and it keeps at least `LEAST_DECAY` of all steps; a course needs no time that is not there, except for that shortest decay, which may
-use the margin but never the time reserved for what comes after training.
+The course is two numbers: the last step and the first step of the final decay. At bounded moments the controller measures the
+pace and moves the end; it starts the decay in time; only when not even a short decay can fit does it stop at once.
+Invariants, whatever the clock does: the end never passes the plan's `max_steps`; once the decay has begun its end only comes
+nearer and it keeps at least `LEAST_DECAY` of all steps; a course needs no time that is not there, except for that shortest decay,
+which may use the margin but never the time reserved for what comes after training.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class WindowController:
         self.done, self.measured, self.extra = 0, 0, 0.0
         self.last_time = self.replanned_at = clock().timestamp()
         self.replanned_step = 0
+        self.first_call = True  # what comes before an attempt's first step is start-up, not pace
         self.moment_seconds = max(REPLAN_SECONDS, REPLAN_WINDOW_SHARE * (self.end - self.last_time))
 
     @property
@@ -98,13 +99,13 @@ class WindowController:
         self.measured, self.extra = int(state["measured"]), float(state["extra"])
         self.recent = deque(map(float, state["recent"]), maxlen=REMEMBERED_STEPS)
         self.last_time = self.replanned_at = self.clock().timestamp()
-        self.replanned_step = self.done
+        self.replanned_step, self.first_call = self.done, True
 
     def _measure(self, step: int, now: float) -> None:
         taken, steps = now - self.last_time, step - self.done
-        resumed = self.done == 0 and step > 1  # an attempt that starts above 0: the first call measures nothing
+        first, self.first_call = self.first_call, False
         self.done, self.last_time = step, now
-        if resumed or steps < 1:
+        if first or steps < 1:
             return
         self.recent.append(taken / steps)
         pause = taken - steps * self.step_seconds

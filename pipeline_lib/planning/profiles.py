@@ -33,11 +33,12 @@ def choose_profile(calibrated: Mapping[str, Any], resources: ResourcesConfig) ->
     fitting = [profile for profile in measured if profile["peak_memory_bytes"] <= limit]
     if not fitting:
         least = min(measured, key=lambda profile: profile["peak_memory_bytes"])
+        enough = f"{least['peak_memory_bytes'] / GIB * 1.1:.2f}"
         raise RefusedError(
             f"training needs {least['peak_memory_bytes'] / GIB:.2f} GiB with the smallest profile measured "
             f"(micro-batch {least['micro_batch']}, {least['precision']}); {limit / GIB:.2f} GiB may be used",
             where="resources.memory_gib",
-            fix=f"set resources.memory_gib to {least['peak_memory_bytes'] / GIB * 1.1:.2f} or more, or make calibrate.micro_batches, "
-            "pack.sequence_length or the model smaller",
+            fix=f"set resources.memory_gib to {enough} or more, or make calibrate.micro_batches, pack.sequence_length or "
+            "the model smaller",
         )
     return dict(max(fitting, key=lambda profile: profile["tokens_per_second"]))

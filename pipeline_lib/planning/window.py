@@ -46,6 +46,11 @@ class Load:
         """The last evaluation and the last checkpoint, after the last step."""
         return self.evaluate + self.save
 
+    @property
+    def least(self) -> float:
+        """A training of one step: an evaluation before, the step, what closes it."""
+        return self.evaluate + self.step + self.closing
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -59,6 +64,7 @@ class Fit:
     def seconds(self, load: Load) -> dict[str, float]:
         """Training seconds by part."""
         return {
+            "first evaluation": load.evaluate,
             "training steps": self.steps * load.step,
             "evaluations": max(self.steps - 1, 0) // self.evaluate_every * load.evaluate,
             "checkpoints": max(self.steps - 1, 0) // self.save_every * load.save,
@@ -94,13 +100,13 @@ def fit(
     limits = {"epochs": max(epoch_steps, 1)}
     if max_steps:
         limits["max_steps"] = max_steps
-    steps = min(limits.values())
+    steps, fixed = min(limits.values()), load.evaluate + load.closing
     if seconds is not None:
-        steps = min(steps, math.floor(max(seconds - load.closing, 0.0) / load.step))
+        steps = min(steps, math.floor(max(seconds - fixed, 0.0) / load.step))
     cadence = _cadence(load, steps, priority, evaluate_every, save_every)
     if seconds is not None:
         # Fewer steps leave room for the evaluations and checkpoints between them: exact by counting down from the closed form.
-        steps = min(steps, math.floor(max(seconds - load.closing, 0.0) / (load.step + cadence.overhead_per_step(load))) + 2)
+        steps = min(steps, math.floor(max(seconds - fixed, 0.0) / (load.step + cadence.overhead_per_step(load))) + 2)
         cadence = _cadence(load, steps, priority, evaluate_every, save_every)
         while steps > 0 and sum(cadence.seconds(load).values()) > seconds:
             steps -= 1

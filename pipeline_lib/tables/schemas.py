@@ -92,9 +92,21 @@ CHUNKS = _schema(  # one row a committed chunk
     ("side", pa.string()), ("chunk", pa.int64()), ("file_digest", pa.string()), ("content_digest", pa.string()),
     ("size", pa.int64()), ("sequences", pa.int64()), ("tokens", pa.int64()), ("documents", pa.int64()),
 )  # fmt: skip
+TRIALS = _schema(  # one row a trial of the search, in the order they were made
+    ("number", pa.int32()),
+    ("state", pa.string()),  # complete | pruned | failed
+    ("params", pa.string()),  # JSON object: the values trained with, and the factors they come from
+    ("dev_loss", pa.float64()),  # null: none
+    ("steps", pa.int64()),
+    ("tokens", pa.int64()),
+    ("seconds", pa.float64()),
+    ("error", pa.string()),
+    ("curve", pa.string()),  # JSON: [[step, dev loss], …]
+)
 
 TABLES = {
     "documents": DOCUMENTS, "edits": EDITS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS, "decisions": DECISIONS,
     "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "splits": SPLITS, "selection": SELECTION, "steps": STEPS,
     "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
+    "trials": TRIALS,
 }  # fmt: skip

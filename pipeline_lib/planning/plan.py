@@ -1,0 +1,298 @@
+"""The stage `plan`: which steps, schedule, batch and cadence fit into the run's window and limits, and what to expect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline_lib.config.model import ModelConfig, PlanConfig, TrainConfig
+from pipeline_lib.config.resources import ResourcesConfig
+from pipeline_lib.errors import RefusedError
+from pipeline_lib.planning import laws
+from pipeline_lib.planning.forecast import Promise, forecast_loss, widened
+from pipeline_lib.planning.memory import count_parameters, estimate_memory
+from pipeline_lib.planning.profiles import choose_profile
+from pipeline_lib.planning.window import AFTER_TRAINING_SECONDS, WANTED_STEPS, Fit, Load, Window, course, fit
+from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.services import Services
+from pipeline_lib.workspace.stage import Outcome, StageRun
+
+
+def plan(
+    run: StageRun, *, plan: PlanConfig, model: ModelConfig, train: TrainConfig, resources: ResourcesConfig, max_seconds: float
+) -> Outcome:
+    """Read data, calibration and search, write the plan into the details (keys in README.md beside this file).
+
+    Raises:
+        RefusedError: window, memory or money do not allow it; the fix names the nearest plan that would.
+    """
+    data, calibrated, tuned = run.input("fill_gaps").details, run.input("calibrate").details, run.input("tune").details
+    profile = choose_profile(calibrated, resources)
+    window = window_of(run.services, resources, validation_seconds=max_seconds, start_up=calibrated["startup_seconds"])
+    draft = draft_plan(data, calibrated, profile, window, plan=plan, train=train)
+    parameters = count_parameters(model, data["vocabulary_size"])
+    tokens = draft.fit.steps * draft.batch_sequences * data["sequence_length"]
+    rate = _learning_rate(parameters.without_embeddings, tokens, tuned, model, train)
+    shape = course(draft.fit.steps, schedule=train.schedule, warmup_share=plan.warmup_share, decay_share=plan.decay_share)
+    promises = _promises(draft, window, calibrated=calibrated, profile=profile, tuned=tuned, resources=resources, tokens=tokens)
+    _refuse_above_limits(promises, resources, window)
+    estimate = estimate_memory(
+        model,
+        vocabulary_size=data["vocabulary_size"],
+        sequence_length=data["sequence_length"],
+        micro_batch=draft.micro_batch,
+        precision=profile["precision"],
+        optimizer=train.optimizer,
+        lora=train.lora,
+    )
+    parts = window_parts(window, draft)
+    details: dict[str, Any] = {
+        "steps": draft.fit.steps,
+        "warmup_steps": shape.warmup_steps,
+        "decay_steps": shape.decay_steps,
+        "schedule": train.schedule,
+        "learning_rate": float(f"{rate.value:.4g}"),
+        "weight_decay": float(tuned["best"].get("weight_decay", train.weight_decay)),
+        "batch_sequences": draft.batch_sequences,
+        "micro_batch": draft.micro_batch,
+        "precision": profile["precision"],
+        "evaluate_every": draft.fit.evaluate_every,
+        "save_every": draft.fit.save_every,
+        "epochs": round(draft.fit.steps * draft.batch_sequences / data["sequences"]["train"], 4),
+        "seconds_per_step": draft.load.step,
+        "tokens_per_second": profile["tokens_per_second"],
+        "threads": int(calibrated["threads"]),
+        "overhead_per_step": draft.fit.overhead_per_step(draft.load),
+        "max_steps": draft.most_steps,
+        "replan": plan.replan,
+        "reserve": {
+            "margin": window.margin if window else 0.0,
+            "after_training": window.after_training if window else 0.0,
+            "closing": draft.load.closing,
+        },
+        "tokens": tokens,
+        "limit": draft.fit.limit,
+        "learning_rate_why": rate.why,
+        "batch_tokens_of_the_law": round(laws.step_law_batch_tokens(tokens)),
+        "flops": laws.training_flops(parameters.total, tokens),
+        "gave_up": draft.gave_up,
+        "window": [[part, round(seconds, 3)] for part, seconds in parts.items()],
+        "memory_terms": estimate.terms,
+        "promises": {name: promise.to_json() for name, promise in promises.items()},
+    }
+    for words in draft.gave_up:
+        run.event("gave_up", what=words)
+    return Outcome(
+        metrics={
+            "steps": draft.fit.steps,
+            "tokens": tokens,
+            "epochs": details["epochs"],
+            "learning_rate": details["learning_rate"],
+            "limit": draft.fit.limit,
+        },
+        summary=_summary(parts, details),
+        details=details,
+    )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Batch, steps and cadence, before the learning rate."""
+
+    batch_sequences: int
+    micro_batch: int
+    load: Load
+    fit: Fit
+    most_steps: int  # the data and the configuration allow no more
+    gave_up: list[str]
+
+
+def window_of(services: Services, resources: ResourcesConfig, *, validation_seconds: float, start_up: float) -> Window | None:
+    """The run's window as it stands now, or None when the run has no deadline."""
+    if services.deadline is None:
+        return None
+    now = services.clock()
+    started = services.started or now
+    return Window(
+        total=(services.deadline - started).total_seconds(),
+        spent=(now - started).total_seconds(),
+        margin=resources.margin_minutes * 60,
+        after_training=validation_seconds + AFTER_TRAINING_SECONDS,
+        start_up=start_up,
+    )
+
+
+def draft_plan(
+    data: Mapping[str, Any],
+    calibrated: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    window: Window | None,
+    *,
+    plan: PlanConfig,
+    train: TrainConfig,
+) -> Draft:
+    """Fit batch and steps into the window; the batch shrinks when fewer than `WANTED_STEPS` would fit and quality matters.
+
+    Args:
+        data: details of `fill_gaps`.
+        calibrated: details of `calibrate`.
+        profile: the chosen one of its profiles.
+        window: None without a deadline.
+        plan: priorities.
+        train: limits and batch.
+
+    Raises:
+        RefusedError: not even one step fits.
+    """
+    from pipeline_lib.training.evaluate import DEV_SEQUENCES  # imports torch
+
+    length, train_sequences = int(data["sequence_length"]), int(data["sequences"]["train"])
+    if train_sequences < 1:
+        raise RefusedError(
+            "there is no training data: 0 sequences on the train side", where="stage plan", fix="select more documents"
+        )
+    rate = float(profile["tokens_per_second"])
+    if window and not plan.replan:
+        rate *= calibrated["interval"][0]  # nobody adapts the end: plan for the slow edge of what was measured
+    evaluate = min(data["sequences"]["dev"], DEV_SEQUENCES) * length / calibrated["evaluate_tokens_per_second"]
+    wanted = max(round(train.batch_tokens / length), 1)
+    micro = min(int(profile["micro_batch"]), wanted)
+    batch = max(round(wanted / micro), 1) * micro
+    gave_up: list[str] = []
+    while True:
+        load = Load(step=batch * length / rate, evaluate=evaluate, save=float(calibrated["save_seconds"]))
+        epoch_steps = max(math.floor(train.max_epochs * train_sequences / batch), 1)
+        found = fit(
+            load,
+            seconds=window.training if window else None,
+            max_steps=train.max_steps,
+            epoch_steps=epoch_steps,
+            priority=plan.priority,
+            evaluate_every=train.evaluate_every,
+            save_every=train.save_every,
+        )
+        few = found.steps < WANTED_STEPS and found.limit != "max_steps" and plan.priority != "speed"
+        if not few or batch <= micro:
+            break
+        batch = max(batch // 2 // micro, 1) * micro
+    if found.steps < 1 and window:
+        _refuse_short_window(window, load)
+    if batch < wanted:
+        gave_up.append(f"batch: {batch * length} of {wanted * length} tokens, so that {found.steps} steps fit")
+    if found.limit == "window":
+        passes = found.steps * batch / train_sequences
+        gave_up.append(f"data: {passes:.2f} of {train.max_epochs:g} passes, the window ends before")
+        if train.max_steps:
+            gave_up.append(f"steps: {found.steps} of {train.max_steps}, the window ends before")
+    most = min(epoch_steps, train.max_steps) if train.max_steps else epoch_steps
+    return Draft(batch, micro, load, found, most, gave_up)
+
+
+def _refuse_short_window(window: Window, load: Load) -> None:
+    missing = load.least - window.training
+    hours = (window.total + missing) * 1.05 / 3600
+    raise RefusedError(
+        f"no training step fits: of {window.total:.0f} s, {window.spent:.0f} s are spent, {window.margin:.0f} s are margin, "
+        f"{window.after_training:.0f} s are for validation and report, {window.start_up:.0f} s for start-up; one step with "
+        f"evaluations and a checkpoint takes {load.least:.1f} s",
+        where="resources.max_hours",
+        fix=f"set resources.max_hours to {math.ceil(hours * 100) / 100:g} or more, or take {max(missing, 1) / 60:.1f} minutes "
+        "off resources.margin_minutes or validation.max_seconds",
+    )
+
+
+def _learning_rate(parameters: int, tokens: int, tuned: Mapping[str, Any], model: ModelConfig, train: TrainConfig) -> laws.Chosen:
+    """The configured rate; else the law's for this much data times the factor that the search found best."""
+    if train.learning_rate:
+        return laws.Chosen(train.learning_rate, "configured")
+    law = laws.learning_rate(parameters, tokens, start=model.start, lora=train.lora.rank > 0)
+    factor = float(tuned["best"].get("learning_rate_factor", 1.0))
+    if factor == 1.0:
+        return law
+    return replace(law, value=law.value * factor, why=f"{law.why}; × {factor:.3g} from the search")
+
+
+def _promises(
+    draft: Draft,
+    window: Window | None,
+    *,
+    calibrated: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    tuned: Mapping[str, Any],
+    resources: ResourcesConfig,
+    tokens: int,
+) -> dict[str, Promise]:
+    """What a person may expect, each with a 90 % interval. Times count from the run's start, without a window from now."""
+    training = sum(draft.fit.seconds(draft.load).values())
+    around = (window.spent + window.start_up, window.after_training) if window else (calibrated["startup_seconds"], 0.0)
+    expected = around[0] + training + around[1]
+    slow, fast = calibrated["interval"][0], calibrated["interval"][1]
+    low, high = widened(training, 1 / fast, 1 / slow)
+    end_low, end_high = around[0] + low + around[1] * 0.3, around[0] + high + around[1]
+    basis = "calibrated speed"
+    if window:
+        end_high = min(end_high, window.total)
+        basis += ", the controller keeps the window"
+    expected = min(expected, end_high)
+    peak = float(profile["peak_memory_bytes"])
+    promises = {
+        "expected_end_seconds": Promise(expected, end_low, end_high, "s", basis),
+        "peak_memory_bytes": Promise(peak, 0.9 * peak, 1.25 * peak, "bytes", "measured in calibration"),
+    }
+    if promised := forecast_loss(tuned.get("curve", []), tokens):
+        promises["final_dev_loss"] = promised
+    hours = [seconds / 3600 for seconds in (expected, end_low, end_high)]
+    if resources.watts:
+        energy = [resources.watts * h / 1000 for h in hours]
+        promises["energy_kwh"] = _promise(energy, "kWh", f"{resources.watts:g} W over the whole run")
+    if resources.price_per_hour or (resources.watts and resources.price_per_kwh):
+        an_hour = cost_per_hour(resources)
+        price = [an_hour * h for h in hours]
+        promises["price"] = _promise(price, resources.currency, f"{an_hour:.4g} {resources.currency}/h")
+    return promises
+
+
+def _promise(numbers: list[float], unit: str, basis: str) -> Promise:
+    value, low, high = numbers
+    return Promise(value, low, high, unit, basis)
+
+
+def cost_per_hour(resources: ResourcesConfig) -> float:
+    """Machine and energy, in `resources.currency` an hour."""
+    return resources.price_per_hour + resources.watts / 1000 * resources.price_per_kwh
+
+
+def _refuse_above_limits(promises: Mapping[str, Promise], resources: ResourcesConfig, window: Window | None) -> None:
+    price = promises.get("price")
+    if not resources.money or price is None or price.value <= resources.money:
+        return
+    hours = resources.money / cost_per_hour(resources)
+    spent = window.spent / 3600 if window else 0.0
+    fix = f"set resources.max_hours to {hours:.2f}" if hours > spent else "nothing is left for training"
+    raise RefusedError(
+        f"the run would cost {price.value:.2f} {resources.currency}, {resources.money:.2f} are allowed",
+        where="resources.money",
+        fix=f"{fix}, or raise resources.money to {price.high:.2f}",
+    )
+
+
+def window_parts(window: Window | None, draft: Draft) -> dict[str, float]:
+    """Every second of the window by part; the parts add up to the window."""
+    training = draft.fit.seconds(draft.load)
+    if window is None:
+        return training
+    parts = {"spent before the plan": window.spent, "start-up": window.start_up, **training}
+    parts |= {"validation and report": window.after_training, "margin": window.margin}
+    parts["unused"] = window.total - sum(parts.values())
+    return parts
+
+
+def _summary(parts: Mapping[str, float], details: Mapping[str, Any]) -> SummaryTable:
+    rows: list[list[str | float | int]] = [[part, round(seconds, 1)] for part, seconds in parts.items()]
+    title = (
+        f"{details['steps']} steps of {details['batch_sequences']} sequences, {details['epochs']:.2f} epochs, "
+        f"learning rate {details['learning_rate']:.2e}; limit: {details['limit']}"
+    )
+    return SummaryTable(("part", "seconds"), rows, title)

@@ -1,0 +1,84 @@
+"""How much a search may cost and what a trial gets of it. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline_lib.config.model import TrainConfig, TuneConfig
+from pipeline_lib.planning.laws import step_law_batch_tokens
+
+WANTED_STEPS = 40  # fewer tell warm-up from warm-up only: the batch of trials shrinks towards the law's first
+FEWEST_STEPS = 8
+WINDOWLESS_STEPS = 50  # at most, without a window and without `tune.steps`
+WINDOWLESS_SHARE = 0.2  # of `train.max_steps`
+REPORTS = 4  # dev evaluations a trial: a pruner needs some, each costs time
+DEV_SEQUENCES = 32
+SAFETY = 0.9  # of the calibrated speed: the Trainer's start, the study's database, drift
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What every trial of a study does; fixed at the study's beginning, so that trials before and after a kill compare."""
+
+    trials: int
+    steps: int
+    batch_sequences: int
+    micro_batch: int
+    seconds: float  # for the whole search; 0: no limit
+
+    def tokens(self, sequence_length: int) -> int:
+        """Training tokens of a trial."""
+        return self.steps * self.batch_sequences * sequence_length
+
+
+def plan_trials(
+    tune: TuneConfig,
+    train: TrainConfig,
+    *,
+    calibrated: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    sequence_length: int,
+    seconds: float | None,
+) -> TrialPlan:
+    """Steps and batch of a trial, and how many trials are possible (0: not even two).
+
+    Args:
+        tune: wanted trials and steps.
+        train: the batch of the training that is searched for.
+        calibrated: details of `calibrate`.
+        profile: the profile trials run with.
+        sequence_length: tokens in a sequence.
+        seconds: the search's share of the window, None without a window.
+    """
+    rate = SAFETY * float(profile["tokens_per_second"])
+    wanted = max(round(train.batch_tokens / sequence_length), 1)
+    micro = min(int(profile["micro_batch"]), wanted)
+    batch = max(round(wanted / micro), 1) * micro
+    if seconds is None:
+        share = math.ceil(train.max_steps * WINDOWLESS_SHARE) if train.max_steps else WINDOWLESS_STEPS
+        return TrialPlan(tune.trials, tune.steps or max(min(share, WINDOWLESS_STEPS), FEWEST_STEPS), batch, micro, 0.0)
+    extra = calibrated["build_seconds"] + REPORTS * DEV_SEQUENCES * sequence_length / calibrated["evaluate_tokens_per_second"]
+    trials = tune.trials
+    if tune.steps:
+        cost = tune.steps * batch * sequence_length / rate + extra
+        trials = min(trials, int(seconds / cost))
+        return TrialPlan(trials if trials > 1 else 0, tune.steps, batch, micro, seconds)
+    while trials > 1:
+        tokens = max(seconds / trials - extra, 0.0) * rate
+        sequences = _batch(tokens, batch, micro, sequence_length)
+        steps = int(tokens / (sequences * sequence_length))
+        if steps >= FEWEST_STEPS:
+            return TrialPlan(trials, steps, sequences, micro, seconds)
+        trials -= 1
+    return TrialPlan(0, 0, batch, micro, seconds)
+
+
+def _batch(tokens: float, batch: int, micro: int, sequence_length: int) -> int:
+    """Sequences in a step of a trial: the training's batch, smaller where it leaves too few steps, never below the law's."""
+    least = step_law_batch_tokens(max(tokens, 1.0))
+    while batch > micro and batch * sequence_length > max(least, tokens / WANTED_STEPS):
+        batch = max(batch // 2 // micro, 1) * micro
+    return batch
