@@ -20,11 +20,16 @@ ENVIRONMENT: tuple[Variable, ...] = (
     Variable(
         "MILLRACE_MLFLOW_URI", "MLflow tracking server, goes before tracking.uri; may hold a password", "tracking.uri", True
     ),
+    Variable(
+        "MILLRACE_MLFLOW_DB", "Database URL of the MLflow server that `millrace up` starts", "a file in the workspace", True
+    ),
+    Variable("MILLRACE_OPTUNA_URL", "Database URL of the hyperparameter search", "a file in the workspace", True),
     Variable("MLFLOW_TRACKING_TOKEN", "Read by MLflow: token for a tracking server", "none", True),
     Variable("MLFLOW_TRACKING_USERNAME", "Read by MLflow: user for a tracking server", "none", True),
     Variable("MLFLOW_TRACKING_PASSWORD", "Read by MLflow: password for a tracking server", "none", True),
     Variable("PREFECT_API_URL", "Read by Prefect: address of its server; without one, Prefect runs embedded", "none"),
     Variable("PREFECT_API_KEY", "Read by Prefect: key for its server", "none", True),
+    Variable("PREFECT_API_DATABASE_CONNECTION_URL", "Read by Prefect: its database URL", "a file in the workspace", True),
     Variable("AWS_ACCESS_KEY_ID", "Read by s3fs for s3:// paths, with AWS_SECRET_ACCESS_KEY and AWS_PROFILE", "none", True),
     Variable("NO_COLOR", "Set: no colours", "unset"),
 )

@@ -17,6 +17,7 @@ from pipeline_lib.errors import ConfigError
 Place = tuple[str | int, ...]  # the way from the root to a value: ("ingest", "sources", 0, "path")
 MAX_NODES = 100_000  # aliases can make a short text enormous
 MAX_DEPTH = 40
+_COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,10 @@ class _Walker:
         if self.visited > MAX_NODES or len(place) > MAX_DEPTH:
             what = f"more than {MAX_NODES:,} values or {MAX_DEPTH} levels"
             raise ConfigError(what, where=self.name, fix="does an alias (`*name`) contain itself?")
+        if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+            self.parsed.problems.append(
+                Problem(place, f"the tag {node.tag} is refused", where=f"{self.name}:{node.start_mark.line + 1}")
+            )
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
