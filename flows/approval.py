@@ -27,11 +27,13 @@ class Approval(RunInput):
     """The form."""
 
     decision: Decision = Field(description="promote: this model becomes the champion; keep: the champion stays")
-    by: str = Field(default="somebody in the Prefect UI", description="Who decided; kept in the champion's history", max_length=100)
+    by: str = Field(
+        default="somebody in the Prefect UI", description="Who decided; kept in the champion's history", max_length=100
+    )
 
 
 def ask(run: LiveRun, verdict: Mapping[str, Any]) -> tuple[Decision, str]:
-    """Wait for a person's decision. Both doors lead to the same place: a file's answer resumes the paused flow run.
+    """Wait for a person's decision. A file's answer resumes the paused flow run, as the form does.
 
     Returns:
         The decision and who took it; after `gate.approval_minutes` the configured default.

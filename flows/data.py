@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from flows.life import ending, living
 from flows.options import RunOptions
@@ -12,7 +14,7 @@ from pipeline_lib.config.pipeline import PipelineConfig
 
 
 @flow(name="data", flow_run_name="data {config.name}", persist_result=False)
-def data(config: PipelineConfig = DEFAULTS, force: bool = False) -> State:  # type: ignore[type-arg]
+def data(config: PipelineConfig = DEFAULTS, force: bool = False) -> State[Any]:
     """Read, score, deduplicate, split, select and pack; nothing is trained.
 
     Args:
@@ -20,6 +22,6 @@ def data(config: PipelineConfig = DEFAULTS, force: bool = False) -> State:  # ty
         force: Make every stage again, even where it is finished and intact.
     """
     options = RunOptions(until="fill_gaps")
-    with living(config, options.model_copy(update={"force": options.wanted() if force else []})) as run:
+    with living(config, options.forced() if force else options) as run:
         data_line(run)
     return ending(run)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline_lib.config.load import load_config
 from pipeline_lib.errors import ConfigError, ServiceError
@@ -32,10 +36,8 @@ def prepare() -> None:
     from tasks.stages import TRAINING_LIMIT
 
     with get_client(sync_client=True) as client:
-        try:
+        with contextlib.suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        except ObjectAlreadyExists:
-            pass
         try:
             client.read_global_concurrency_limit_by_name(TRAINING_LIMIT)
         except ObjectNotFound:
@@ -47,14 +49,13 @@ def _watch_for_crashes() -> None:
     """A flow run whose process was killed cannot say so: when its heartbeats stop, it is marked Crashed."""
     from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture, ResourceSpecification
     from prefect.client.schemas.objects import StateType
+    from prefect.utilities.asyncutils import run_coro_as_sync
 
-    try:
-        Automation.read(name=CRASH_WATCH)
+    with contextlib.suppress(ValueError):  # there is none of this name
+        run_coro_as_sync(Automation.aread(name=CRASH_WATCH))
         return
-    except ValueError:  # there is none of this name
-        pass
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-    Automation(
+    watch = Automation(
         name=CRASH_WATCH,
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
@@ -65,8 +66,9 @@ def _watch_for_crashes() -> None:
             threshold=1,
             within=timedelta(seconds=2 * HEARTBEAT_SECONDS),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, name=None, message="its process is gone: no heartbeat for a minute")],
-    ).create()
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, name=None, force=False, message="no heartbeat: killed")],
+    )
+    run_coro_as_sync(watch.acreate())
 
 
 def deploy(prefect_file: Path = PREFECT_FILE) -> None:
@@ -78,6 +80,11 @@ def deploy(prefect_file: Path = PREFECT_FILE) -> None:
     """
     if not prefect_file.exists():
         raise ConfigError(f"{prefect_file} is missing", fix="run from a checkout of the repository: deployments are files in it")
+    # Prefect deploys code that cannot be imported without a word
+    for entry in {d["entrypoint"] for d in yaml.safe_load(prefect_file.read_text())["deployments"]}:
+        importlib.import_module(
+            entry.partition(":")[0].removesuffix(".py").replace("/", ".")
+        )  # Prefect deploys broken code silently
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(prefect_file), "--all"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Where Prefect lives: a remote server, the one that `millrace up` started, or an embedded one with its database in the workspace."""
+"""Where Prefect lives: a remote server, the one that `millrace up` started, or an embedded one, its database in the workspace."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
+EMBEDDED = "MILLRACE_EMBEDDED"  # set while the Prefect server is a child of this process
 QUIET_LOGGERS = ("httpx", "httpcore", "alembic", "uvicorn", "uvicorn.access", "uvicorn.error", "asyncio", "aiosqlite")
 SERVER = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--lifespan", "on"]  # fmt: skip # noqa: E501
 
@@ -81,8 +82,8 @@ def environ(changes: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def prefect_for(workspace: Workspace) -> Iterator[str]:
-    """Prefect set up for a workspace while inside; yields the API's URL.
+def prefect_for(workspace: Workspace, *, silent: bool = False) -> Iterator[str]:
+    """Prefect set up for a workspace while inside; yields the API's URL. `silent`: only its warnings reach the terminal.
 
     Without a server to use, an embedded one is started as a child: while it starts, this process imports Prefect. Prefect reads
     the environment once, on import, so that nothing should import it earlier; where something did (tests), its settings are
@@ -90,31 +91,51 @@ def prefect_for(workspace: Workspace) -> Iterator[str]:
     """
     quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
     with environ({"MILLRACE_HOME": str(workspace.root), **quiet}), contextlib.ExitStack() as stack:
+        server = None
         if url := server_url(workspace):
             wanted = {"PREFECT_API_URL": url}
         else:
             port, log = free_port(), workspace.db_folder / "prefect" / "embedded.log"
             url = f"http://127.0.0.1:{port}/api"
-            # Nobody watches the heartbeats of an embedded run; joining their thread would cost it a second.
-            wanted = {"PREFECT_API_URL": url, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "", **server_environment(workspace)}
+            wanted = {"PREFECT_API_URL": url, EMBEDDED: "1", **server_environment(workspace)}
             extra = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
             server = start([*SERVER, "--host", "127.0.0.1", "--port", str(port)], log=log, env={**wanted, **extra})
             stack.callback(stop, [server.pid])
         stack.enter_context(environ(wanted))
         import prefect.settings
 
-        updates = {getattr(prefect.settings, name): value or None for name, value in wanted.items()}
+        updates: dict[Any, Any] = {
+            getattr(prefect.settings, name): value for name, value in wanted.items() if name.startswith("PREFECT_")
+        }
+        if server:  # nobody watches the heartbeats of an embedded run, and joining their thread would cost it a second
+            updates[prefect.settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
         stack.enter_context(prefect.settings.temporary_settings(updates))
         import tasks.stages  # noqa: F401 - while the server starts
 
-        if "PREFECT_HOME" in wanted:
+        if server:
             wait_until_healthy(f"{url}/health", server, log=log)
-        quiet_logs()
+        quiet_logs(silent=silent)
+        if server:
+            stack.callback(_deliver)
         yield url
 
 
-def quiet_logs() -> None:
-    """Keep libraries to warnings, and errors for people without their traceback."""
+def _deliver() -> None:
+    """Send what Prefect still has in its queues (logs, events) while the embedded server is there to take it."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=10)
+    EventsWorker.drain_all(timeout=10)
+
+
+def quiet_logs(*, silent: bool = False) -> None:
+    """Keep libraries to warnings, and errors for people without their traceback. `silent`: Prefect's lines go to its API only."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    for handler in logging.getLogger("prefect").handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.setLevel(logging.WARNING if silent else logging.INFO)
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("prefect.flow_runs", "prefect.task_runs"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow, get_run_logger
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows.life import clear_up, ending, living, settle
 from flows.options import RunOptions
@@ -16,14 +19,14 @@ from tasks.live import LiveRun
 
 
 @flow(name="nightly", flow_run_name="nightly {config.name}", persist_result=False)
-def nightly(config: PipelineConfig = DEFAULTS) -> State:  # type: ignore[type-arg]
+def nightly(config: PipelineConfig = DEFAULTS) -> State[Any]:
     """Only new or changed source files cost work. With nothing new it ends before calibrating.
 
     Args:
         config: As deployments/pipelines/nightly.yaml: the champion's tokenizer and model, last night's selection.
     """
     workspace = Workspace.open()
-    clear_up(workspace)
+    clear_up(workspace, config)
     if going := [record.run_id for record in RunBook(workspace.runs_folder).all() if record.outcome == "running"]:
         get_run_logger().warning("run %s is still going: this night is skipped", going[-1])
         return Completed(name="Skipped", message=f"run {going[-1]} is still going")
@@ -32,7 +35,7 @@ def nightly(config: PipelineConfig = DEFAULTS) -> State:  # type: ignore[type-ar
         if nothing_new(run):
             run.outcome = "nothing_new"
         else:
-            training_line(run, *data)
+            training_line(run, **data)
             settle(run)
     return ending(run)
 

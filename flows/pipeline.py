@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from flows.life import ending, living, settle
 from flows.options import RunOptions
@@ -31,7 +33,7 @@ NO_OPTIONS = RunOptions()
 
 
 @flow(name="pipeline", flow_run_name="pipeline {config.name}", validate_parameters=True, persist_result=False)
-def pipeline(config: PipelineConfig = DEFAULTS, options: RunOptions = NO_OPTIONS) -> State:  # type: ignore[type-arg]
+def pipeline(config: PipelineConfig = DEFAULTS, options: RunOptions = NO_OPTIONS) -> State[Any]:
     """From text to a validated, registered model, or a clear report why not.
 
     Args:
@@ -39,12 +41,12 @@ def pipeline(config: PipelineConfig = DEFAULTS, options: RunOptions = NO_OPTIONS
         options: Which stages, what again, on whose data.
     """
     with living(config, options) as run:
-        training_line(run, *data_line(run))
+        training_line(run, **data_line(run))
         settle(run)
     return ending(run)
 
 
-def data_line(run: LiveRun) -> tuple[Ref, Ref, Ref, Ref, Ref]:
+def data_line(run: LiveRun) -> dict[str, Ref]:
     """suites · ingest → score → dedup → split → select → pack → fill_gaps."""
     items = suites(run)
     documents = ingest(run)
@@ -54,10 +56,12 @@ def data_line(run: LiveRun) -> tuple[Ref, Ref, Ref, Ref, Ref]:
     chosen = select(run, documents, signals, clusters, sides)
     packed = pack(run, documents, chosen)
     chunks = fill_gaps(run, documents, chosen, packed)
-    return items, documents, chosen, packed, chunks
+    return {"items": items, "documents": documents, "chosen": chosen, "packed": packed, "chunks": chunks}
 
 
-def training_line(run: LiveRun, items: Ref = None, documents: Ref = None, chosen: Ref = None, packed: Ref = None, chunks: Ref = None) -> None:
+def training_line(
+    run: LiveRun, *, items: Ref = None, documents: Ref = None, chosen: Ref = None, packed: Ref = None, chunks: Ref = None
+) -> None:
     """→ calibrate → tune → plan → train → validate (→ report, written at the end of every run)."""
     speeds = calibrate(run)
     best = tune(run, chunks, packed, speeds)

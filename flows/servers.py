@@ -100,7 +100,8 @@ def servers(
     _checked(host, exposed)
     if state := running_servers(workspace):
         raise BusyError(
-            f"the servers of this workspace run already: Prefect {state['prefect']} · MLflow {state['mlflow']} (process {state['pid']})",
+            f"the servers run already: Prefect {state['prefect']} · MLflow {state['mlflow']} (process {state['pid']})",
+            where=str(workspace.root),
             fix="open these, or `millrace down` first",
         )
     clear_leftovers(workspace)
@@ -127,7 +128,8 @@ def servers(
             "--default-artifact-root", str(artifacts), "--no-serve-artifacts",
         ],
         "worker": [
-            sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", f"millrace-{os.getpid()}",
+            sys.executable, "-m", "prefect", "worker", "start",
+            "--pool", POOL, "--type", "process", "--name", f"millrace-{os.getpid()}",
         ],
     }  # fmt: skip
     health = {"prefect": f"{url['prefect']}/api/health", "mlflow": f"{url['mlflow']}/health"}
@@ -186,7 +188,9 @@ def serve(workspace: Workspace, *, opened: Callable[[Servers], None], **options:
             while not asked.wait(0.5):
                 if running.ended:
                     log = workspace.db_folder / "logs" / f"{running.ended}.log"
-                    raise ServiceError(f"{running.ended} ended by itself", where=str(log), fix="its log says why; then `millrace up`")
+                    raise ServiceError(
+                        f"{running.ended} ended by itself", where=str(log), fix="its log says why; then `millrace up`"
+                    )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

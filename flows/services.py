@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from flows.listener import listener
+from flows.tracking import open_tracker
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.workspace.runs import RunRecord
-from pipeline_lib.workspace.services import NullTracker, Services, Tracker
+from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.workspace import Workspace
 from tasks.mapper import task_mapper, workers_of
 
@@ -22,12 +23,7 @@ def make_services(config: PipelineConfig, workspace: Workspace, record: RunRecor
     return Services(
         mapper=task_mapper(config.execution),
         workers=workers_of(config.execution),
-        tracker=make_tracker(config, workspace, record),
+        tracker=open_tracker(config, workspace, record),
         announce=listener().progress,
         adaptive=adaptive,
     )
-
-
-def make_tracker(config: PipelineConfig, workspace: Workspace, record: RunRecord) -> Tracker:
-    """The run's tracker."""
-    return NullTracker()

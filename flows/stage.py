@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from flows.life import ending, living, settle
 from flows.options import RunOptions, StageName
@@ -17,7 +19,7 @@ def stage(
     stage: StageName = "train",
     overrides: list[str] = [],  # noqa: B006 - Prefect shows it in the form and never changes it
     force: bool = False,
-) -> State:  # type: ignore[type-arg]
+) -> State[Any]:
     """Rerun one stage of a run, and what follows from it, as a new run that names its parent.
 
     Everything before it that is finished and intact is reused; so is what comes after, where the stage's output is the same.
@@ -31,6 +33,6 @@ def stage(
     parent = find(run)
     options = RunOptions(parent=parent.run_id, force=[stage] if force else [])
     with living(config_of(parent, overrides), options) as live:
-        training_line(live, *data_line(live))
+        training_line(live, **data_line(live))
         settle(live)
     return ending(live)

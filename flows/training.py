@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from flows.life import ending, living, settle
 from flows.options import RunOptions
@@ -12,7 +14,7 @@ from flows.pipeline import training_line
 
 
 @flow(name="training", flow_run_name="training on {run}", persist_result=False)
-def training(run: str = "latest", overrides: list[str] = [], force: bool = False) -> State:  # type: ignore[type-arg] # noqa: B006
+def training(run: str = "latest", overrides: list[str] = [], force: bool = False) -> State[Any]:  # noqa: B006
     """Calibrate, tune, plan, train and validate on the packed data of a run.
 
     Args:
@@ -22,7 +24,7 @@ def training(run: str = "latest", overrides: list[str] = [], force: bool = False
     """
     parent = find(run)
     options = RunOptions(parent=parent.run_id, from_stage="calibrate")
-    forced = options.model_copy(update={"force": options.wanted() if force else []})
+    forced = options.forced() if force else options
     with living(config_of(parent, overrides), forced) as live:
         training_line(live)
         settle(live)

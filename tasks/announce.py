@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -21,6 +22,7 @@ class Announcer:
         self.log, self.listener = log, listener
         self.lined = self.barred = time.monotonic()
         self.bar: UUID | None = None
+        self.context = copy_context()  # of the task run: progress is told from worker threads, too
 
     def __call__(self, progress: Progress) -> None:
         """One step of progress."""
@@ -40,6 +42,9 @@ class Announcer:
             self._show(100.0, "")
 
     def _show(self, percent: float, stage: str) -> None:
+        self.context.copy().run(self._draw, percent, stage)
+
+    def _draw(self, percent: float, stage: str) -> None:
         try:
             if self.bar is None:
                 made = create_progress_artifact(percent, key=f"millrace-{stage.replace('_', '-')}-progress", description=stage)

@@ -15,6 +15,7 @@ from prefect.utilities.annotations import quote
 
 from pipeline_lib.config.resources import ExecutionConfig
 from pipeline_lib.errors import ConfigError
+from pipeline_lib.extensions import active_extensions, load_extensions
 from pipeline_lib.workspace.services import Mapper, thread_mapper
 
 T = TypeVar("T")
@@ -24,8 +25,9 @@ BATCH_SECONDS = 5.0  # a mapped task costs Prefect 10-40 ms (SQLite), a process 
 
 
 @task(name="shards", task_run_name="shards {first}-{last}", cache_policy=NO_CACHE, persist_result=False)
-def run_batch(function: Callable[[Any], Any], items: Any, first: int, last: int) -> list[Any]:
-    """Apply a function to a batch of items; what is returned is small (shards lie in files)."""
+def run_batch(function: Callable[[Any], Any], items: Any, first: int, last: int, modules: tuple[str, ...]) -> list[Any]:
+    """Apply a function to a batch of items; what is returned is small (shards lie in files). May run in another process."""
+    load_extensions(modules)
     return [function(item) for item in (items.unquote() if isinstance(items, quote) else items)]
 
 
@@ -97,6 +99,7 @@ def task_mapper(execution: ExecutionConfig) -> Mapper:
                         "items": quote(list(rest[start : start + size])),  # not searched for futures, item by item
                         "first": len(done) + start,
                         "last": len(done) + min(start + size, len(rest)) - 1,
+                        "modules": active_extensions(),
                     },
                 )
                 for start in range(0, len(rest), size)

@@ -26,7 +26,8 @@ def show_summary(manifest: Manifest, ref: ArtifactRef) -> None:
     table = manifest.summary
     if table.rows:
         rows = [
-            {str(c): escape(v) if isinstance(v, str) else v for c, v in zip(table.columns, row, strict=True)} for row in table.rows
+            {str(c): escape(v) if isinstance(v, str) else v for c, v in zip(table.columns, row, strict=True)}
+            for row in table.rows
         ]
         title = f"{escape(table.title)} · " if table.title else ""
         _try(create_table_artifact, key=key, table=rows, description=title + about)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -86,8 +86,8 @@ def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> Stag
         if name not in run.wanted:
             entry = run.record.stages.get(name)
             return entry.ref if entry else None
-        ref: Ref = run_stage.with_options(timeout_seconds=run.timeout_seconds())(run, *upstream)
-        return ref
+        timed = run_stage.with_options(timeout_seconds=run.timeout_seconds())
+        return cast(Ref, timed(run, *upstream))
 
     return call
 
