@@ -1,8 +1,9 @@
 """Formats of the workspace: the previous one is migrated with a backup, a newer one is refused.
 
 Format 1 kept `.seen.json` (time and inode of every checked file) inside the artifact's folder, which so changed after its commit;
-run records knew a process by its id alone, and ids are reused. Format 2 keeps `seen/<stage>/<artifact>.json` outside, so that a
-published folder never changes, notes when a process was born, and gives every workspace an id.
+run records knew a process by its id alone, and ids are reused; a pin was a field of the record, which a live run could overwrite.
+Format 2 keeps `seen/<stage>/<artifact>.json` outside, so that a published folder never changes, notes when a process was born,
+keeps a pin as a file beside the record, and gives every workspace an id.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def migrate(root: Path) -> Path | None:
             path.unlink()
         for path in sorted(root.glob("runs/*.json")):
             with contextlib.suppress(ValueError):  # an unreadable record stays as it is; verify reports it
-                write_json(path, record_from_1(read_json(path)))
+                record = record_from_1(read_json(path))
+                if record.get("pinned"):
+                    path.with_suffix(".pinned").touch()
+                write_json(path, record)
         write_json(root / "workspace.json", {"format": FORMAT, "id": uuid.uuid4().hex})
         return backup
 

@@ -80,7 +80,7 @@ class RunRecord:
     features: dict[str, float | str] = field(default_factory=dict)
     verdict: dict[str, Any] = field(default_factory=dict)  # the gate's
     report: str = ""  # path of the rendered report
-    pinned: bool = False
+    pinned: bool = False  # as of loading; a file beside the record is the truth, so that a live run cannot overwrite it
     format: int = RECORD_FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -126,6 +126,9 @@ class RunBook:
             raise NotFoundError(f"{run_id!r} is not a run id", fix="`millrace runs` lists them")
         return self.folder / f"{run_id}.json"
 
+    def _pin(self, run_id: str) -> Path:
+        return self.path(run_id).with_suffix(".pinned")
+
     def save(self, record: RunRecord) -> None:
         """Write a record atomically."""
         fault_point("record.before_save")
@@ -144,7 +147,12 @@ class RunBook:
         if run_id not in names and len(matches) != 1:
             what = f"{len(matches)} runs begin with {run_id!r}" if matches else f"no run {run_id!r}"
             raise NotFoundError(what, where=str(self.folder), fix="`millrace runs` lists them")
-        return RunRecord.from_json(read_json(self.path(run_id if run_id in names else matches[0])))
+        return self._read(run_id if run_id in names else matches[0])
+
+    def _read(self, run_id: str) -> RunRecord:
+        record = RunRecord.from_json(read_json(self.path(run_id)))
+        record.pinned = self._pin(run_id).exists()
+        return record
 
     def ids(self) -> list[str]:
         """All run ids, oldest first."""
@@ -154,15 +162,19 @@ class RunBook:
         """All readable records, oldest first; one that cannot be read is passed over (verify reports it)."""
         for name in self.ids():
             try:
-                yield RunRecord.from_json(read_json(self.path(name)))
+                yield self._read(name)
             except (OSError, ValueError, TypeError, KeyError, ConfigError):
                 continue
 
     def pin(self, run_id: str, *, pinned: bool = True) -> RunRecord:
         """Keep a run and everything it needs from garbage collection, or no longer."""
         record = self.load(run_id)
+        mark = self._pin(record.run_id)
+        if pinned:
+            mark.touch()
+        else:
+            mark.unlink(missing_ok=True)
         record.pinned = pinned
-        self.save(record)
         return record
 
     def unpin(self, run_id: str) -> RunRecord:

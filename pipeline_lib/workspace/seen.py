@@ -38,6 +38,7 @@ class Seen:
         if not full and self.facts.get(name) == fact:
             return ""
         if file_digest(path) != digest:
+            self.forget(name)  # whoever looks next must see it too, though time and inode are unchanged
             return "bytes differ from what was committed"
         self.remember(name, fact)
         return ""
@@ -47,6 +48,10 @@ class Seen:
         if self.facts.get(name) != fact:
             self.facts[name] = fact
             self._changed = True
+
+    def forget(self, name: str) -> None:
+        """Trust a file's time and inode no more."""
+        self._changed |= self.facts.pop(name, None) is not None
 
     def next_turn(self, count: int) -> int:
         """Which of `count` files is digested fully this time: another one each time."""

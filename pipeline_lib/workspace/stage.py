@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 T = TypeVar("T")
-PACKAGE = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,13 @@ class Stage:
     outside: str = ""
     extends: Sequence[str] = ()  # kinds of extensions the stage uses; their modules' digests enter the fingerprint
 
-    @property
-    def package(self) -> Path:
-        """The folder whose code does the work."""
-        return PACKAGE.parent.joinpath(*self.function.partition(":")[0].split(".")[:-1])
+    def code_digest(self) -> str:
+        """Digest of the package (of the file, for a lone module) whose code does the work; nothing of it is imported."""
+        spec = importlib.util.find_spec(self.function.partition(":")[0])
+        if spec is None or not spec.origin:
+            return ""
+        source = Path(spec.origin)
+        return tree_digest(source.parent) if spec.parent else file_digest(source)
 
 
 @dataclass
@@ -374,7 +377,7 @@ def execute(
             started=started.isoformat(),
             seconds=round(time.monotonic() - begin, 3),
             peak_memory_bytes=peak.bytes,
-            code={"revision": code_revision(), "digest": tree_digest(stage.package)},
+            code={"revision": code_revision(), "digest": stage.code_digest()},
             versions=versions(),
             machine=machine_identity(),
         )
@@ -401,7 +404,7 @@ def _compare_generations(run: StageRun, generations: Sequence[str], digest: str)
 
 
 def _warn_of_changed_code(stage: Stage, artifact: Artifact, services: Services) -> None:
-    if artifact.manifest.code.get("digest") not in {"", tree_digest(stage.package)}:
+    if artifact.manifest.code.get("digest") not in {"", stage.code_digest()}:
         services.log(
             f"{stage.name}: the code changed since this artifact was made, its version ({stage.version}) did not; "
             f"reused. `millrace run --from {stage.name} --force` makes it again"
