@@ -16,7 +16,7 @@ from pipeline_lib.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from pipeline_lib.training.data import Sequences
-    from pipeline_lib.training.model import Lookup
+    from pipeline_lib.training.start import Lookup
 
 WARM_UP_STEPS = 1  # the first step compiles, allocates and fills caches
 

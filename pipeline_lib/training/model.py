@@ -13,11 +13,8 @@ from torch import nn
 from pipeline_lib.config.model import LoraConfig, ModelConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.training.quiet import quiet
-from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.training.start import Lookup, start_folder
 from pipeline_lib.workspace.files import read_json
-from pipeline_lib.workspace.resolve import key_of
-
-Lookup = Callable[[str], Artifact]
 
 
 def build_model(
@@ -54,9 +51,10 @@ def build_model(
             if built.generation_config is not None:
                 setattr(built.generation_config, f"{name}_token_id", token)
     else:
-        folder = _start_folder(model.start, store_lookup)
+        folder = start_folder(model.start, store_lookup)
         _same_tokenizer(folder, tokenizer_file)
         built = _from_folder(folder, vocabulary_size, sequence_length)
+        built.config._name_or_path = ""  # a path is no part of what is published
     built.config.use_cache = False  # a cache in training lets packed documents attend to each other
     return built.train()
 
@@ -118,24 +116,6 @@ def _registered(family: str) -> Callable[..., Any] | None:
     from pipeline_lib import extensions
 
     return extensions.extensions("model").get(family)
-
-
-def _start_folder(start: str, store_lookup: Lookup | None) -> Path:
-    key = key_of(start)
-    if not key:
-        folder = Path(start).expanduser()
-        if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-            raise ConfigError(
-                f"{start!r} has no config.json with *.safetensors beside it", where="model.start",
-                fix="convert the checkpoint to safetensors with `save_pretrained` (pickled weights are never loaded)",
-            )  # fmt: skip
-        return folder
-    if store_lookup is None:
-        raise ConfigError(f"{start!r} names an artifact, but there is no workspace to look it up in", where="model.start")
-    artifact = store_lookup(key)
-    if artifact.manifest.digest != start.partition("#")[2]:
-        raise ConfigError(f"{key} is not the artifact that was meant: its digest differs", where="model.start")
-    return artifact.files("model")[0].parent  # every file is verified on the way
 
 
 def _from_folder(folder: Path, vocabulary_size: int, sequence_length: int) -> Any:

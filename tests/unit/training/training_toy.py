@@ -1,0 +1,62 @@
+"""A packed toy corpus from the real stages `pack` and `fill_gaps`, a plan written by a test, and the real stage `train` behind them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from packing_toy import Toy, ToyCorpus, run_toy
+
+from pipeline_lib.config.fields import setting
+from pipeline_lib.config.model import ModelConfig, PackConfig, TokenizerConfig, TrainConfig
+from pipeline_lib.stages import BY_NAME
+from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.services import Services
+from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
+from pipeline_lib.workspace.workspace import Workspace
+
+PLAN: dict[str, Any] = {
+    "steps": 24, "warmup_steps": 2, "decay_steps": 6, "schedule": "wsd", "learning_rate": 0.01, "weight_decay": 0.1,
+    "batch_sequences": 4, "micro_batch": 2, "precision": "fp32", "evaluate_every": 6, "save_every": 6, "epochs": 1.0,
+    "seconds_per_step": 0.01, "tokens_per_second": 1e4, "threads": 1,
+}  # fmt: skip
+TINY = ModelConfig(width=32, depth=2, heads=2, ffn_width=64)
+
+
+class Config(Toy):
+    toy: ToyCorpus = setting(lambda: ToyCorpus(documents=160), "corpus")
+    pack: PackConfig = setting(lambda: PackConfig(sequence_length=32, range_tokens=2048), "pack")
+    tokenizer: TokenizerConfig = setting(lambda: TokenizerConfig(vocabulary_size=400), "tokenizer")
+    plan: dict[str, Any] = setting(lambda: dict(PLAN), "details of the plan")
+    train: TrainConfig = setting(TrainConfig, "train")
+    model: ModelConfig = setting(lambda: TINY, "model")
+    seed: int = setting(0, "seed")
+
+
+def toy_plan(run: StageRun, *, plan: dict[str, Any]) -> Outcome:
+    return Outcome(details=plan)
+
+
+def run_train(root: Path, config: Config | None = None, *, services: Services | None = None, **options: Any) -> Artifact:
+    """Run everything up to `train` in a workspace; what is there is reused."""
+    config = config or Config()
+    workspace, found = run_toy(root, config)
+    refs = {name: artifact.ref() for name, artifact in found.items()}
+    refs["plan"] = execute(workspace, Stage("plan", 1, "recorded", "training_toy:toy_plan", sections=("plan",)), config, {})
+    stage = BY_NAME["train"]
+    ref = execute(workspace, stage, config, {name: refs[name] for name in stage.reads}, services=services, **options)
+    return workspace.store.artifact(ref.key)
+
+
+def planned(**changes: Any) -> Config:
+    """A configuration whose plan has some other numbers."""
+    return Config(plan={**PLAN, **changes})
+
+
+if __name__ == "__main__":  # in a process that may be killed: folder, adaptive
+    made = run_train(Path(sys.argv[1]), planned(precision="bf16"), services=Services(adaptive=False))
+    sys.stdout.write(made.manifest.digest)
+    sys.stdout.flush()
+    os._exit(0)
