@@ -152,15 +152,21 @@ class Healer:
 
     root: Path  # of the workspace
     key: str  # of the fill_gaps artifact
+    store_url: str = ""
+
+    @classmethod
+    def of(cls, workspace: Workspace, filled: Artifact) -> Healer:
+        """The healer of the cache that a `fill_gaps` artifact vouches for."""
+        return cls(workspace.root, filled.key, workspace.store_url)
 
     def __call__(self, side: str, chunk: int) -> ChunkFacts:
         """Make one chunk again; returns what is now known of it."""
         from pipeline_lib.workspace.workspace import Workspace
 
-        workspace = Workspace(self.root)
+        workspace = Workspace.open(self.root, store_url=self.store_url)
         name = chunk_name(side, chunk)
         with workspace.lease(f"heal-{self.key.replace('/', '-')}-{name}", wait=True):
-            cache = cache_behind(workspace, workspace.store.artifact(self.key))
+            cache = cache_behind(workspace, workspace.artifact(self.key))
             facts = cache.chunks[name]
             if damages_of(cache.recipe.folder, [facts]):  # another process may have healed it meanwhile
                 (facts,) = cache.heal([name])
@@ -171,7 +177,7 @@ class Healer:
 def cache_behind(workspace: Workspace, filled: Artifact) -> Cache:
     """The cache that a `fill_gaps` artifact vouches for."""
     inputs = filled.manifest.inputs
-    pack, documents = (workspace.store.artifact(inputs[stage]["key"]) for stage in ("pack", "ingest"))
+    pack, documents = (workspace.artifact(inputs[stage]["key"]) for stage in ("pack", "ingest"))
     return Cache.of(workspace, pack, documents, filled)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline_lib.config.model import FillGapsConfig
 from pipeline_lib.packing.cache import (
     Cache,
+    cache_behind,
     cache_folder,
     chunks_table,
     damages_of,
@@ -78,10 +79,41 @@ class _Heal:
 
 def intact(artifact: Artifact, workspace: Workspace) -> str:
     """Why the cache behind a `fill_gaps` artifact cannot be used as it is, or "": missing or damaged chunks, cheaply checked."""
-    chunks = read_chunks(artifact.files("chunks"))
-    damages = damages_of(cache_folder(workspace, artifact.details["cache"]), chunks)
+    damages = check_cache(workspace, artifact, full=False)
     if not damages:
         return ""
     name, reason = next(iter(damages.items()))
     more = f" and {len(damages) - 1} more" if len(damages) > 1 else ""
-    return f"{len(damages)} of {len(chunks)} chunks of the cache need filling: {name}: {reason}{more}"
+    return f"{len(damages)} of {artifact.metrics['chunks']} chunks of the cache need filling: {name}: {reason}{more}"
+
+
+def caches(workspace: Workspace) -> dict[str, Artifact]:
+    """Every cache that a `fill_gaps` artifact vouches for: folder name → the newest such artifact."""
+    found: dict[str, Artifact] = {}
+    for key in workspace.store.keys("fill_gaps"):
+        artifact = workspace.artifact(key)
+        known = found.get(artifact.details["cache"])
+        if known is None or known.manifest.started < artifact.manifest.started:
+            found[artifact.details["cache"]] = artifact
+    return found
+
+
+def check_cache(workspace: Workspace, filled: Artifact, *, full: bool) -> dict[str, str]:
+    """Damaged chunks of a cache with the reason; `full` digests every chunk."""
+    folder = cache_folder(workspace, filled.details["cache"])
+    return damages_of(folder, read_chunks(filled.files("chunks")), full=full)
+
+
+def fill_cache(workspace: Workspace, filled: Artifact) -> dict[str, str]:
+    """Digest every chunk of a cache and make the damaged ones again; returns what was wrong.
+
+    Raises:
+        StageFailedError: a chunk came out with another content.
+    """
+    with workspace.lease(f"fill-{filled.details['cache']}", wait=True):
+        damages = check_cache(workspace, filled, full=True)
+        if damages:
+            cache = cache_behind(workspace, filled)
+            for start in range(0, len(damages), BATCH_CHUNKS):
+                remember(cache.recipe.folder, list(cache.heal(sorted(damages)[start : start + BATCH_CHUNKS])))
+    return damages

@@ -103,7 +103,7 @@ def _map(facts: ChunkFacts, folder: Path) -> tuple[ipc.RecordBatchFileReader, in
     data = mapped.read_buffer()
     if data.size != facts.size or bytes_digest(memoryview(data)) != facts.file_digest:
         raise DamagedError("bytes differ from what was committed", where=str(path), fix=fix)
-    reader = ipc.open_file(data)
+    reader = ipc.open_file(data, options=ipc.IpcReadOptions(use_threads=False))
     return reader, int(reader.schema.metadata[b"millrace.batch_rows"])
 
 

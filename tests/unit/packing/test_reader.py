@@ -1,0 +1,119 @@
+"""Readers: no token of a damaged chunk is ever used; tensors, order and resume are exact."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packing_toy import run_toy
+from torch.utils.data import DataLoader
+
+from pipeline_lib.errors import DamagedError
+from pipeline_lib.packing.cache import read_chunks
+from pipeline_lib.packing.chunk import ChunkSettings, chunk_table, commit_chunk
+from pipeline_lib.packing.order import between, order
+from pipeline_lib.packing.ranges import Range
+from pipeline_lib.packing.reader import PackedDataset, PositionSampler, as_tensors, collate
+from pipeline_lib.packing.sequences import SequenceReader
+
+
+def test_every_flipped_bit_is_found_before_a_token_is_used(tmp_path: Path) -> None:
+    workspace, made = run_toy(tmp_path)
+    folder = workspace.cache_folder / made["fill_gaps"].details["cache"]
+    facts = read_chunks(made["fill_gaps"].files("chunks"))
+    path = folder / "train-00000.arrow"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(3)
+    for bit in rng.choice(8 * len(whole), 120, replace=False):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(data)
+        with pytest.raises(DamagedError, match="bytes differ"):
+            SequenceReader(folder, facts, "train")[0]
+    path.write_bytes(whole)
+    assert len(SequenceReader(folder, facts, "train")[0].tokens) > 0
+
+
+def small(folder: Path) -> SequenceReader:
+    """Two sequences of length 16: one of two documents with a span without loss, one of a single document."""
+    table = chunk_table(
+        np.arange(2, 25, dtype=np.uint32),
+        np.array([0, 13, 23]),
+        np.array([0, 2, 3]),
+        doc_len=np.array([5, 8, 10]),
+        doc_row=np.array([4, 9, 5]),
+        doc_off=np.array([0, 32, 0]),
+        no_loss=pa.array([[1, 3, 6, 7], []], pa.list_(pa.int32())),
+    )
+    return SequenceReader(
+        folder, [commit_chunk(folder, Range("train", 0, 4, 9), table, ChunkSettings(16, 30, 0, 1, "lz4"))], "train"
+    )
+
+
+def test_tensors_of_a_sequence(tmp_path: Path) -> None:
+    item = as_tensors(small(tmp_path)[0], 16, 1)
+    assert item["input_ids"].tolist() == [*range(2, 15), 1, 1, 1]
+    assert item["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2]
+    assert item["labels"].tolist() == [2, -100, -100, 5, 6, 7, -100, 9, 10, 11, 12, 13, 14, -100, -100, -100]
+    assert item["document_lengths"].tolist() == [5, 8, 3]
+    assert all(tensor.dtype == torch.int64 for tensor in item.values())
+
+
+def test_dataset_batches_and_provenance(tmp_path: Path) -> None:
+    workspace, made = run_toy(tmp_path)
+    dataset = PackedDataset(
+        workspace.cache_folder / made["fill_gaps"].details["cache"], made["fill_gaps"].file("chunks"), "train"
+    )
+    assert len(dataset) == made["fill_gaps"].details["sequences"]["train"]
+    batches = list(DataLoader(dataset, batch_size=8, collate_fn=collate, num_workers=1, multiprocessing_context="fork"))
+    assert set(batches[0]) == {"input_ids", "position_ids", "labels"}
+    assert batches[0]["input_ids"].shape == (8, 64)
+    learned = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    assert learned == made["fill_gaps"].details["tokens"]["train"]
+    rows = {row for i in range(len(dataset)) for row, _, _ in dataset.documents(i)}
+    assert len(rows) == made["fill_gaps"].details["documents"]["train"]
+    copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301 (our own object, in memory)
+    assert torch.equal(copy[5]["input_ids"], dataset[5]["input_ids"])
+    for index in (-1, len(dataset)):
+        with pytest.raises(IndexError):
+            dataset[index]
+
+
+def test_a_side_without_chunks_is_empty(tmp_path: Path) -> None:
+    facts = small(tmp_path).chunks
+    assert len(SequenceReader(tmp_path, facts, "dev")) == 0
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    np.testing.assert_array_equal(order(1000, 1, 2), order(1000, 1, 2))
+    assert sorted(order(1000, 1, 2)) == list(range(1000))
+    assert (order(1000, 1, 2) != order(1000, 1, 3)).any()
+    assert (order(1000, 1, 2) != order(1000, 2, 2)).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 40), seed=st.integers(0, 5), stop=st.integers(0, 130), data=st.data())
+def test_a_resumed_sampler_goes_on_where_the_killed_one_stopped(n: int, seed: int, stop: int, data: st.DataObject) -> None:
+    whole = list(PositionSampler(n, seed, stop=stop))
+    assert len(whole) == stop
+    consumed = data.draw(st.integers(0, stop))
+    state = PositionSampler(n, seed, stop=stop).state_dict(consumed)
+    rest = list(PositionSampler(state["n"], state["seed"], start=state["position"], stop=stop))
+    assert whole[:consumed] + rest == whole
+    assert between(n, seed, consumed, stop).tolist() == rest
+    for epoch in range(stop // n):
+        assert sorted(whole[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_reading_needs_no_torch() -> None:
+    modules = "pipeline_lib.packing.pack, pipeline_lib.packing.fill, pipeline_lib.packing.sequences"
+    program = f"import sys, {modules}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

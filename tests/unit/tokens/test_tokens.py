@@ -1,0 +1,143 @@
+"""Tokenizers: trained bytes are a function of the texts, both encoders agree, spelled special tokens stay text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_lib.config.model import PackConfig, TokenizerConfig
+from pipeline_lib.errors import ConfigError
+from pipeline_lib.tokens import train
+from pipeline_lib.tokens.encode import Encoder, encoder_for
+from pipeline_lib.tokens.load import copy_tokenizer, file_digests, read_facts, source_folder
+from pipeline_lib.tokens.train import EOS, PAD, spread, train_tokenizer
+from pipeline_lib.workspace.workspace import Workspace
+
+TEXTS = [
+    f"The mill grinds number {i}, and the miller's {i % 7} sons don't sleep.\n\tdef f_{i % 5}(x): return x + {i}\n"
+    for i in range(400)
+]
+
+
+def arrow(texts: list[str]) -> pa.LargeStringArray:
+    return pa.array(texts, pa.large_string())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([arrow(TEXTS[:150]), arrow(TEXTS[150:])], 500, made)
+    return made
+
+
+def test_same_texts_give_the_same_bytes_however_they_are_batched(folder: Path, tmp_path: Path) -> None:
+    train_tokenizer([arrow(TEXTS[i : i + 37]) for i in range(0, 400, 37)], 500, tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_transformers_loads_it_without_remote_code(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    facts = read_facts(folder)
+    assert (tokenizer.eos_token, tokenizer.pad_token, len(tokenizer)) == (EOS, PAD, 500)
+    assert (facts.vocabulary_size, facts.eos_id, facts.pad_id) == (500, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    tokens, _ = Encoder(folder / "tokenizer.json").encode(arrow(TEXTS[:1]))
+    assert tokenizer.decode(tokens.tolist()) == TEXTS[0]
+
+
+def test_the_sample_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SAMPLE_BYTES", sum(len(text.encode()) for text in TEXTS[:100]))
+    digests = []
+    for i, texts in enumerate((TEXTS[:100], [*TEXTS[:100], "zzzzzz qqqqqq " * 500])):
+        (tmp_path / str(i)).mkdir()
+        train_tokenizer([arrow(texts[:60]), arrow(texts[60:]), arrow(["wwww " * 900])], 400, tmp_path / str(i))
+        digests.append(read_facts(tmp_path / str(i)).digest)
+    assert digests[0] == digests[1]
+    (tmp_path / "other").mkdir()
+    train_tokenizer([arrow(["zzzzzz qqqqqq " * 20]), arrow(TEXTS[:50])], 400, tmp_path / "other")
+    assert read_facts(tmp_path / "other").digest != digests[0]
+
+
+def test_spread_takes_all_that_fits_and_an_even_share_otherwise() -> None:
+    weights = np.full(1000, 10)
+    assert len(spread(weights, 10_000)) == 1000
+    chosen = spread(weights, 1000)
+    assert len(chosen) == 100
+    assert set(np.diff(chosen)) == {10}
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text(max_size=80), max_size=8), head=st.integers(0, 3))
+def test_encoders_agree_token_for_token(folder: Path, texts: list[str], head: int) -> None:
+    fast, slow = encoder_for(folder / "tokenizer.json"), Encoder(folder / "tokenizer.json", fast=False)
+    assert (fast.name, slow.name) == ("gigatoken", "tokenizers")
+    sliced = arrow(["skipped"] * head + texts + ["after"]).slice(head, len(texts))
+    (tokens, offsets), (expected, expected_offsets) = fast.encode(sliced), slow.encode(sliced)
+    assert tokens.dtype == np.uint32
+    assert offsets.dtype == np.int64
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_array_equal(offsets, expected_offsets)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_text_that_spells_a_special_token_stays_text(folder: Path, fast: bool) -> None:
+    facts, encoder = read_facts(folder), Encoder(folder / "tokenizer.json", fast=fast)
+    tokens, _ = encoder.encode(arrow([f"a{EOS}b{PAD}", EOS]))
+    assert len(tokens) > 10
+    assert not {facts.eos_id, facts.pad_id} & set(tokens.tolist())
+
+
+def test_a_tokenizer_that_gigatoken_cannot_read_falls_back_and_says_so(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    plain = Tokenizer(models.WordLevel({"[UNK]": 0, "mill": 1, EOS: 2}, unk_token="[UNK]"))  # noqa: S106 (no secret)
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.save(str(tmp_path / "tokenizer.json"))
+    encoder = Encoder(tmp_path / "tokenizer.json")
+    assert encoder.name == "tokenizers"
+    assert "gigatoken" in encoder.reason
+    tokens, offsets = encoder.encode(arrow(["mill what mill", ""]))
+    assert (tokens.tolist(), offsets.tolist()) == ([1, 0, 1], [0, 3, 3])
+
+
+def test_padding_falls_back_to_the_end_token_and_a_missing_end_token_is_refused(folder: Path, tmp_path: Path) -> None:
+    parsed = json.loads((folder / "tokenizer.json").read_text())
+    parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] == EOS]
+    del parsed["model"]["vocab"][PAD]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    facts = read_facts(tmp_path)
+    assert facts.pad_id == facts.eos_id
+    parsed["added_tokens"] = []
+    del parsed["model"]["vocab"][EOS]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    with pytest.raises(ConfigError, match="no end-of-text token"):
+        read_facts(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read as a tokenizer"):
+        read_facts(tmp_path)
+
+
+def test_a_folder_is_known_by_its_content_and_its_code_stays_behind(folder: Path, tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.mkdir()
+    copy_tokenizer(folder, theirs)
+    (theirs / "tokenization_evil.py").write_text("raise SystemExit")
+    config = TokenizerConfig(source=str(theirs))
+    before = file_digests(tokenizer=config, pack=PackConfig())
+    assert set(before) == {"tokenizer.json", "tokenizer_config.json"}
+    copy_tokenizer(source_folder(str(theirs), Workspace.open(tmp_path / "ws")), ours)
+    assert sorted(path.name for path in ours.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    (theirs / "tokenizer_config.json").write_text("{}")
+    assert file_digests(tokenizer=config, pack=PackConfig()) != before
+    assert file_digests(tokenizer=TokenizerConfig(source="train"), pack=PackConfig()) == {}
+    with pytest.raises(ConfigError, match=r"holds no tokenizer\.json"):
+        file_digests(tokenizer=TokenizerConfig(source=str(tmp_path / "nowhere")), pack=PackConfig())
