@@ -1,14 +1,14 @@
 """Stage `split`: every duplicate cluster goes to train, dev or test, as a whole, by hash.
 
-**Rule.** Each cluster draws a number u in [0, 1) from its name (the earliest document's id) and the seed; it belongs to the domain
-of its earliest document. dev is u < dev_share, test is u ≥ 1 - test_share, train is the rest. Where this gives a domain less than its
-floor, the lowest draws fill up dev and the highest fill up test: to the configured floor, or to a sixth of the domain's clusters
-if that is less, so the floor never takes more than a third of a domain.
+**Rule.** Each cluster draws a number u in [0, 1) from its name (the earliest document's id) and the seed; it belongs to the
+domain of its earliest document. dev is u < dev_share, test is u > 1 - test_share, train is the rest. Where this gives a domain
+less than its floor, the lowest draws fill up dev and the highest fill up test: to the configured floor, or to a sixth of the
+domain's clusters if that is less, so the floor never takes more than a third of a domain.
 
 **What is stable.** The draw depends on nothing but name and seed, so when documents are added
-- none moves between dev and test, and who is on dev or test by the share stays there;
-- who is there for the floor goes to train once enough lower (for test: higher) draws have come;
-- in domains of less than six floors, where the floor itself grows, a train document can be drawn into it;
+- who is on dev or test by the share stays there;
+- who is there for the floor goes to train once enough lower (for test: higher) draws have come; none comes back;
+- only in a domain of less than six floors of clusters, where the floor itself still grows, can a train document be drawn into it;
 - a document joins its cluster without effect, unless it is older than the whole cluster or ties two clusters together: then the
   cluster's name is that of the earliest document.
 Along a chain of nightly selections nothing moves at all: `selection` keeps the side of every document it has chosen before.

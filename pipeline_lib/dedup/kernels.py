@@ -271,6 +271,17 @@ def count_words(data, offsets, out):  # type: ignore[no-untyped-def]
     return total
 
 
+@njit(types.void(_BYTES, _OFFSETS, types.uint64[:, ::1], types.int64[::1]), nogil=True, cache=True)
+def first_words(data, offsets, out, counts):  # type: ignore[no-untyped-def]
+    """Hashes of the first words of each document: as many as `out` [documents, words] holds, within 16 bytes a word."""
+    limit = out.shape[1]
+    scratch = np.empty(limit * 8 + 1, dtype=np.uint64)
+    for d in range(offsets.size - 1):
+        n = words_into(data, offsets[d], min(offsets[d + 1], offsets[d] + limit * 16), scratch)
+        counts[d] = min(n, limit)
+        out[d, : counts[d]] = scratch[: counts[d]]
+
+
 @njit(types.int64(_BYTES, _OFFSETS, _I64, _U64, _U64, types.int64, types.int64[:, ::1]), nogil=True, cache=True)
 def find_ngrams(data, offsets, lengths, known, filter_bits, limit, out):  # type: ignore[no-untyped-def]
     """Where known n-grams occur.
