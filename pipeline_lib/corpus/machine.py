@@ -24,7 +24,7 @@ _NOT_TEXT_FOR_PEOPLE = {
 }  # fmt: skip
 _LICENCE_NAME = re.compile(r"(?i)^(licen[cs]es?|copying|notice)([.\-_ ].*)?$|licen[cs]e(\.(txt|md|rst))?$")
 _DOC_STRING = re.compile(rb'"""(.*?)"""', re.DOTALL)
-_LEAST_DOC_BYTES = 400  # a module with less documentation is no page
+_LEAST_DOC_BYTES, _LEAST_DOC_SHARE = 400, 0.2  # a module with less documentation is no page and not worth parsing
 _MOST_FILE_BYTES = 1_000_000  # larger ones are generated tables
 _CLASSIFIER = {  # Trove classifiers that name one SPDX licence (https://spdx.org/licenses)
     "MIT License": "MIT",
@@ -87,7 +87,7 @@ def _within(candidates: list[tuple[str, Path, str, str]], domain: str, budget: i
         if form == "docstrings":
             data = path.read_bytes() if path.stat().st_size <= _MOST_FILE_BYTES else b""
             size = sum(len(found) for found in _DOC_STRING.findall(data))
-            if size < _LEAST_DOC_BYTES:
+            if size < max(_LEAST_DOC_BYTES, _LEAST_DOC_SHARE * len(data)):
                 continue
         else:
             size = path.stat().st_size

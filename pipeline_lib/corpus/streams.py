@@ -28,8 +28,8 @@ def _zstd(raw: IO[bytes]) -> IO[bytes]:
 _CODECS: tuple[tuple[bytes, _Open], ...] = (
     (b"\x1f\x8b", lambda raw: cast(IO[bytes], gzip.GzipFile(fileobj=raw))),
     (b"\x28\xb5\x2f\xfd", _zstd),
-    (b"BZh", lambda raw: cast(IO[bytes], bz2.BZ2File(raw))),  # noqa: SIM115  (closed with the raw file)
-    (b"\xfd7zXZ\x00", lambda raw: cast(IO[bytes], lzma.LZMAFile(raw))),
+    (b"BZh", lambda raw: cast(IO[bytes], bz2.BZ2File(raw))),
+    (b"\xfd7zXZ\x00", lambda raw: cast(IO[bytes], lzma.LZMAFile(raw))),  # noqa: SIM115
 )
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 
@@ -91,6 +91,6 @@ def expansion(path: str) -> float:
             stream = codec(raw)
             while raw.tell() < 1 << 18 and (piece := stream.read(1 << 16)):
                 read += len(piece)
-            return read / max(raw.tell(), 1)
+            return read / int(max(raw.tell(), 1))
         except (OSError, EOFError, lzma.LZMAError, pa.ArrowException):
-            return max(read / max(raw.tell(), 1), 1.0)
+            return max(read / int(max(raw.tell(), 1)), 1.0)

@@ -1,0 +1,175 @@
+"""Rules: SQL expressions over signals that are true for a document to keep, in sets that belong to domains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline_lib.config.data import ScoreConfig
+from pipeline_lib.errors import ConfigError
+from pipeline_lib.extensions import extensions
+from pipeline_lib.tables.duck import connect
+
+RULE_SETS: Mapping[str, Mapping[str, str]] = {
+    # Gopher (Rae et al. 2021, table A1), FineWeb (Penedo et al. 2024) and C4 (Raffel et al. 2020). Left out: FineWeb's limit of
+    # 1 % on characters in repeated lines and C4's ban of braces, which throw away reference pages with tables and examples.
+    "prose": {
+        "word_count": "words BETWEEN 50 AND 100000",
+        "word_length": "mean_word_length BETWEEN 3 AND 10",
+        "symbols": "hash_per_word <= 0.1 AND ellipsis_per_word <= 0.1",
+        "bullets": "bullet_line_share <= 0.9",
+        "ellipsis_lines": "ellipsis_line_share <= 0.3",
+        "alphabetic": "alpha_word_share >= 0.8",
+        "stop_words": "stop_words >= 2",
+        "repeated_lines": "duplicate_line_share <= 0.3 AND duplicate_line_char_share <= 0.2",
+        "repeated_paragraphs": "duplicate_paragraph_share <= 0.3 AND duplicate_paragraph_char_share <= 0.2",
+        "top_ngrams": "top_2gram_char_share <= 0.2 AND top_3gram_char_share <= 0.18 AND top_4gram_char_share <= 0.16",
+        "repeated_ngrams": "duplicate_5gram_char_share <= 0.15 AND duplicate_6gram_char_share <= 0.14"
+        " AND duplicate_7gram_char_share <= 0.13 AND duplicate_8gram_char_share <= 0.12"
+        " AND duplicate_9gram_char_share <= 0.11 AND duplicate_10gram_char_share <= 0.1",
+        "punctuation": "terminal_line_share >= 0.12",
+        "short_lines": "short_line_share <= 0.67",
+        "newlines": "newlines_per_word <= 0.3",
+        "sentences": "sentences >= 3",
+        "lorem_ipsum": "lorem_ipsum = 0",
+    },
+    # The Stack (Kocetkov et al. 2022, section 3.2): mean line ≤ 100, longest line ≤ 1,000, alphabetic characters ≥ 25 %
+    "code": {
+        "size": "bytes BETWEEN 100 AND 1000000",
+        "line_length": "mean_line_length <= 100",
+        "longest_line": "max_line_length <= 1000",
+        "letters": "letter_share >= 0.25",
+        "digits": "digit_share <= 0.3",
+        "repeated_lines": "duplicate_line_char_share <= 0.5",
+        "compressible": "compression_ratio >= 0.1",
+    },
+    # Legal texts repeat phrases and have long lists: only what is no text at all goes
+    "licence": {
+        "word_count": "words BETWEEN 20 AND 50000",
+        "word_length": "mean_word_length BETWEEN 3 AND 12",
+        "alphabetic": "alpha_word_share >= 0.6",
+        "stop_words": "stop_words >= 2",
+        "repeated_lines": "duplicate_line_char_share <= 0.6",
+        "compressible": "compression_ratio BETWEEN 0.1 AND 1.0",
+    },
+    "none": {},
+}
+_FORBIDDEN = ("select", "from", "pragma", "attach", "copy", "install", "load", "set", "call")
+_LITERAL = re.compile(r"'(?:[^']|'')*'")
+_NAME = re.compile(r'"([^"]+)"|([A-Za-z_]\w*)')
+_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of a rule set; `signal` is the first signal it names: its value is shown with a rejection."""
+
+    rule_set: str
+    name: str
+    expression: str
+    signal: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of a configuration: the rule set of each domain (`*`: any other), and all rules in order."""
+
+    domains: Mapping[str, str]
+    rules: Sequence[Rule]
+
+    def key(self) -> dict[str, object]:
+        """Identity: which expression decides about which domain."""
+        return {"domains": dict(self.domains), "rules": [[r.rule_set, r.name, r.expression] for r in self.rules]}
+
+
+def rules_of(config: ScoreConfig, signals: Sequence[str]) -> Rules:
+    """The rules that a configuration asks for, checked.
+
+    Raises:
+        ConfigError: an unknown rule set, a name that is taken, or an expression that DuckDB does not take.
+    """
+    known = {**RULE_SETS, **extensions("rule_set")}
+    domains = {"*": "none", **config.rules}
+    found: list[Rule] = []
+    for name in dict.fromkeys(domains.values()):
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"there is no rule set {name!r}", where="score.rules", fix=fix)
+        if taken := set(known[name]) & set(config.extra_rules):
+            raise ConfigError(f"rule set {name!r} has a rule {min(taken)!r} already", where="score.extra_rules", fix="rename it")
+        for rule, expression in {**known[name], **config.extra_rules}.items():
+            where = f"score.extra_rules.{rule}" if rule in config.extra_rules else f"rule set {name}, rule {rule}"
+            found.append(Rule(name, rule, expression, _first_signal(expression, signals, where)))
+    with connect() as connection:
+        connection.register("signals", pa.table({name: pa.array([], pa.float64()) for name in signals}))
+        for rule in found:
+            _check(connection, rule, signals)
+    return Rules(domains, found)
+
+
+def _first_signal(expression: str, signals: Sequence[str], where: str) -> str:
+    """The first signal an expression names; an expression that names none, or is more than an expression, is refused."""
+    bare = _LITERAL.sub(" ", expression)
+    words = [word.lower() for word in _WORD.findall(bare)]
+    bad = [mark for mark in (";", "--", "/*", "$", "?") if mark in bare] + [word for word in words if word in _FORBIDDEN]
+    if bad:
+        raise ConfigError(f"{expression!r} holds {bad[0]!r}", where=where, fix="a rule is one expression over signals")
+    named: list[str] = [name for pair in _NAME.findall(bare) for name in pair if name in signals]
+    if not named:
+        near = [match for word in words for match in get_close_matches(word, signals, 1)]
+        fix = f"did you mean {near[0]}?" if near else f"signals: {', '.join(signals)}"
+        raise ConfigError(f"{expression!r} names no signal", where=where, fix=fix)
+    return named[0]
+
+
+def _check(connection: duckdb.DuckDBPyConnection, rule: Rule, signals: Sequence[str]) -> None:
+    where = f"rule set {rule.rule_set}, rule {rule.name}"
+    try:
+        result = connection.sql(f"SELECT\n{_sql(rule)}\nFROM signals").to_arrow_table()
+        calls = [name.lower() for name in re.findall(r"([A-Za-z_]\w*)\s*\(", _LITERAL.sub(" ", rule.expression))]
+        moody = connection.execute(
+            "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT' AND list_contains(?, function_name)",
+            [calls],
+        ).fetchall()
+    except duckdb.Error as error:
+        raise ConfigError(
+            f"{rule.expression!r} is no rule: {error}", where=where, fix=f"signals: {', '.join(signals)}"
+        ) from error
+    if result.num_columns != 1 or result.num_rows:
+        raise ConfigError(f"{rule.expression!r} does not give one value a document", where=where, fix="no lists, no aggregates")
+    if moody or any(word in rule.expression.lower() for word in ("current_date", "current_time", "localtime")):
+        raise ConfigError(f"{rule.expression!r} gives another value each time", where=where, fix="use signals and constants only")
+
+
+def _sql(rule: Rule) -> str:
+    return f"coalesce(CAST((\n{rule.expression}\n) AS BOOLEAN), false)"
+
+
+def verdicts(table: pa.Table, rules: Sequence[Rule]) -> NDArray[np.bool_]:
+    """Which rules hold: documents × rules. A rule that gives NULL does not hold.
+
+    Args:
+        table: signals.
+        rules: of `rules_of`.
+    """
+    if not rules or not table.num_rows:
+        return np.ones((table.num_rows, len(rules)), bool)
+    with connect() as connection:
+        connection.register("signals", table)
+        columns = ", ".join(f"{_sql(rule)} AS r{number}" for number, rule in enumerate(rules))
+        found = connection.sql(f"SELECT {columns} FROM signals").to_arrow_table()  # noqa: S608  (checked by rules_of)
+    return np.column_stack([column.to_numpy() for column in found.columns])
+
+
+def rule_numbers(rules: Rules, domain: str) -> Iterator[int]:
+    """The numbers of the rules that decide about a domain."""
+    name = rules.domains.get(domain, rules.domains["*"])
+    return (number for number, rule in enumerate(rules.rules) if rule.rule_set == name)
