@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from flows.cli import show
 from pipeline_lib.errors import EXIT_CODES
 
-NOUNS = ("config", "run", "runs")
+NOUNS = ("config", "run", "runs", "cache")
 
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
