@@ -2,7 +2,8 @@
 
 An old document is *kept* when it is still there with the same text and contains no validation item. Of the kept training
 documents a hash-chosen part is trained on again tonight (role `replay`), the rest is not (role `kept`); kept dev and test
-documents are used every night (role `replay`). One whose text changed competes again, on its old side; one that vanished is tombstoned.
+documents are used every night (role `replay`). One whose text changed competes again, on its old side; one that vanished is
+tombstoned.
 
 A new document of a cluster with kept members takes their side, so that nothing is tested on the neighbour of what was trained
 on. It is refused when the members are on several sides, and when dedup would now drop a kept member of its cluster: the one that

@@ -1,0 +1,120 @@
+"""Everything a run knows about one document: where it came from, what was measured, what was decided and why."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.errors import NotFoundError
+from pipeline_lib.tables.duck import connect
+from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.runs import RunRecord
+from pipeline_lib.workspace.workspace import Workspace
+
+HEX_DIGITS = 32
+
+# What is looked up, in the order of the stages: key -> (stage, table, query with $id).
+_LOOKUPS: Mapping[str, tuple[str, str, str]] = {
+    "document": (
+        "ingest", "documents",
+        """SELECT source, url, kind, domain, licence, created_at, metadata, file_digest, record_index, byte_offset, byte_length,
+        text_hash, length(text) AS characters, left(text, 200) AS head FROM documents WHERE doc_id = $id""",
+    ),
+    "signals": ("score", "signals", "SELECT * EXCLUDE (doc_id) FROM signals WHERE doc_id = $id"),
+    "rules": (
+        "score", "decisions",
+        "SELECT stage, rule, kept, reason, value FROM decisions WHERE doc_id = $id ORDER BY kept, rule",
+    ),
+    "pairs": (
+        "dedup", "pairs",
+        """SELECT CASE WHEN doc_id_a = $id THEN doc_id_b ELSE doc_id_a END AS other, jaccard, containment, bands_hit, accepted
+        FROM pairs WHERE doc_id_a = $id OR doc_id_b = $id ORDER BY jaccard DESC, other""",
+    ),
+    "cluster": (
+        "dedup", "clusters",
+        """SELECT doc_id, cluster_id, survivor, why FROM clusters
+        WHERE cluster_id = (SELECT cluster_id FROM clusters WHERE doc_id = $id) ORDER BY doc_id <> $id, survivor DESC, doc_id""",
+    ),
+    "contamination": (
+        "dedup", "contamination",
+        "SELECT suite, item, containment FROM contamination WHERE doc_id = $id ORDER BY containment DESC, suite, item",
+    ),
+    "duplicates": (
+        "dedup", "decisions", "SELECT stage, rule, kept, reason, value FROM decisions WHERE doc_id = $id ORDER BY rule",
+    ),
+    "split": ("split", "splits", "SELECT side FROM splits WHERE doc_id = $id"),
+    "selection": (
+        "select", "selection", "SELECT side, domain, repeats, role, quality, score, est_tokens FROM selection WHERE doc_id = $id",
+    ),
+    "rejection": ("select", "decisions", "SELECT stage, rule, kept, reason, value FROM decisions WHERE doc_id = $id"),
+}  # fmt: skip
+
+
+def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[str, Any]:
+    """Look a document up in every table of a run.
+
+    Args:
+        workspace: where the artifacts lie.
+        record: the run.
+        doc_id_hex: 32 hexadecimal digits.
+
+    Returns:
+        JSON values: {doc_id, run_id, verdict, document: {…} or None, signals: {…} or None, split, selection, rejection: {…} or
+        None, rules, pairs, cluster, contamination, duplicates: [{…}]}; a stage that the run did not reach gives None.
+
+    Raises:
+        NotFoundError: no id, or no document of this run has it.
+    """
+    wanted = doc_id_hex.strip().lower()
+    if len(wanted) != HEX_DIGITS or set(wanted) - set("0123456789abcdef"):
+        raise NotFoundError(
+            f"{doc_id_hex!r} is not a document id", fix="a document id has 32 hexadecimal digits, as in `millrace sql`"
+        )
+    found: dict[str, Any] = {}
+    for name, (stage, table, query) in _LOOKUPS.items():
+        ref = record.ref(stage)
+        rows = _rows(workspace.store.artifact(ref.key), table, query, bytes.fromhex(wanted)) if ref else None
+        single = name in {"document", "signals", "split", "selection", "rejection"}
+        found[name] = rows if rows is None or not single else next(iter(rows), None)
+    if not found["document"] and not found["rejection"]:
+        raise NotFoundError(
+            f"no document {wanted}", where=f"run {record.run_id}", fix="an id stays the same while source and position do"
+        )
+    return {"doc_id": wanted, "run_id": record.run_id, "verdict": _verdict(found), **found}
+
+
+def _rows(artifact: Artifact, table: str, query: str, doc_id: bytes) -> list[dict[str, Any]]:
+    files: list[Path] = artifact.files(table) if table in artifact.manifest.tables else []
+    if not files:
+        return []
+    with connect({table: files}) as db:
+        cursor = db.execute(query, {"id": doc_id})
+        names = [column[0] for column in cursor.description or ()]
+        return [{name: _plain(value) for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    return value
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    """One sentence: what became of the document."""
+    if chosen := found["selection"]:
+        how = {
+            "new": "chosen in this run",
+            "replay": "chosen on an earlier night and used again",
+            "kept": "chosen on an earlier night",
+        }
+        return f"on the {chosen['side']} side: {how[chosen['role']]}"
+    if refused := found["rejection"]:
+        return f"not used: {refused['rule']} ({refused['reason']})"
+    dropped = [row for row in (found["rules"] or []) + (found["duplicates"] or []) if not row["kept"]]
+    if dropped:
+        return f"dropped by {dropped[0]['stage']}: {dropped[0]['rule']} ({dropped[0]['reason']})"
+    return "not dropped by any stage that ran"
