@@ -17,7 +17,7 @@ from pipeline_lib.corpus.sources import Part
 from pipeline_lib.tables.buffers import text_buffers, text_column
 from pipeline_lib.tables.schemas import DOC_ID, DOCUMENTS, EDITS, QUARANTINE
 
-NOT_UTF8, EMPTY, TOO_LONG = "not UTF-8", "empty text", "longer than max_document_mb"
+NOT_UTF8, EMPTY, TOO_LONG, SAME_ID = "not UTF-8", "empty text", "longer than max_document_mb", "id occurred before"
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,22 @@ class Refined:
     left_out: int
 
 
-def refine(batch: pa.RecordBatch, part: Part) -> Refined:
-    """Check, normalise and identify the records of a batch (schema `readers.RAW`)."""
+def refine(batch: pa.RecordBatch, part: Part, seen: set[bytes]) -> Refined:
+    """Check, normalise and identify the records of a batch.
+
+    Args:
+        batch: schema `readers.RAW`.
+        part: what the batch belongs to.
+        seen: doc_ids of this part's earlier records with an id of their own; new ones are added.
+    """
     data, offsets = text_buffers(batch.column("text"))
     flags, bad_at = np.empty(batch.num_rows, np.uint8), np.empty(batch.num_rows, np.int64)
     kernels.inspect(data, offsets, flags, bad_at)
     problem = _problems(batch, flags, np.diff(offsets), part)
     ids = identities(batch, part.source.name)
+    if batch.column("id").null_count < batch.num_rows:
+        again = _seen_before(ids, problem.is_null().to_numpy(zero_copy_only=False), seen)
+        problem = pc.if_else(pa.array(again), SAME_ID, problem)
     good = problem.is_null().to_numpy(zero_copy_only=False)
     kept = good & _within_share(ids, part.share)
     quarantine = _quarantine(batch, problem, ~good, part.source.name)
@@ -114,6 +123,16 @@ def identities(batch: pa.RecordBatch, source: str) -> pa.Array:
     named = pc.binary_join_element_wise(pc.if_else(own.is_null(), "place", "id"), pc.coalesce(own, place), "\0")
     full = pc.binary_join_element_wise(_constant(source, len(own)), named, "\0")
     return _hashes(full.cast(pa.large_string()))
+
+
+def _seen_before(ids: pa.Array, good: NDArray[np.bool_], seen: set[bytes]) -> NDArray[np.bool_]:
+    """Which good records have an id that a good record of the part had before. One set operation a row (0.1 µs)."""
+    again = np.zeros(len(ids), bool)
+    rows = np.flatnonzero(good)
+    for row, value in zip(rows, ids.take(pa.array(rows)).to_pylist(), strict=True):
+        again[row] = value in seen
+        seen.add(value)
+    return again
 
 
 def _hashes(column: pa.Array) -> pa.Array:

@@ -15,10 +15,10 @@ from pipeline_lib.corpus.documents import refine
 from pipeline_lib.corpus.module import module_files
 from pipeline_lib.corpus.readers import read_files
 from pipeline_lib.corpus.sources import Part, list_files, parts
-from pipeline_lib.errors import DamagedError, RefusedError, StageFailedError
+from pipeline_lib.errors import RefusedError, StageFailedError
 from pipeline_lib.tables.parquet import read_tables, write_batches, write_table
 from pipeline_lib.tables.schemas import DOCUMENTS, EDITS, QUARANTINE
-from pipeline_lib.workspace.artifact import Artifact, SummaryTable
+from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 TABLES = {"documents": DOCUMENTS, "edits": EDITS, "quarantine": QUARANTINE}
@@ -33,7 +33,7 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
     Raises:
         NotFoundError: a source has no files.
         RefusedError: more than `quarantine_limit` of a source's records cannot be read.
-        StageFailedError: two records have the same id, or a file changes while it is read.
+        StageFailedError: two files hold records with the same id, or a file changes while it is read.
     """
     listed = {
         source.name: module_files(source, run.keep("module")) if source.kind == "module" else list_files(source)
@@ -42,7 +42,6 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
     work = [part for source in ingest.sources for part in parts(source, listed[source.name], ingest.max_document_mb)]
     for part in {part.source.name: part for part in work if part.share < 1}.values():
         run.event("limited", source=part.source.name, share=round(part.share, 3), max_mb=part.source.max_mb)
-    run.parent = _newest(run)
     if ingest.sample:
         files, seen = _sample(run, work, ingest.sample)
     else:
@@ -83,10 +82,11 @@ def read_part(part: Part, folder: Path) -> dict[str, Any]:
     """Read one part into `documents`, `edits` and `quarantine` files; return the counts."""
     edits, quarantine = [EDITS.empty_table()], [QUARANTINE.empty_table()]
     counts = {"records": 0, "left_out": 0}
+    seen: set[bytes] = set()
 
     def refined() -> Iterator[pa.RecordBatch]:
         for batch in read_files(part.files, part.source):
-            found = refine(batch, part)
+            found = refine(batch, part, seen)
             counts["records"] += batch.num_rows
             counts["left_out"] += found.left_out
             edits.append(found.edits)
@@ -117,17 +117,6 @@ def _sample(run: StageRun, work: Sequence[Part], size: int) -> tuple[dict[str, l
 
 def _read_task(task: tuple[Part, Path]) -> dict[str, Any]:
     return read_part(*task)
-
-
-def _newest(run: StageRun) -> Artifact | None:
-    """The newest earlier artifact of the stage: its shards that are not wanted again become tombstones."""
-    found = []
-    for key in run.workspace.store.keys(run.stage.name):
-        try:
-            found.append(run.workspace.store.artifact(key))
-        except DamagedError:
-            continue
-    return max(found, key=lambda artifact: artifact.manifest.started, default=None)
 
 
 def _refuse_bad_source(source: str, parts: Sequence[dict[str, Any]], quarantine: Sequence[Path], config: IngestConfig) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from numba import njit
 
+TEXT, OFFSETS = "Array(u1, 1, 'C', readonly=True)", "Array(i8, 1, 'C', readonly=True)"  # Arrow buffers may be immutable
+
 INVALID, LINE_ENDS, CONTROL, COMPOSE, VISIBLE = 1, 2, 4, 8, 16
 """Flags of `inspect`: not UTF-8; has CR, VT or FF; has other control characters; may not be NFC; has a visible character."""
 
 
-@njit("i8(u1[::1], i8, i8)", nogil=True, cache=True)
+@njit(f"i8({TEXT}, i8, i8)", nogil=True, cache=True)
 def _sequence_length(data, at, end):  # type: ignore[no-untyped-def]
     """Length of the well-formed UTF-8 sequence of a lead byte ≥ 0x80 at `at` (Unicode, table 3-7), or 0."""
     lead = data[at]
@@ -41,7 +43,7 @@ def _sequence_length(data, at, end):  # type: ignore[no-untyped-def]
     return length
 
 
-@njit("void(u1[::1], i8[::1], u1[::1], i8[::1])", nogil=True, cache=True)
+@njit(f"void({TEXT}, {OFFSETS}, u1[::1], i8[::1])", nogil=True, cache=True)
 def inspect(data, offsets, flags, bad_at):  # type: ignore[no-untyped-def]
     """Fill `flags` (bits above) and `bad_at` (first byte that is not UTF-8, or -1) for every text.
 
@@ -77,7 +79,7 @@ def inspect(data, offsets, flags, bad_at):  # type: ignore[no-untyped-def]
         flags[row] = found
 
 
-@njit("i8(u1[::1], i8[::1], u1[::1], u1[::1], i8[::1], i8[:, ::1])", nogil=True, cache=True)
+@njit(f"i8({TEXT}, {OFFSETS}, u1[::1], u1[::1], i8[::1], i8[:, ::1])", nogil=True, cache=True)
 def clean(data, offsets, flags, out, out_offsets, spans):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Copy texts with LF for CRLF, CR, VT and FF, without other control characters (C0 but tab, DEL, C1, U+FEFF).
 
@@ -120,7 +122,7 @@ def clean(data, offsets, flags, out, out_offsets, spans):  # type: ignore[no-unt
     return to
 
 
-@njit("i8(u1[::1], i8[::1], u1[::1], i8[::1])", nogil=True, cache=True)
+@njit(f"i8({TEXT}, {OFFSETS}, u1[::1], i8[::1])", nogil=True, cache=True)
 def fold(data, offsets, out, out_offsets):  # type: ignore[no-untyped-def]
     """Copy texts with runs of ASCII white space as one space and none at the ends. Returns the bytes written."""
     to = 0
@@ -142,7 +144,7 @@ def fold(data, offsets, out, out_offsets):  # type: ignore[no-untyped-def]
     return to
 
 
-@njit("i8(u1[::1], i8[::1], i8[::1], i8[::1], u1[::1])", nogil=True, cache=True)
+@njit(f"i8({TEXT}, i8[::1], i8[::1], i8[::1], u1[::1])", nogil=True, cache=True)
 def lines(data, starts, ends, numbers, shape):  # type: ignore[no-untyped-def]
     """Find the lines of a block that are not blank: bounds without surrounding white space, and number (blank lines count).
 

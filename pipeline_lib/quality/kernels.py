@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+TEXT, OFFSETS = "Array(u1, 1, 'C', readonly=True)", "Array(i8, 1, 'C', readonly=True)"  # Arrow buffers may be immutable
+
 COLUMNS = (
     "bytes", "characters", "words", "lines", "paragraphs", "sentences", "mean_word_length", "mean_line_length", "max_line_length",
     "hash_per_word", "ellipsis_per_word", "bullet_line_share", "ellipsis_line_share", "terminal_line_share", "short_line_share",
@@ -46,7 +48,7 @@ _STOPS = np.array([_fnv(word) for word in ("the", "be", "to", "of", "and", "that
 _LOREM = np.frombuffer(b"lorem ipsum", np.uint8)
 
 
-@njit("UniTuple(i8, 2)(u1[::1], i8)", nogil=True, cache=True)
+@njit(f"UniTuple(i8, 2)({TEXT}, i8)", nogil=True, cache=True)
 def _decode(data, at):  # type: ignore[no-untyped-def]
     """The code point at a byte position and its length in bytes; the text is valid UTF-8."""
     lead = np.int64(data[at])
@@ -196,7 +198,7 @@ def _ngrams(words, ends, count, out, grams, live, slots, keys, counts, marks, ma
     return mark
 
 
-@njit("f8(u1[::1], i8, i8, i8[::1])", nogil=True, cache=True)
+@njit(f"f8({TEXT}, i8, i8, i8[::1])", nogil=True, cache=True)
 def _compression(data, start, end, table):  # type: ignore[no-untyped-def]
     """Bytes that LZ4's fast compressor would write (greedy parse, 64 KiB window, block format), per byte.
 
@@ -256,7 +258,7 @@ def _in_address(byte):  # type: ignore[no-untyped-def]
     )
 
 
-@njit("void(u1[::1], i8, i8, f8[::1])", nogil=True, cache=True)
+@njit(f"void({TEXT}, i8, i8, f8[::1])", nogil=True, cache=True)
 def _finds(data, start, end, out):  # type: ignore[no-untyped-def]
     """Count what looks like an e-mail address, like an IPv4 address, and `lorem ipsum` in any case."""
     at = start
@@ -302,7 +304,7 @@ def _finds(data, start, end, out):  # type: ignore[no-untyped-def]
             at += 1
 
 
-@njit("void(u1[::1], i8[::1], f8[:, ::1])", nogil=True, cache=True)
+@njit(f"void({TEXT}, {OFFSETS}, f8[:, ::1])", nogil=True, cache=True)
 def measure(data, offsets, out):  # type: ignore[no-untyped-def]
     """Fill `out` (documents × COLUMNS) for texts that are valid UTF-8. A text without a word gets its sizes and zeros."""
     longest = 0

@@ -73,7 +73,7 @@ SIGNALS = (
     Signal("code_line_share", "0 to 1", "share", "lines that end in ; { } [ ( = \\ () or ):"),
     Signal("braces", "≥ 0", "characters", "`{` and `}`", "C4", whole=True),
     Signal("duplicate_line_share", "0 to 1", "share", "lines that occurred before", "Gopher"),
-    Signal("duplicate_line_char_share", "0 to 1", "share", "characters in lines that occurred before, by characters", "Gopher, FineWeb"),
+    Signal("duplicate_line_char_share", "0 to 1", "share", "characters in lines that occurred before", "Gopher, FineWeb"),
     Signal("duplicate_paragraph_share", "0 to 1", "share", "paragraphs that occurred before", "Gopher"),
     Signal("duplicate_paragraph_char_share", "0 to 1", "share", "characters in paragraphs that occurred before", "Gopher"),
     *(_top(n) for n in (2, 3, 4)),
