@@ -15,11 +15,11 @@ from typer.core import TyperGroup
 from flows.cli import show
 from pipeline_lib.errors import EXIT_CODES
 
-NOUNS = ("config", "run", "runs", "cache")
+NOUNS = ("config", "run", "runs", "workspace", "cache")
 
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
-    "doctor", "config", "run", "status", "show", "runs", "rerun", "retry", "up", "down",
+    "doctor", "config", "run", "status", "show", "runs", "explain", "rerun", "retry", "up", "down", "approve",
     "sql", "du", "verify", "gc", "pin", "unpin",
 )  # fmt: skip
 

@@ -53,9 +53,10 @@ def run(
     from pipeline_lib.config.load import load_config
     from pipeline_lib.config.paths import allow
     from pipeline_lib.extensions import check_extensions
+    from pipeline_lib.run import selection
 
     file = config or default_pipeline()
-    _check_stages(from_stage, only, until)
+    selection(from_stage=from_stage, only=only, until=until, force=force, recorded=bool(recorded))
     loaded = load_config(file, overrides, sample=sample)
     check_extensions(loaded)
     workspace = home()
@@ -93,9 +94,10 @@ def rerun(
     as_json: Json = False,
 ) -> None:
     """Make a new run from an old one, with its configuration and your changes."""
+    from pipeline_lib.run import selection
     from pipeline_lib.workspace.runs import RunBook
 
-    _check_stages(stage)
+    selection(only=stage)
     workspace = home()
     old = RunBook(workspace.runs_folder).load(run_id)
     _allow_what_it_had(old)
@@ -130,18 +132,6 @@ def retry(run_id: RunId = "latest", no_wait: NoWait = False, as_json: Json = Fal
     _finish(workspace, launch_again(old.run_id, workspace=workspace, wait=not no_wait, listener=listener), as_json=as_json)
 
 
-def _check_stages(*names: str) -> None:
-    from pipeline_lib.config.explain import nearest
-    from pipeline_lib.errors import NotFoundError
-    from pipeline_lib.stages import BY_NAME
-
-    for name in names:
-        if name and name not in BY_NAME:
-            near = nearest(name, list(BY_NAME))
-            fix = f"did you mean {near}?" if near else f"stages: {', '.join(BY_NAME)}"
-            raise NotFoundError(f"there is no stage {name!r}", fix=fix)
-
-
 def _allow_what_it_had(record: RunRecord) -> None:
     """A record's paths were checked when its run was opened; they stay allowed to its reruns from the command line."""
     from pipeline_lib.config.paths import allow, local_folders
@@ -151,20 +141,31 @@ def _allow_what_it_had(record: RunRecord) -> None:
 
 
 def _announce(workspace: Workspace, config: PipelineConfig) -> None:
-    """The first line, before anything heavy is imported: how long at most, until when, how much disk."""
-    import shutil
+    """The first line, before anything heavy is imported: how long at most, until when, how much disk.
 
+    Raises:
+        RefusedError: the disk is too small for what the run is expected to write.
+    """
     from pipeline_lib.config.window import deadline
+    from pipeline_lib.errors import RefusedError
     from pipeline_lib.workspace.services import now
+    from pipeline_lib.workspace.usage import free_bytes, require_disk
 
     started = now()
     end = deadline(config.resources, started)
     minutes = (end - started).total_seconds() / 60
     window = f"{minutes:.3g} minutes" if minutes < 120 else f"{minutes / 60:.3g} hours"
-    free = shutil.disk_usage(workspace.root).free
+    try:
+        disk = require_disk(workspace, config)
+    except RefusedError:  # before giving up, look what is there already: it is not written again
+        from pipeline_lib.status import status
+
+        disk = require_disk(
+            workspace, config, reused=[stage.stage for stage in status(workspace, config) if stage.state == "reused"]
+        )
     show.say(
-        f"{config.name}: at most {window} (done by {end.astimezone():%Y-%m-%d %H:%M:%S %Z}); "
-        f"workspace {show.path(workspace.root)}, {show.size(free)} of disk free"
+        f"{config.name}: at most {window} (until {end.astimezone():%Y-%m-%d %H:%M:%S %Z}), about {show.size(disk.total)} of disk "
+        f"({show.size(free_bytes(workspace))} free), in {show.path(workspace.root)}"
     )
 
 

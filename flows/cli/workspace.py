@@ -1,0 +1,144 @@
+"""`millrace status`, `verify`, `gc`, `du`, `sql`: what the workspace holds, and whether it is sound."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli import show
+from flows.cli.command import CARE, LOOK, Json, Set, command, home
+
+if TYPE_CHECKING:
+    from pipeline_lib.config.pipeline import PipelineConfig
+    from pipeline_lib.workspace.workspace import Workspace
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="Pipeline YAML (default: the quickstart).")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    command(app, "status", example="millrace status --set train.learning_rate=3e-4", panel=LOOK)(status)
+    command(app, "sql", example='millrace sql "select domain, count(*) from documents group by domain"', panel=LOOK)(sql)
+    command(app, "du", example="millrace du", panel=CARE)(du)
+    command(app, "verify", example="millrace verify --full", panel=CARE)(verify)
+    command(app, "gc", example="millrace gc --yes", panel=CARE)(gc)
+
+
+def status(config: Config = None, overrides: Set = [], as_json: Json = False) -> None:  # noqa: B006 (typer copies it)
+    """Say for every stage whether it would run or be reused, and why."""
+    from flows.cli.pipelines import default_pipeline
+    from pipeline_lib.config.load import load_config
+
+    print_status(home(), load_config(config or default_pipeline(), overrides), as_json=as_json)
+
+
+def print_status(workspace: Workspace, config: PipelineConfig, *, as_json: bool) -> None:
+    """Every stage's state, for `status` and `run --dry-run`."""
+    from pipeline_lib.status import status as status_of
+
+    stages = status_of(workspace, config)
+    if as_json:
+        show.json_out([asdict(stage) for stage in stages])
+    else:
+        show.table(["stage", "state", "why"], [[stage.stage, stage.state, stage.why] for stage in stages])
+
+
+def verify(
+    full: Annotated[bool, typer.Option("--full", help="Digest every file, also those that look unchanged.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check every artifact, run record and the champion; ends with code 4 when something is damaged."""
+    from pipeline_lib.errors import DamagedError
+    from pipeline_lib.workspace.verify import verify_all
+
+    findings = verify_all(home(), full=full)
+    if as_json:
+        show.json_out([asdict(finding) for finding in findings])
+    elif findings:
+        show.table(["where", "what", "what to do"], [[finding.where, finding.what, finding.fix] for finding in findings])
+    else:
+        show.say(
+            "everything is what it was when it was committed" + ("" if full else " (by size, time and inode; --full digests)")
+        )
+    if findings:
+        raise typer.Exit(DamagedError.exit_code)
+
+
+def gc(
+    config: Config = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only say what would go.")] = False,
+    runs: Annotated[int | None, typer.Option(min=1, help="Newest runs whose artifacts stay (keep.runs).")] = None,
+    days: Annotated[int | None, typer.Option(min=0, help="Runs younger than this stay (keep.days).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what nobody needs any more, and remove it with --yes.
+
+    Champion, previous champion, pinned, newest, young and running runs keep everything they need.
+    """
+    from flows.cli.pipelines import default_pipeline
+    from pipeline_lib.config.load import load_config
+    from pipeline_lib.workspace.gc import apply_gc, plan_gc
+
+    options = [("keep.runs", runs), ("keep.days", days)]
+    overrides = [f"{name}={value}" for name, value in options if value is not None]
+    workspace, keep = home(), load_config(config or default_pipeline(), overrides).keep
+    plan = plan_gc(workspace, keep)
+    things = apply_gc(workspace, plan) if yes else list(plan.doomed)
+    total = sum(thing.bytes for thing in things)
+    if as_json:
+        show.json_out({"removed": yes, "bytes": total, "things": [asdict(thing) for thing in things], "kept": plan.kept})
+        return
+    if things:
+        show.table(
+            ["kind", "what", "size", "why"], [[thing.kind, thing.name, show.size(thing.bytes), thing.why] for thing in things]
+        )
+    stays = f"{len(plan.kept)} artifacts stay (runs: {keep.runs} newest, {keep.days} days)"
+    if yes:
+        show.say(f"removed {len(things)} things, {show.size(total)}; {stays}")
+    else:
+        show.say(
+            f"{len(things)} things would go, {show.size(total)}; {stays}"
+            + ("; `millrace gc --yes` removes them" if things else "")
+        )
+
+
+def du(as_json: Json = False) -> None:
+    """Show how much disk the workspace uses, by stage and folder."""
+    from pipeline_lib.workspace.usage import disk_usage
+
+    usage = disk_usage(home())
+    if as_json:
+        show.json_out([dict(zip(usage.columns, row, strict=True)) for row in usage.rows])
+        return
+    shown = [[show.size(cell) if name == "bytes" and isinstance(cell, int) else cell for name, cell in zip(usage.columns, row, strict=True)]
+             for row in usage.rows]  # fmt: skip
+    show.table(usage.columns, shown, usage.title)
+
+
+def sql(
+    statement: Annotated[str, typer.Argument(metavar="SELECT", help="One reading SQL statement (DuckDB's dialect).")],
+    run_id: Annotated[str, typer.Option("--run", metavar="RUN", help="The run whose tables are asked.")] = "latest",
+    limit: Annotated[int, typer.Option(min=0, help="Rows at most (0: all).")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Ask the tables of a run, read-only: documents, signals, decisions, pairs, selection, scores … and runs, artifacts."""
+    from pipeline_lib.workspace.sql import query
+
+    found = query(home(), statement, run_id=run_id, limit=limit + 1 if limit else 0)
+    cut = bool(limit) and found.num_rows > limit
+    rows = (found.slice(0, limit) if limit else found).to_pylist()
+    if as_json:
+        show.json_out(rows)
+        return
+    show.table(found.column_names, [[_cell(row[name]) for name in found.column_names] for row in rows])
+    if cut:
+        show.warn(f"only the first {limit:,} rows; --limit 0 shows all")
+
+
+def _cell(value: object) -> show.Cell:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return value.hex() if isinstance(value, bytes) else str(value)
