@@ -18,6 +18,7 @@ from pipeline_lib.errors import BusyError
 
 SAY_EVERY_SECONDS = 10.0
 POLL_SECONDS = 0.02
+GLANCE_SECONDS = 0.2  # garbage collection holds a lease for a moment to see whether it is free; that is not "busy"
 
 
 def lock_of(path: Path) -> FileLock:
@@ -38,7 +39,7 @@ def lease(path: Path, *, wait: bool, log: Callable[[str], None]) -> Iterator[Non
     said = -SAY_EVERY_SECONDS
     while True:
         try:
-            lock.acquire(timeout=1.0 if wait else 0.0)
+            lock.acquire(timeout=1.0 if wait else GLANCE_SECONDS)
             break
         except Timeout:
             try:

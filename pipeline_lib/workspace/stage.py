@@ -217,7 +217,8 @@ def parameters_of(stage: Stage, config: BaseModel) -> tuple[dict[str, Any], dict
     return arguments, identity
 
 
-def _read_digests(stage: Stage, inputs: Mapping[str, Manifest]) -> dict[str, dict[str, Any]]:
+def input_digests(stage: Stage, inputs: Mapping[str, Manifest]) -> dict[str, dict[str, Any]]:
+    """What a stage reads: input stage → {"key", "tables": {table: digest}}."""
     read: dict[str, dict[str, Any]] = {}
     for name, tables in stage.reads.items():
         manifest = inputs[name]
@@ -232,7 +233,7 @@ def recipe_fingerprint(stage: Stage, identity: Mapping[str, Any], inputs: Mappin
         "stage": stage.name,
         "version": stage.version,
         "parameters": dict(identity),
-        "inputs": {name: read["tables"] for name, read in _read_digests(stage, inputs).items()},
+        "inputs": {name: read["tables"] for name, read in input_digests(stage, inputs).items()},
     }
     if stage.machine:
         value["machine"] = {"identity": machine_identity(), "versions": versions()}
@@ -362,7 +363,7 @@ def execute(
             kind=stage.kind,
             fingerprint=fingerprint,
             parameters=identity,
-            inputs=_read_digests(stage, {name: artifact.manifest for name, artifact in artifacts.items()}),
+            inputs=input_digests(stage, {name: artifact.manifest for name, artifact in artifacts.items()}),
             files=files,
             tables=tables,
             digest=digest,
