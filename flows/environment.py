@@ -16,6 +16,7 @@ import psutil
 from flows.processes import free_port, start, stop, wait_until_healthy
 from pipeline_lib.errors import MillraceError
 from pipeline_lib.workspace.workspace import Workspace
+from tasks.live import EMBEDDED
 
 # Nothing calls home, and what runs below does not talk over what people came to read.
 QUIET = {
@@ -25,7 +26,6 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
-EMBEDDED = "MILLRACE_EMBEDDED"  # set while the Prefect server is a child of this process
 QUIET_LOGGERS = ("httpx", "httpcore", "alembic", "uvicorn", "uvicorn.access", "uvicorn.error", "asyncio", "aiosqlite")
 SERVER = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--lifespan", "on"]  # fmt: skip # noqa: E501
 
@@ -133,15 +133,22 @@ def quiet_logs(*, silent: bool = False) -> None:
     """Keep libraries to warnings, and errors for people without their traceback. `silent`: Prefect's lines go to its API only."""
     from prefect.logging.handlers import PrefectConsoleHandler
 
-    for handler in logging.getLogger("prefect").handlers:
+    for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
-            handler.setLevel(logging.WARNING if silent else logging.INFO)
+            handler.filters = [f for f in handler.filters if not isinstance(f, _WarningsOnly)]
+            if silent:
+                handler.addFilter(_WarningsOnly())  # a level would be reset by Prefect at the start of a flow
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(f, _ForPeople) for f in logger.filters):
             logger.addFilter(_ForPeople())
+
+
+class _WarningsOnly(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
 
 
 class _ForPeople(logging.Filter):

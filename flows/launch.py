@@ -93,13 +93,11 @@ def rerun(
 
     Raises: as `launch`.
     """
-    from flows.parents import config_of, find
+    from flows.parents import config_of, find, options_of
 
     parent = find(run_id, workspace)
     config = config_of(parent, overrides)
-    options = _options(parent=parent.run_id, wait=wait)
-    if force:
-        options = _options(parent=parent.run_id, wait=wait, force=[stage]) if stage else options.forced()
+    options = options_of(parent, stage=stage, force=force, wait=wait)
 
     def start() -> State[Any]:
         from flows.pipeline import pipeline

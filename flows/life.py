@@ -17,7 +17,6 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from prefect.states import Cancelled, Completed, Crashed
 
 from flows.approval import ask
-from flows.environment import EMBEDDED
 from flows.listener import listener
 from flows.options import RunOptions
 from flows.processes import no_children_left
@@ -32,7 +31,7 @@ from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_
 from pipeline_lib.stages import STAGES
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
-from tasks.live import LiveRun
+from tasks.live import EMBEDDED, LiveRun
 from tasks.show import escape, show_markdown
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flows.options import RunOptions
 from pipeline_lib.config.load import with_overrides
 from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.stages import STAGES
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -17,6 +19,19 @@ def find(run: str, workspace: Workspace | None = None) -> RunRecord:
         NotFoundError: there is none, or more than one.
     """
     return RunBook((workspace or Workspace.open()).runs_folder).load(run)
+
+
+def options_of(record: RunRecord, *, stage: str = "", force: bool = False, wait: bool = True) -> RunOptions:
+    """The options of a new run that repeats `record`, as far as that went; `force` is for `stage`, or for all when it is empty."""
+    before = RunOptions.model_validate_json(record.prefect.get("options", "{}"))
+    names = [known.name for known in STAGES]
+    until = before.until or before.only
+    if stage and until and names.index(stage) > names.index(until):
+        until = ""
+    options = RunOptions.model_validate({"parent": record.run_id, "until": until, "recorded": before.recorded, "wait": wait})
+    if not force:
+        return options
+    return RunOptions.model_validate({**options.model_dump(), "force": [stage]}) if stage else options.forced()
 
 
 def config_of(record: RunRecord, overrides: Sequence[str] = ()) -> PipelineConfig:

@@ -8,8 +8,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.life import ending, living, settle
-from flows.options import RunOptions, StageName
-from flows.parents import config_of, find
+from flows.options import StageName
+from flows.parents import config_of, find, options_of
 from flows.pipeline import data_line, training_line
 
 
@@ -31,8 +31,7 @@ def stage(
         force: Make the stage again even where its artifact is finished and intact.
     """
     parent = find(run)
-    options = RunOptions(parent=parent.run_id, force=[stage] if force else [])
-    with living(config_of(parent, overrides), options) as live:
+    with living(config_of(parent, overrides), options_of(parent, stage=stage, force=force)) as live:
         training_line(live, **data_line(live))
         settle(live)
     return ending(live)

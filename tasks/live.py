@@ -10,6 +10,7 @@ from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.workspace import Workspace
 
+EMBEDDED = "MILLRACE_EMBEDDED"  # this variable is set while the Prefect server is a child of this process: nobody else is on it
 GRACE_SECONDS = 3600.0  # a stage that still runs an hour after the window has hung
 
 

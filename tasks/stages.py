@@ -6,6 +6,7 @@ neither helpers nor file contents, the artifact store's do. A stage whose artifa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +15,6 @@ from typing import Any, cast
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
@@ -23,7 +23,7 @@ from pipeline_lib.stages import BY_NAME
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import look, parameters_of, recipe_fingerprint
 from tasks.announce import Announcer
-from tasks.live import LiveRun
+from tasks.live import EMBEDDED, LiveRun
 from tasks.show import show_summary
 from tasks.transient import should_retry
 
@@ -75,7 +75,7 @@ def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> Stag
         with ExitStack() as held:
             if alone and _will_work(run, name):
                 held.enter_context(run.workspace.lease("training", wait=run.wait, log=logger.info))
-                if PREFECT_API_URL.value():
+                if EMBEDDED not in os.environ:
                     held.enter_context(concurrency(TRAINING_LIMIT, occupy=1))
             ref = step(run.workspace, run.record, name, services=services, force=name in run.force, wait=run.wait)
         announcer.finish()

@@ -1,0 +1,5 @@
+"""Fixtures for all tests."""
+
+from tests.servers import up
+
+__all__ = ["up"]
