@@ -73,10 +73,7 @@ def unpin(run_id: RunId) -> None:
 def _set_pin(run_id: str, pinned: bool) -> None:
     from pipeline_lib.workspace.runs import RunBook
 
-    book = RunBook(home().runs_folder)
-    record = book.load(run_id)
-    record.pinned = pinned
-    book.save(record)
+    record = RunBook(home().runs_folder).pin(run_id, pinned=pinned)
     show.say(f"{record.run_id} is {'pinned' if pinned else 'no longer pinned'}")
 
 

@@ -117,7 +117,7 @@ def size(n_bytes: float) -> str:
 
 def seconds(duration: float) -> str:
     """`4 s`, `2 min 5 s`, `3 h 10 min`."""
-    if duration < 10:
+    if duration < 9.95:
         return f"{duration:.1f} s"
     whole = round(duration)
     if whole < 60:

@@ -113,8 +113,8 @@ def du(as_json: Json = False) -> None:
     if as_json:
         show.json_out([dict(zip(usage.columns, row, strict=True)) for row in usage.rows])
         return
-    shown = [[show.size(cell) if name == "bytes" and isinstance(cell, int) else cell for name, cell in zip(usage.columns, row, strict=True)]
-             for row in usage.rows]  # fmt: skip
+    at = usage.columns.index("bytes")
+    shown = [[*row[:at], show.size(float(row[at])), *row[at + 1 :]] for row in usage.rows]
     show.table(usage.columns, shown, usage.title)
 
 

@@ -1,0 +1,68 @@
+"""Text from data cannot play with a terminal, whatever it holds."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from flows.cli import show
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ä 漢 🙂", "plain ä 漢 🙂"),
+        ("\x1b[2J\x1b]0;owned\x07", "\\x1b[2J\\x1b]0;owned\\x07"),
+        ("\x9b31m", "\\x9b31m"),
+        ("a\rb", "a\\rb"),
+        ("a\r\nb\tc", "a\nb\tc"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("\u2066x\u2069\ufeff", "\\u2066x\\u2069\\ufeff"),
+        ("[bold red]x[/]", "[bold red]x[/]"),
+    ],
+)
+def test_clean(text: str, shown: str) -> None:
+    assert show.clean(text) == shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> str:
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("COLUMNS", "100")
+    show.table(["name", "n", "[b]x[/b]"], [["\x1b[31mred", 1234567, "[link=http://x]"], ["漢字\nzwei", None, 2.5]], "t\x07")
+    return stream.getvalue()
+
+
+def test_plain_table_is_aligned_and_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawn(monkeypatch, io.StringIO()) == (
+        "t\\x07\nname                 n  [b]x[/b]\n\\x1b[31mred  1,234,567  [link=http://x]\n漢字 ⏎ zwei             2.5\n"
+    )
+
+
+def test_rich_table_shows_markup_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = drawn(monkeypatch, Terminal())
+    assert "\\x1b[31mred" in text
+    assert "[link=http://x]" in text
+    assert "[b]x[/b]" in text
+    assert "\x07" not in text
+    assert "\x1b[31m" not in text
+
+
+@pytest.mark.parametrize(
+    ("n", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_900, "1 MB"), (2.5e12, "2.5 TB"), (4e15, "4e+03 TB")]
+)
+def test_sizes(n: float, words: str) -> None:
+    assert show.size(n) == words
+
+
+@pytest.mark.parametrize(
+    ("n", "words"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.7, "1 min"), (125, "2 min 5 s"), (11400, "3 h 10 min")]
+)
+def test_durations(n: float, words: str) -> None:
+    assert show.seconds(n) == words
