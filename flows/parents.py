@@ -22,7 +22,7 @@ def find(run: str, workspace: Workspace | None = None) -> RunRecord:
 
 
 def options_of(record: RunRecord, *, stage: str = "", force: bool = False, wait: bool = True) -> RunOptions:
-    """The options of a new run that repeats `record`, as far as that went; `force` is for `stage`, or for all when it is empty."""
+    """The options of a new run that repeats `record`, as far as that went; `force` is for `stage`, or all when empty."""
     before = RunOptions.model_validate_json(record.prefect.get("options", "{}"))
     names = [known.name for known in STAGES]
     until = before.until or before.only

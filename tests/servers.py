@@ -121,7 +121,8 @@ def start_up(home: Path) -> Up:
         said.append(line)
         if line.startswith("Ctrl-C"):
             break
-    assert process.poll() is None, "".join(said)
+    else:
+        raise AssertionError(f"`millrace up` ended with code {process.wait()}: {''.join(said)}")
     state = json.loads((home / "up.json").read_text())
     return Up(Workspace.open(home), state["prefect"], state["mlflow"], process)
 

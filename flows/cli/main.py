@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from flows.cli import show
 from pipeline_lib.errors import EXIT_CODES
 
-NOUNS = ("config", "run", "runs", "workspace", "cache")
+NOUNS = ("config", "run", "runs", "servers", "workspace", "cache")
 
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
