@@ -18,7 +18,6 @@ from blake3 import blake3
 from pyarrow import ipc
 
 from pipeline_lib.errors import DamagedError, StageFailedError
-from pipeline_lib.packing.bestfit import best_fit, gather, split_lengths
 from pipeline_lib.packing.ranges import Range, chunk_name
 from pipeline_lib.tokens.encode import Encoder
 from pipeline_lib.workspace.faults import fault_point
@@ -83,6 +82,8 @@ def pack_texts(encoder: Encoder, texts: pa.LargeStringArray, first_row: int, set
     Raises:
         StageFailedError: the encoder gives an id beyond the vocabulary.
     """
+    from pipeline_lib.packing.bestfit import best_fit, gather, split_lengths  # checking a cache must not wait for a compiler
+
     tokens, offsets = encoder.encode(texts)
     if len(tokens) and int(tokens.max()) >= settings.vocabulary_size:
         raise StageFailedError(

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from packing_toy import Toy, ToyCorpus, doc_id, run_toy, texts_of
 
 from pipeline_lib.config.model import PackConfig, TokenizerConfig
@@ -26,6 +28,7 @@ from pipeline_lib.packing.ranges import SIDES, Range, plan_ranges, plan_rows
 from pipeline_lib.packing.sequences import SequenceReader
 from pipeline_lib.tables.schemas import CHUNKS, RANGES, ROWS, SELECTION
 from pipeline_lib.tokens.encode import Encoder
+from pipeline_lib.tokens.train import train_tokenizer
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.resolve import reference
 from pipeline_lib.workspace.services import Progress, Services, thread_mapper
@@ -95,6 +98,38 @@ def test_every_token_of_every_selected_document_exactly_once(tmp_path: Path, len
             assert pa.compute.sum(mine[name]).as_py() == pack.details[name][side]
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([pa.array(texts_of(ToyCorpus()), pa.large_string())], 300, folder)
+    return Encoder(folder / "tokenizer.json")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.text("ab é", max_size=120), min_size=1, max_size=25),
+    length=st.sampled_from([16, 17, 64]),
+    first=st.integers(0, 9),
+)
+def test_pieces_are_whole_documents_cut_at_nothing_but_the_length(
+    encoder: Encoder, texts: list[str], length: int, first: int
+) -> None:
+    array = pa.array(texts, pa.large_string())
+    table, cut = pack_texts(encoder, array, first, ChunkSettings(length, 300, 0, 1, "lz4"))
+    tokens, offsets = encoder.encode(array)
+    whole = {first + i: [*tokens[offsets[i] : offsets[i + 1]].tolist(), 0] for i in range(len(texts))}
+    got: dict[int, dict[int, list[int]]] = {}
+    for row in table.to_pylist():
+        assert len(row["tokens"]) == sum(row["doc_len"]) <= length
+        at = 0
+        for document, offset, size in zip(row["doc_row"], row["doc_off"], row["doc_len"], strict=True):
+            assert got.setdefault(document, {}).setdefault(offset, row["tokens"][at : at + size]) == row["tokens"][at : at + size]
+            at += size
+    assert {d: [t for offset in sorted(pieces) for t in pieces[offset]] for d, pieces in got.items()} == whole
+    assert cut == sum(len(pieces) > 1 for pieces in got.values())
+    assert all(set(pieces) == set(range(0, len(whole[d]), length)) for d, pieces in got.items())
+
+
 def test_workers_and_processes_do_not_change_a_byte(tmp_path: Path) -> None:
     def process_mapper(function: Any, items: Any) -> list[Any]:
         with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
@@ -131,7 +166,8 @@ def test_a_kill_costs_only_what_was_not_committed(tmp_path: Path, point: str) ->
     folder = workspace.cache_folder / made["pack"].details["cache"]
     assert {name: (folder / name).stat().st_ino for name in recorded} == {name: committed[name] for name in recorded}
     assert not list(folder.glob(".writing-*"))
-    assert made["pack"].manifest.events[0]["detail"]["chunks"] == len(recorded)
+    (kept,) = [event["detail"] for event in made["pack"].manifest.events if event["kind"] == "chunks_kept"]
+    assert kept["chunks"] == len(recorded)
 
 
 def test_a_chunk_damaged_between_kill_and_resume_is_not_believed(tmp_path: Path) -> None:
@@ -220,7 +256,7 @@ def test_a_tokenizer_from_a_folder_and_from_an_earlier_pack(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
 def test_a_vocabulary_beyond_uint16_keeps_its_high_bits(tmp_path: Path, codec: str) -> None:
-    settings = ChunkSettings(16, 150_000, 0, 1, codec)
+    wide = ChunkSettings(16, 150_000, 0, 1, codec)
     tokens = np.array([0, 65_535, 65_536, 149_999, 70_000], np.uint32)
     table = chunk_table(
         tokens,
@@ -231,10 +267,10 @@ def test_a_vocabulary_beyond_uint16_keeps_its_high_bits(tmp_path: Path, codec: s
         doc_off=np.array([0, 0]),
         wide=True,
     )
-    facts = commit_chunk(tmp_path, Range("train", 0, 0, 1), table, settings)
+    facts = commit_chunk(tmp_path, Range("train", 0, 0, 1), table, wide)
     reader = SequenceReader(tmp_path, [facts], "train")
     assert reader[0].tokens.tolist() + reader[1].tokens.tolist() == tokens.tolist()
-    assert reader.settings == settings
+    assert reader.settings == wide
     assert facts.content_digest == content_digest(table)
     assert chunks_table([facts]).schema.equals(CHUNKS)
 
