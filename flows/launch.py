@@ -108,9 +108,9 @@ def rerun(
 
 
 def retry(run_id: str, *, workspace: Workspace, wait: bool = True, listener: Listener | None = None) -> RunRecord:
-    """Go on with a run that did not finish: the same record, its next attempt.
+    """Go on with a run: the same record, its next attempt. Of a finished run everything is verified, and what is damaged made again.
 
-    Raises: as `launch`; ConfigError where the run is finished or still going.
+    Raises: as `launch`; BusyError where the run is still going.
     """
     from flows.parents import config_of, find
 

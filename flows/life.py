@@ -30,6 +30,7 @@ from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
 from pipeline_lib.stages import STAGES
 from pipeline_lib.workspace.runs import RunBook, RunRecord
+from pipeline_lib.workspace.services import now
 from pipeline_lib.workspace.workspace import Workspace
 from tasks.live import EMBEDDED, LiveRun
 from tasks.show import escape, show_markdown
@@ -65,7 +66,17 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
     finally:
         close_run(workspace, run.record, run.outcome, error=error)
         report(workspace, run.record)
-        close_tracker(run.services.tracker, workspace, run.record)
+        _end_tracking(run)
+
+
+def _end_tracking(run: LiveRun) -> None:
+    """Tell MLflow how it ended. What goes wrong there is an event of the run, never its end."""
+    try:
+        close_tracker(run.services.tracker, run.workspace, run.record)
+    except Exception as problem:
+        get_run_logger().exception("MLflow was not told how the run ended")
+        run.record.events.append({"time": now().isoformat(), "kind": "tracking_failed", "detail": {"error": str(problem)}})
+        RunBook(run.workspace.runs_folder).save(run.record)
 
 
 def report(workspace: Workspace, record: RunRecord) -> None:
@@ -74,7 +85,7 @@ def report(workspace: Workspace, record: RunRecord) -> None:
         path = write_report(workspace, record, tuple(stage.name for stage in STAGES))
     except Exception as problem:
         get_run_logger().exception("the report could not be written")
-        record.events.append({"kind": "report_failed", "detail": {"error": str(problem)}})
+        record.events.append({"time": now().isoformat(), "kind": "report_failed", "detail": {"error": str(problem)}})
     else:
         record.report = str(path)
         show_markdown("report", f"**{record.outcome}** · run `{record.run_id}` · report: {escape(str(path))}")
@@ -92,8 +103,11 @@ def ending(run: LiveRun) -> State[Any]:
 
 def settle(run: LiveRun) -> None:
     """After validation: the gate decides once per (candidate, champion), a person is asked where that is switched on."""
-    if "validate" not in run.wanted or run.record.ref("validate") is None:
+    model = run.record.ref("train")
+    if "validate" not in run.wanted or model is None:
         return
+    if "decision" in run.record.verdict and run.record.verdict.get("candidate_model") == model.key:
+        return  # a retry does not ask again
     logger = get_run_logger()
     verdict = decide(run.workspace, run.record, services=run.services)
     run.record.verdict = verdict

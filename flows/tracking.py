@@ -89,19 +89,18 @@ def _models(tracker: Run, workspace: Workspace, record: RunRecord, config: Pipel
     if record.stages["train"].state == "reused" and (maker := _maker(workspace, record, trained.key)):
         theirs = maker.mlflow.get("run_id", "")
         tracker.tags({"millrace.trained_in": maker.run_id, "millrace.trained_in.mlflow_run_id": theirs})
-    checkpoints = sorted({entry.path.split("/")[1] for entry in train.manifest.files if entry.table == "checkpoints"})
-    for name in checkpoints:
-        step = int(name.rpartition("-")[2])
-        tracker.model(name, train.folder / "checkpoints" / name, step=step, metrics={}, tags={"millrace.artifact": train.key})
+    steps = int(train.details["steps"])
+    if "checkpoints" in train.manifest.tables:  # the last one, to go on from; earlier ones are gone when a training ends
+        loss = {"dev_loss": float(train.metrics["dev_loss"])}
+        folder = train.files("checkpoints")[0].parent
+        tracker.model(f"step-{steps:08d}", folder, step=steps, metrics=loss, tags={"millrace.artifact": train.key})
     scores = {}
     if validated:
         values = workspace.store.artifact(validated.key).metrics
         scores = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
     verdict = {"millrace.verdict": record.verdict.get("outcome", "none"), "millrace.artifact": train.key}
     final = {"dev_loss": float(train.metrics["dev_loss"]), **scores}
-    tracker.model(
-        "model", train.files("model")[0].parent, step=int(train.details["steps"]), metrics=final, tags=verdict, upload=True
-    )
+    tracker.model("model", train.files("model")[0].parent, step=steps, metrics=final, tags=verdict, upload=True)
     tracker.register(config.tracking.model_name, "model", verdict)
     state = read_champion(workspace)
     tracker.alias(config.tracking.model_name, "challenger", record.run_id)

@@ -26,7 +26,7 @@ MILLRACE = [sys.executable, "-m", "flows.cli.main"]
 # A source that does what a test asks for through files beside it: fails while `broken` exists; while `hang` exists, waits with a
 # child process whose id it writes to `child`.
 SOURCE = """
-import subprocess, time
+import random, subprocess
 from pathlib import Path
 import pyarrow as pa
 from pipeline_lib.extensions import extend
@@ -41,11 +41,12 @@ def toy(source):
         child = subprocess.Popen(["sleep", "300"])
         (HERE / "child").write_text(str(child.pid))
         child.wait()
-    words = ["the", "mill", "grinds", "to", "and", "of", "corn", "that", "have", "with", "be"]
-    texts = [" ".join(words[(i + j * (i % 7 + 1)) % 11] for j in range(60)) + f" number {i}." for i in range(40)]
+    words = "the mill grinds to and of corn that have with be wheel water stone night flour sack river wind oats".split()
+    choose = random.Random(HERE.name)
+    texts = [" ".join(choose.choices(words, k=120)) + "." for _ in range(100)]
     nothing = [None] * len(texts)
     yield pa.RecordBatch.from_pydict(
-        {"text": texts, "id": [str(i) for i in range(40)], "domain": ["toy"] * 40, "licence": nothing, "url": nothing,
+        {"text": texts, "id": [str(i) for i in range(100)], "domain": ["toy"] * 100, "licence": nothing, "url": nothing,
          "created_at": pa.array(nothing, pa.timestamp("us", "UTC"))},
         schema=pa.schema([("text", pa.string()), ("id", pa.string()), ("domain", pa.string()), ("licence", pa.string()),
                           ("url", pa.string()), ("created_at", pa.timestamp("us", "UTC"))]),
@@ -59,6 +60,9 @@ def toy_config(folder: Path, **more: Any) -> dict[str, Any]:
     (folder / "toy_source.py").write_text(SOURCE)
     return {
         "name": "toy",
+        "score": {"rules": {"*": "none"}},
+        "split": {"floor_per_domain": 2},
+        "tokenizer": {"vocabulary_size": 320},
         "ingest": {"sources": [{"name": "toy", "kind": "module"}]},
         "execution": {"extensions": [str(folder / "toy_source.py")], "workers": 1},
         "tracking": {"enabled": False},
