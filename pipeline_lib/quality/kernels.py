@@ -7,7 +7,7 @@ Words are maximal runs of characters that are no white space; lines and paragrap
 """
 
 # Compiled code: no sets, no keyword arguments, and one pass over the text keeps its counters in one function.
-# ruff: noqa: PLR0912, PLR0915, PLR0917, PLR1714
+# ruff: noqa: PLR0912, PLR0915, PLR0917, PLR1714, SIM102
 
 from __future__ import annotations
 
@@ -264,11 +264,12 @@ def _finds(data, start, end, out):  # type: ignore[no-untyped-def]
     at = start
     while at < end:
         byte = data[at]
-        if byte == 0x40 and at > start and _in_address(data[at - 1]):  # something@host.letters
+        if byte == 0x40 and at > start and _in_address(data[at - 1]):  # something@host.letters, at least two
             stop, dot = at + 1, -1
             while stop < end and _in_address(data[stop]):
-                if data[stop] == 0x2E and stop + 2 < end and stop > at + 1 and _is_letter(np.int64(data[stop + 1])):
-                    dot = stop
+                if data[stop] == 0x2E and stop + 2 < end and stop > at + 1:
+                    if _is_letter(np.int64(data[stop + 1])) and _is_letter(np.int64(data[stop + 2])):
+                        dot = stop
                 stop += 1
             if dot > 0:
                 out[EMAILS] += 1
@@ -283,7 +284,8 @@ def _finds(data, start, end, out):  # type: ignore[no-untyped-def]
                 parts += 1
                 if is_address and parts < 4:
                     is_address = at < end and data[at] == 0x2E
-                    at += 1
+                    if is_address:
+                        at += 1
             if is_address:  # not a part of something longer, such as a version of five numbers; a full stop may follow
                 follows = at < end and _in_address(data[at]) and data[at] != 0x2E
                 goes_on = at + 1 < end and data[at] == 0x2E and _in_address(data[at + 1])

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline_lib.config.data import ScoreConfig
-from pipeline_lib.errors import ConfigError
+from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.extensions import extensions
 from pipeline_lib.tables.duck import connect
 
@@ -109,7 +109,7 @@ def rules_of(config: ScoreConfig, signals: Sequence[str]) -> Rules:
             where = f"score.extra_rules.{rule}" if rule in config.extra_rules else f"rule set {name}, rule {rule}"
             found.append(Rule(name, rule, expression, _first_signal(expression, signals, where)))
     with connect() as connection:
-        connection.register("signals", pa.table({name: pa.array([], pa.float64()) for name in signals}))
+        connection.register("signals", pa.table({name: pa.array([1.0, 1.0]) for name in signals}))
         for rule in found:
             _check(connection, rule, signals)
     return Rules(domains, found)
@@ -143,7 +143,7 @@ def _check(connection: duckdb.DuckDBPyConnection, rule: Rule, signals: Sequence[
         raise ConfigError(
             f"{rule.expression!r} is no rule: {error}", where=where, fix=f"signals: {', '.join(signals)}"
         ) from error
-    if result.num_columns != 1 or result.num_rows:
+    if result.num_columns != 1 or result.num_rows != 2:
         raise ConfigError(f"{rule.expression!r} does not give one value a document", where=where, fix="no lists, no aggregates")
     if moody or any(word in rule.expression.lower() for word in ("current_date", "current_time", "localtime")):
         raise ConfigError(f"{rule.expression!r} gives another value each time", where=where, fix="use signals and constants only")
@@ -159,13 +159,23 @@ def verdicts(table: pa.Table, rules: Sequence[Rule]) -> NDArray[np.bool_]:
     Args:
         table: signals.
         rules: of `rules_of`.
+
+    Raises:
+        StageFailedError: an expression fails on a value, such as a text that is no number.
     """
     if not rules or not table.num_rows:
         return np.ones((table.num_rows, len(rules)), bool)
     with connect() as connection:
         connection.register("signals", table)
         columns = ", ".join(f"{_sql(rule)} AS r{number}" for number, rule in enumerate(rules))
-        found = connection.sql(f"SELECT {columns} FROM signals").to_arrow_table()  # noqa: S608  (checked by rules_of)
+        try:
+            found = connection.sql(f"SELECT {columns} FROM signals").to_arrow_table()  # noqa: S608  (checked by rules_of)
+        except duckdb.Error as error:
+            raise StageFailedError(
+                f"a rule cannot be computed for some document: {error}",
+                where="score rules",
+                fix="guard it, e.g. with try(…) or nullif(…, 0)",
+            ) from error
     return np.column_stack([column.to_numpy() for column in found.columns])
 
 
