@@ -108,7 +108,7 @@ def rerun(
 
 
 def retry(run_id: str, *, workspace: Workspace, wait: bool = True, listener: Listener | None = None) -> RunRecord:
-    """Go on with a run: the same record, its next attempt. Of a finished run everything is verified, and what is damaged made again.
+    """Go on with a run: the same record, its next attempt. Of a finished run, what is damaged is made again.
 
     Raises: as `launch`; BusyError where the run is still going.
     """

@@ -29,6 +29,7 @@ from pipeline_lib.promotion import decide, promote
 from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
 from pipeline_lib.stages import STAGES
+from pipeline_lib.workspace.resolve import read_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.services import now
 from pipeline_lib.workspace.workspace import Workspace
@@ -122,6 +123,14 @@ def settle(run: LiveRun) -> None:
         promote(run.workspace, run.record, verdict, by=by)
         logger.info("run %s is the champion now (decided by %s)", run.record.run_id, by)
     run.record.verdict = {**verdict, "decision": decision, "decided_by": by}
+
+
+def nothing_new(run: LiveRun) -> bool:
+    """Whether a champion exists that has seen all that this run selected: only for runs that continue the last selection."""
+    chosen = run.record.ref("select")
+    if chosen is None or "select.parent=previous" not in run.record.resolved or not read_champion(run.workspace).get("champion"):
+        return False
+    return run.workspace.store.manifest(chosen.key).metrics["new_documents"] == 0
 
 
 def clear_up(workspace: Workspace, config: PipelineConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.life import ending, living, settle
+from flows.life import ending, living, nothing_new, settle
 from flows.options import RunOptions
 from pipeline_lib.config.pipeline import PipelineConfig
 from tasks.live import LiveRun
@@ -41,9 +41,18 @@ def pipeline(config: PipelineConfig = DEFAULTS, options: RunOptions = NO_OPTIONS
         options: Which stages, what again, on whose data.
     """
     with living(config, options) as run:
-        training_line(run, **data_line(run))
-        settle(run)
+        whole_line(run, may_stop=not (options.parent or options.force))
     return ending(run)
+
+
+def whole_line(run: LiveRun, *, may_stop: bool = True) -> None:
+    """Data, training, decision. A run that continues last night's selection ends before calibrating when nothing is new."""
+    data = data_line(run)
+    if may_stop and nothing_new(run):
+        run.outcome = "nothing_new"
+        return
+    training_line(run, **data)
+    settle(run)
 
 
 def data_line(run: LiveRun) -> dict[str, Ref]:

@@ -7,10 +7,10 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.life import ending, living, settle
+from flows.life import ending, living
 from flows.options import StageName
 from flows.parents import config_of, find, options_of
-from flows.pipeline import data_line, training_line
+from flows.pipeline import whole_line
 
 
 @flow(name="stage", flow_run_name="stage {stage} of {run}", persist_result=False)
@@ -32,6 +32,5 @@ def stage(
     """
     parent = find(run)
     with living(config_of(parent, overrides), options_of(parent, stage=stage, force=force)) as live:
-        training_line(live, **data_line(live))
-        settle(live)
+        whole_line(live, may_stop=False)
     return ending(live)
