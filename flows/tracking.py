@@ -11,6 +11,7 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.tracking.run import STATUS, Run, start_run
 from pipeline_lib.tracking.run import reconcile as reconcile_spools
 from pipeline_lib.tracking.server import run_link
+from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.resolve import read_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord
@@ -102,11 +103,24 @@ def _models(tracker: Run, workspace: Workspace, record: RunRecord, config: Pipel
     final = {"dev_loss": float(train.metrics["dev_loss"]), **scores}
     tracker.model("model", train.files("model")[0].parent, step=steps, metrics=final, tags=verdict, upload=True)
     tracker.register(config.tracking.model_name, "model", verdict)
-    state = read_champion(workspace)
     tracker.alias(config.tracking.model_name, "challenger", record.run_id)
+    _champion_aliases(tracker, workspace, config)
+
+
+def _champion_aliases(tracker: Run, workspace: Workspace, config: PipelineConfig) -> None:
+    state = read_champion(workspace)
     for alias in ("champion", "previous"):
         if entry := state.get(alias):
             tracker.alias(config.tracking.model_name, alias, entry["run_id"])
+
+
+def mirror_aliases(workspace: Workspace, record: RunRecord) -> None:
+    """After a promotion or a rollback by hand: MLflow's aliases follow `champion.json`."""
+    config = PipelineConfig.model_validate(record.config)
+    if config.tracking.enabled:
+        spool = Spool(workspace.spool_folder / f"{record.run_id}.jsonl")
+        _champion_aliases(Run(spool, record.run_id), workspace, config)
+        reconcile_tracking(workspace, config, [])
 
 
 def _maker(workspace: Workspace, record: RunRecord, key: str) -> RunRecord | None:
