@@ -19,8 +19,8 @@ kind · what is registered · the stages that use it:
 - **source** · `(source: SourceConfig) -> Iterator[pyarrow.RecordBatch]`: columns text, id, domain, licence, url (string) and
   created_at (timestamp[us, UTC]); further columns are kept as metadata; the same input gives the same batches. Used by a
   source of kind `module` that has this name · ingest
-- **signal** · `(text: pyarrow.LargeStringArray) -> pyarrow.Array`: one value a document, in order; becomes the column of
-  `signals` that has this name · score
+- **signal** · `(text: pyarrow.LargeStringArray) -> pyarrow.Array`: one number a document, in order; becomes the column
+  `ext_<name>` of `signals` · score
 - **rule_set** · a dictionary of rule name → SQL expression over signals, true for a document to keep; chosen in
   `score.rules` · score
 - **model** · `(model: ModelConfig, vocabulary_size: int, sequence_length: int) -> transformers.PreTrainedModel`; chosen by

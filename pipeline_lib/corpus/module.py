@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from pipeline_lib.config.data import SourceConfig
 from pipeline_lib.corpus.sources import PART_BYTES, SourceFile, local_file
-from pipeline_lib.errors import StageFailedError
+from pipeline_lib.errors import MillraceError, StageFailedError
+from pipeline_lib.extensions import extension
 from pipeline_lib.tables.parquet import write_table
 
 
@@ -17,16 +18,16 @@ def batches(source: SourceConfig) -> Iterator[pa.RecordBatch]:
     """What the function registered under the source's name yields.
 
     Raises:
-        StageFailedError: it raises, or yields something else.
+        StageFailedError: it raises, or yields something else. Its own `MillraceError`s are passed on.
     """
-    from pipeline_lib.extensions import extension
-
     function = extension("source", source.name)
     try:
         for batch in function(source):
             if not isinstance(batch, pa.RecordBatch):
                 raise TypeError(f"yielded a {type(batch).__name__}, not a pyarrow.RecordBatch")
             yield batch
+    except MillraceError:
+        raise
     except Exception as error:
         raise StageFailedError(
             f"the extension raised {type(error).__name__}: {error}", where=f"source {source.name}", fix="mend the module"

@@ -121,7 +121,9 @@ def _names(source: SourceConfig) -> dict[str, str]:
         del known["domain"]
     if source.licence:
         del known["licence"], known["license"]
-    asked = {source.id_column: "id", source.date_column: "date", source.text_column: "text"}
+    own = source.kind == "module"  # its batches have these columns
+    id_column, date_column = source.id_column or "id" * own, source.date_column or "created_at" * own
+    asked = {id_column: "id", date_column: "date", source.text_column: "text"}
     return {**known, **{column: name for column, name in asked.items() if column}}
 
 

@@ -19,6 +19,7 @@ from ingest_toy import config, files, ingest, jsonl, reasons, run, table, texts
 
 from pipeline_lib.corpus.sources import file_digests
 from pipeline_lib.errors import ConfigError, NotFoundError, RefusedError, StageFailedError
+from pipeline_lib.extensions import load_extensions
 from pipeline_lib.workspace.workspace import Workspace
 
 GOOD = [{"text": f"good document number {i}", "id": f"g{i}"} for i in range(40)]
@@ -290,19 +291,29 @@ def test_links_out_of_a_folder_are_not_followed(tmp_path: Path) -> None:
 
 
 MODULE = """
+from datetime import UTC, datetime
 import pyarrow as pa
 from pipeline_lib.extensions import extend
 
 @extend.source("tickets")
 def tickets(source):
     for n in range(3):
-        yield pa.RecordBatch.from_pylist([{"text": f"ticket {n}", "id": str(n), "domain": "support", "created_at": None}])
+        row = {"text": f"ticket {n}", "id": str(n % 2), "domain": "support", "created_at": datetime(2024, 5, 6, tzinfo=UTC)}
+        yield pa.RecordBatch.from_pylist([row])
 """
 
 
 def test_a_module_yields_documents(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
-    made = ingest(tmp_path / "w", {"name": "tickets", "kind": "module"}, extensions=[str(tmp_path / "mine.py")])
+    made = ingest(
+        tmp_path / "w",
+        {"name": "tickets", "kind": "module"},
+        extensions=[str(tmp_path / "mine.py")],
+        quarantine_limit=0.5,
+    )
+    load_extensions([])
     rows = table(made, "documents")
-    assert rows.column("text").to_pylist() == ["ticket 0", "ticket 1", "ticket 2"]
+    assert rows.column("text").to_pylist() == ["ticket 0", "ticket 1"]
     assert set(rows.column("domain").to_pylist()) == {"support"}
+    assert {day.date().isoformat() for day in rows.column("created_at").to_pylist()} == {"2024-05-06"}
+    assert reasons(made) == {"id occurred before": 1}
