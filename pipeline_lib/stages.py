@@ -41,7 +41,7 @@ STAGES: tuple[Stage, ...] = (
           sections=("tune", "model", "train", "resources"), seeded=True, extends=("model",)),
     Stage("plan", 1, "recorded", "pipeline_lib.planning.plan:plan",
           reads={"fill_gaps": ("chunks", "details"), "calibrate": ("details",), "tune": ("details",)},
-          sections=("plan", "model", "train", "resources", "validation.max_seconds")),
+          sections=("plan", "model", "train", "resources", "validation.language_tokens")),
     Stage("train", 1, "pure", "pipeline_lib.training.train:train",
           reads={"fill_gaps": ("chunks", "details"), "pack": ("tokenizer",), "plan": ("details",)},
           sections=("train", "model"), seeded=True,

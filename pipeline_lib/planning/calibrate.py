@@ -41,47 +41,44 @@ def calibrate(
         RefusedError: no profile can fit into this machine's memory.
         StageFailedError: every profile failed.
     """
-    from pipeline_lib.training.measure import measure
-
-    imported = _import_everything()
     precisions: list[Precision] = ["bf16", "fp32"] if precision == "auto" else [precision]
-    candidates = [(micro, kind) for micro, kind in product(sorted(set(calibrate.micro_batches)), precisions)]
-    threads = usable_cores()
-    machine = USABLE_SHARE * total_memory_bytes()
     profiles: list[dict[str, Any]] = []
-    begin = time.monotonic()
-    for index, (micro, kind) in enumerate(candidates):
-        run.progress(index, len(candidates), "profiles", f"micro-batch {micro}, {kind}")
-        estimate = estimate_memory(
+    for micro, kind in product(sorted(set(calibrate.micro_batches)), precisions):
+        needed = estimate_memory(
             model, vocabulary_size=vocabulary_size, sequence_length=sequence_length, micro_batch=micro, precision=kind,
             optimizer=optimizer, lora=lora,
         ).total  # fmt: skip
-        profile: dict[str, Any] = {"micro_batch": micro, "precision": kind, "estimated_bytes": estimate, "error": ""}
-        profiles.append(profile)
-        left = calibrate.seconds - (time.monotonic() - begin)
+        profiles.append({"micro_batch": micro, "precision": kind, "estimated_bytes": needed, "error": ""})
+    _mark_too_large(profiles)
+    from pipeline_lib.training.measure import measure
+
+    imported = _import_everything(precisions)
+    threads = usable_cores()
+    begin = time.monotonic()
+    for index, profile in enumerate(profiles):
+        run.progress(index, len(profiles), "profiles", f"micro-batch {profile['micro_batch']}, {profile['precision']}")
         measured = [p for p in profiles if "seconds" in p]
         slowest = max((p["seconds"] - p["timed_seconds"] for p in measured), default=0.0)
-        if estimate > machine:
-            profile["error"] = f"needs about {estimate / GIB:.1f} GiB, this machine gives {machine / GIB:.1f}"
+        left = calibrate.seconds - (time.monotonic() - begin)
+        if profile["error"]:
             continue
-        if faster := _faster_precision(measured, kind):
-            profile["error"] = f"not measured: {faster} was faster with micro-batch {candidates[0][0]}"
+        if faster := _faster_precision(measured, profile["precision"]):
+            profile["error"] = f"not measured: {faster} was faster with the same micro-batch"
             continue
         if measured and left < 1.2 * slowest:
             profile["error"] = "not measured: the time for calibration was over"
             continue
-        coming = [later for _, later in candidates[index:] if not _faster_precision(measured, later)]
-        share = max(left / len(coming) - slowest, 0.2)
+        coming = [p for p in profiles[index:] if not p["error"] and not _faster_precision(measured, p["precision"])]
         started = time.monotonic()
         try:
             seen = measure(
-                model, vocabulary_size=vocabulary_size, sequence_length=sequence_length, micro_batch=micro, n_steps=MOST_STEPS,
-                precision=kind, optimizer=optimizer, lora=lora, seconds=share, threads=threads,
-                store_lookup=run.workspace.store.artifact,
+                model, vocabulary_size=vocabulary_size, sequence_length=sequence_length, micro_batch=profile["micro_batch"],
+                n_steps=MOST_STEPS, precision=profile["precision"], optimizer=optimizer, lora=lora,
+                seconds=max(left / len(coming) - slowest, 0.2), threads=threads, store_lookup=run.workspace.store.artifact,
             )  # fmt: skip
-        except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
+        except (RuntimeError, ValueError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
             profile["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-            run.event("profile_failed", micro_batch=micro, precision=kind, error=profile["error"])
+            run.event("profile_failed", **{name: profile[name] for name in ("micro_batch", "precision", "error")})
             continue
         profile |= {
             "tokens_per_second": round(seen.tokens_per_second, 1),
@@ -98,6 +95,21 @@ def calibrate(
     return _outcome(profiles, threads, imported, time.monotonic() - begin)
 
 
+def _mark_too_large(profiles: list[dict[str, Any]]) -> None:
+    """Mark the profiles that this machine cannot hold; refuse before any work when it can hold none."""
+    machine = USABLE_SHARE * total_memory_bytes()
+    for profile in profiles:
+        if profile["estimated_bytes"] > machine:
+            profile["error"] = f"needs about {profile['estimated_bytes'] / GIB:.1f} GiB"
+    if all(profile["error"] for profile in profiles):
+        least = min(profile["estimated_bytes"] for profile in profiles)
+        raise RefusedError(
+            f"training needs about {least / GIB:.1f} GiB even with the smallest profile, this machine gives {machine / GIB:.1f}",
+            where="stage calibrate",
+            fix="use a smaller model, a shorter pack.sequence_length or smaller calibrate.micro_batches",
+        )
+
+
 def _faster_precision(measured: list[dict[str, Any]], precision: str) -> str:
     """The precision that beat this one clearly on the same micro-batch, or "": it will not be beaten on a larger one."""
     rates = {(p["micro_batch"], p["precision"]): p["tokens_per_second"] for p in measured}
@@ -107,13 +119,17 @@ def _faster_precision(measured: list[dict[str, Any]], precision: str) -> str:
     return ""
 
 
-def _import_everything() -> float:
-    """Seconds that importing torch and transformers takes: a step of the smallest model loads what a training loads."""
+def _import_everything(precisions: list[Precision]) -> float:
+    """Seconds that importing torch and transformers takes: a step of the smallest model loads what a training loads.
+
+    One a precision, since each compiles its kernels when it is first used.
+    """
     from pipeline_lib.training.measure import measure
 
     begin = time.monotonic()
     tiny = ModelConfig(width=16, depth=1, heads=1, ffn_width=16)
-    measure(tiny, vocabulary_size=300, sequence_length=16, micro_batch=1, n_steps=1, precision="fp32", seconds=0.0)
+    for kind in precisions:
+        measure(tiny, vocabulary_size=300, sequence_length=16, micro_batch=1, n_steps=1, precision=kind, seconds=0.0)
     return time.monotonic() - begin
 
 
@@ -121,12 +137,6 @@ def _outcome(profiles: list[dict[str, Any]], threads: int, imported: float, take
     measured = [profile for profile in profiles if not profile["error"]]
     if not measured:
         reasons = "; ".join(f"{p['micro_batch']} × {p['precision']}: {p['error']}" for p in profiles)
-        if all(p["error"].startswith("needs") for p in profiles):
-            raise RefusedError(
-                f"no profile fits into memory ({reasons})",
-                where="calibrate.micro_batches",
-                fix="use a smaller model, a shorter pack.sequence_length or smaller calibrate.micro_batches",
-            )
         raise StageFailedError(f"no profile could be measured ({reasons})", where="stage calibrate", fix="see the reasons")
     chosen = max(measured, key=lambda profile: profile["tokens_per_second"])
     building = max(chosen["seconds"] - chosen["timed_seconds"] - chosen["save_seconds"], 0.0)
@@ -134,8 +144,10 @@ def _outcome(profiles: list[dict[str, Any]], threads: int, imported: float, take
         "profiles": [_shown(profile) for profile in profiles],
         "chosen": {name: chosen[name] for name in ("micro_batch", "precision", "tokens_per_second", "interval")},
         "interval": chosen["interval"],
-        "evaluate_tokens_per_second": chosen["evaluate_tokens_per_second"],
+        # A forward pass alone is never slower than a step: one slow moment must not look like a slow machine.
+        "evaluate_tokens_per_second": max(chosen["evaluate_tokens_per_second"], chosen["tokens_per_second"]),
         "save_seconds": chosen["save_seconds"],
+        "import_seconds": round(imported, 3),
         "startup_seconds": round(imported + building, 3),
         "build_seconds": round(building, 3),
         "parameters": chosen["parameters"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,14 +15,14 @@ from pipeline_lib.planning import laws
 from pipeline_lib.planning.forecast import Promise, forecast_loss, widened
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
 from pipeline_lib.planning.profiles import choose_profile
-from pipeline_lib.planning.window import AFTER_TRAINING_SECONDS, WANTED_STEPS, Fit, Load, Window, course, fit
+from pipeline_lib.planning.window import AFTER_TRAINING_SECONDS, WANTED_STEPS, Fit, Load, Window, course, fit, validation_seconds
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 
 def plan(
-    run: StageRun, *, plan: PlanConfig, model: ModelConfig, train: TrainConfig, resources: ResourcesConfig, max_seconds: float
+    run: StageRun, *, plan: PlanConfig, model: ModelConfig, train: TrainConfig, resources: ResourcesConfig, language_tokens: int
 ) -> Outcome:
     """Read data, calibration and search, write the plan into the details (keys in README.md beside this file).
 
@@ -30,7 +31,12 @@ def plan(
     """
     data, calibrated, tuned = run.input("fill_gaps").details, run.input("calibrate").details, run.input("tune").details
     profile = choose_profile(calibrated, resources)
-    window = window_of(run.services, resources, validation_seconds=max_seconds, start_up=calibrated["startup_seconds"])
+    window = window_of(
+        run.services,
+        resources,
+        validation=validation_seconds(language_tokens, calibrated["evaluate_tokens_per_second"]),
+        start_up=calibrated["build_seconds"] + (0.0 if "transformers" in sys.modules else calibrated["import_seconds"]),
+    )
     draft = draft_plan(data, calibrated, profile, window, plan=plan, train=train)
     parameters = count_parameters(model, data["vocabulary_size"])
     tokens = draft.fit.steps * draft.batch_sequences * data["sequence_length"]
@@ -109,7 +115,7 @@ class Draft:
     gave_up: list[str]
 
 
-def window_of(services: Services, resources: ResourcesConfig, *, validation_seconds: float, start_up: float) -> Window | None:
+def window_of(services: Services, resources: ResourcesConfig, *, validation: float, start_up: float) -> Window | None:
     """The run's window as it stands now, or None when the run has no deadline."""
     if services.deadline is None:
         return None
@@ -119,7 +125,7 @@ def window_of(services: Services, resources: ResourcesConfig, *, validation_seco
         total=(services.deadline - started).total_seconds(),
         spent=(now - started).total_seconds(),
         margin=resources.margin_minutes * 60,
-        after_training=validation_seconds + AFTER_TRAINING_SECONDS,
+        after_training=validation + AFTER_TRAINING_SECONDS,
         start_up=start_up,
     )
 
@@ -199,7 +205,7 @@ def _refuse_short_window(window: Window, load: Load) -> None:
         f"evaluations and a checkpoint takes {load.least:.1f} s",
         where="resources.max_hours",
         fix=f"set resources.max_hours to {math.ceil(hours * 100) / 100:g} or more, or take {max(missing, 1) / 60:.1f} minutes "
-        "off resources.margin_minutes or validation.max_seconds",
+        "off resources.margin_minutes",
     )
 
 
@@ -226,7 +232,7 @@ def _promises(
 ) -> dict[str, Promise]:
     """What a person may expect, each with a 90 % interval. Times count from the run's start, without a window from now."""
     training = sum(draft.fit.seconds(draft.load).values())
-    around = (window.spent + window.start_up, window.after_training) if window else (calibrated["startup_seconds"], 0.0)
+    around = (window.spent + window.start_up, window.after_training) if window else (calibrated["build_seconds"], 0.0)
     expected = around[0] + training + around[1]
     slow, fast = calibrated["interval"][0], calibrated["interval"][1]
     low, high = widened(training, 1 / fast, 1 / slow)

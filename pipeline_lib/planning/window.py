@@ -10,11 +10,20 @@ from pipeline_lib.planning.controller import LEAST_DECAY
 # What comes after training beside validation's own limit, seconds. Measured on two cores: loading model and tokenizer again 3–4,
 # writing scores, gate, registration and report 4–6, finishing the server's bookkeeping 1–2.
 AFTER_TRAINING_SECONDS = 12.0
+SUITE_TOKENS = 100_000  # the items of the level `smoke`; `standard` has ten times as many
+VALIDATION_SLOWNESS = 1.5  # scoring sorts, pads and batches short items: slower than an evaluation of full sequences
+LEAST_VALIDATION_SECONDS = 10.0
 MOST_EVALUATIONS = 20  # more points on a curve than this tell a person nothing new
 SAVE_SHARE = 0.02  # share of training spent on checkpoints, as far as the two bounds below allow
 SAVE_SECONDS_BETWEEN = (30.0, 900.0)  # a kill costs at most a quarter of an hour; a short run still has a checkpoint to return to
 EVALUATE_SHARE = {"speed": 0.02, "balanced": 0.05, "quality": 0.10}  # of the training time, by `plan.priority`
 WANTED_STEPS = 100  # below this AdamW's second moment (beta2 = .95: 20 steps) and the warm-up take too much of the run
+
+
+def validation_seconds(language_tokens: int, evaluate_tokens_per_second: float) -> float:
+    """What validation will take: language modelling and suite items at the calibrated evaluation speed."""
+    tokens = language_tokens + SUITE_TOKENS
+    return max(VALIDATION_SLOWNESS * tokens / evaluate_tokens_per_second, LEAST_VALIDATION_SECONDS)
 
 
 @dataclass(frozen=True)

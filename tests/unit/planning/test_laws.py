@@ -1,0 +1,93 @@
+"""Scaling laws against published numbers; the memory estimate term by term."""
+
+import pytest
+
+from pipeline_lib.config.model import LoraConfig, ModelConfig
+from pipeline_lib.errors import RefusedError
+from pipeline_lib.planning import laws
+from pipeline_lib.planning.memory import count_parameters, count_trainable, estimate_memory
+
+# Best learning rates of an independent public grid (Llama architecture, AdamW): (N, D, learning rate).
+INDEPENDENT_GRID = [
+    (46_006_272, 127_991_808, 0.001953),
+    (109_051_904, 1_023_934_464, 0.001953),
+    (368_050_176, 1_023_934_464, 0.000977),
+    (872_415_232, 1_023_934_464, 0.000691),
+]
+
+
+@pytest.mark.parametrize(("parameters", "tokens", "best"), INDEPENDENT_GRID)
+def test_step_law_meets_an_independent_grid_within_half_and_twice(parameters, tokens, best):
+    assert 0.5 < laws.step_law_learning_rate(parameters, tokens) / best < 2
+
+
+def test_step_law_numbers():
+    assert laws.step_law_learning_rate(1e9, 1e11) == pytest.approx(1.64e-3, rel=0.01)
+    assert laws.step_law_batch_tokens(1e11) == pytest.approx(1.11e6, rel=0.01)
+
+
+def test_loss_law_has_its_minimum_where_the_closed_form_says():
+    flops = 5.76e23  # Chinchilla's budget
+    best = laws.optimal_parameters(flops)
+
+    def loss_at(parameters):
+        return laws.loss(parameters, flops / 6 / parameters)
+
+    assert loss_at(best) <= min(loss_at(best * 0.97), loss_at(best * 1.03))
+    tokens = flops / 6 / best
+    assert 15 < tokens / best < 30  # about 20 tokens a parameter
+    assert laws.training_flops(best, tokens) == pytest.approx(flops)
+    assert laws.optimal_parameters(10 * flops) / best == pytest.approx(10**0.513, rel=0.01)
+
+
+def test_outside_its_range_a_law_says_so_and_the_rate_is_kept_usable():
+    tiny = laws.learning_rate(2e6, 5e6, start="scratch", lora=False)
+    assert tiny.value == laws.LEARNING_RATE_RANGE[1]
+    assert "extrapolated" in tiny.why
+    assert "kept within" in tiny.why
+    inside = laws.learning_rate(5e8, 1e10, start="scratch", lora=False)
+    assert inside.value == laws.step_law_learning_rate(5e8, 1e10)
+    assert "extrapolated" not in inside.why
+
+
+def test_continuing_a_model_starts_far_lower():
+    assert laws.learning_rate(2e6, 5e6, start="/models/x", lora=False).value == 3e-5
+    assert laws.learning_rate(2e6, 5e6, start="/models/x", lora=True).value == 2e-4
+
+
+def estimate(model=None, **changes):
+    options = {
+        "vocabulary_size": 4096, "sequence_length": 256, "micro_batch": 8, "precision": "fp32", "optimizer": "adamw",
+        "lora": LoraConfig(),
+    }  # fmt: skip
+    return estimate_memory(model or ModelConfig(), **{**options, **changes})
+
+
+def test_memory_terms():
+    count = count_parameters(ModelConfig(), 4096).total
+    full = estimate()
+    assert full.terms["weights"] == full.terms["gradients"] == 4 * count
+    assert full.terms["optimizer"] == 8 * count
+    assert full.terms["logits"] == 12 * 8 * 256 * 4096
+    assert full.total == sum(full.terms.values())
+    assert estimate(micro_batch=16).terms["activations"] == 2 * full.terms["activations"]
+    assert estimate(precision="bf16").terms["activations"] < full.terms["activations"]
+    assert estimate(optimizer="adafactor").terms["optimizer"] < full.terms["optimizer"] / 20
+
+
+def test_grouped_heads_and_adapters_need_less():
+    model = ModelConfig(width=64, heads=8, kv_heads=2, depth=3, ffn_width=128)
+    assert count_parameters(model, 1000).matrices == 3 * (2 * 64 * 64 + 2 * 64 * 16 + 3 * 64 * 128)
+    adapters = LoraConfig(rank=4, targets=["q_proj", "v_proj"])
+    assert count_trainable(model, 1000, adapters) == 3 * 4 * (128 + 80)
+    assert estimate(model, lora=adapters).terms["optimizer"] == 8 * 3 * 4 * (128 + 80)
+
+
+def test_a_model_larger_than_the_machine_is_refused_before_any_work(tmp_path):
+    from search_toy import Config, run_stages
+
+    from pipeline_lib.workspace.workspace import Workspace
+
+    huge = Config(model=ModelConfig(width=65536, depth=400, heads=64, ffn_width=262144))
+    with pytest.raises(RefusedError, match="GiB even with the smallest profile"):
+        run_stages(Workspace.open(tmp_path), {}, "calibrate", huge, services=None)
