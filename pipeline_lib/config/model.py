@@ -50,7 +50,7 @@ class ModelConfig(Section):
     kv_heads: int = setting(0, "Key/value heads; 0: as many as heads", ge=0)
     ffn_width: int = setting(512, "Inner width of the feed-forward block", unit="features", ge=16)
     tied_embeddings: bool = setting(True, "Input and output embeddings are one matrix")
-    dropout: float = setting(0.0, "Attention dropout", ge=0, lt=1)
+    dropout: float = setting(0.0, "Dropout, wherever the family has it", ge=0, lt=1)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:

@@ -104,7 +104,7 @@ def _from_numbers(model: ModelConfig, vocabulary_size: int, sequence_length: int
         "head_dim": model.width // model.heads,
         "max_position_embeddings": sequence_length,
         "tie_word_embeddings": model.tied_embeddings,
-        "attention_dropout": model.dropout,
+        **dict.fromkeys(("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"), model.dropout),
     }
     values = {key: value for key, value in wanted.items() if hasattr(default, key)}
     config = AutoConfig.for_model(model.family, **values, bos_token_id=None, eos_token_id=None, pad_token_id=None)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from pipeline_lib.training.loss import IGNORED, chunked_cross_entropy, shifted
 
 AGREEMENT = 1e-4  # relative; what separates rounding from a head that does more than a matrix product
+LARGE_LOGIT = 100.0  # the size at which the two are compared: a cap at 30 does nothing to the small logits of a fresh model
 
 
 class Objective:
@@ -48,8 +49,13 @@ class Objective:
 
     @torch.no_grad()
     def _agrees(self) -> bool:
-        """Whether head and loss alone give what the whole model gives (false where logits are capped, scaled or gated)."""
+        """Whether head and loss alone give what the whole model gives (false where logits are capped, scaled or gated).
+
+        Compared with the head scaled up until its logits are large; its weights are put back as they were.
+        """
         training, device = self.model.training, self.model.device
+        head = self.model.get_output_embeddings().weight
+        kept = head.clone()
         rows = self.model.get_input_embeddings().weight.shape[0]
         tokens = (torch.arange(32, device=device) * 7919 % rows).reshape(2, 16)
         batch = {
@@ -57,8 +63,11 @@ class Objective:
         }  # fmt: skip
         self.model.eval()
         try:
+            logits = self.model(input_ids=tokens, use_cache=False).logits
+            head.mul_(LARGE_LOGIT / logits.abs().max().clamp(min=1e-6))
             whole, chunked = float(self._whole(batch)), float(self._chunked(batch))
         finally:
+            head.copy_(kept)
             self.model.train(training)
         return abs(whole - chunked) <= AGREEMENT * abs(whole)
 

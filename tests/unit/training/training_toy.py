@@ -1,21 +1,23 @@
-"""A packed toy corpus from the real stages `pack` and `fill_gaps`, a plan written by a test, and the real stage `train` behind them."""
+"""A toy corpus, the real stages `pack` and `fill_gaps`, a plan written by a test, and the real stage `train` behind them."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from packing_toy import Toy, ToyCorpus, run_toy
 
 from pipeline_lib.config.fields import setting
 from pipeline_lib.config.model import ModelConfig, PackConfig, TokenizerConfig, TrainConfig
 from pipeline_lib.stages import BY_NAME
+from pipeline_lib.training.hooks import CONTINUE, Decision
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
-from pipeline_lib.workspace.workspace import Workspace
 
 PLAN: dict[str, Any] = {
     "steps": 24, "warmup_steps": 2, "decay_steps": 6, "schedule": "wsd", "learning_rate": 0.01, "weight_decay": 0.1,
@@ -39,13 +41,17 @@ def toy_plan(run: StageRun, *, plan: dict[str, Any]) -> Outcome:
     return Outcome(details=plan)
 
 
-def run_train(root: Path, config: Config | None = None, *, services: Services | None = None, **options: Any) -> Artifact:
+def run_train(
+    root: Path, config: Config | None = None, *, services: Services | None = None, controller: str = "", **options: Any
+) -> Artifact:
     """Run everything up to `train` in a workspace; what is there is reused."""
     config = config or Config()
     workspace, found = run_toy(root, config)
     refs = {name: artifact.ref() for name, artifact in found.items()}
     refs["plan"] = execute(workspace, Stage("plan", 1, "recorded", "training_toy:toy_plan", sections=("plan",)), config, {})
     stage = BY_NAME["train"]
+    if controller:
+        stage = replace(stage, uses={"controller": controller})
     ref = execute(workspace, stage, config, {name: refs[name] for name in stage.reads}, services=services, **options)
     return workspace.store.artifact(ref.key)
 
@@ -55,7 +61,26 @@ def planned(**changes: Any) -> Config:
     return Config(plan={**PLAN, **changes})
 
 
-if __name__ == "__main__":  # in a process that may be killed: folder, adaptive
+class Scripted:
+    """A controller that decides by step, and shows its state to the next attempt."""
+
+    script: ClassVar[dict[int, Decision]] = {}
+
+    def __init__(self, plan: Mapping[str, Any], clock: Any, deadline: Any, adaptive: bool) -> None:
+        self.asked: list[int] = []
+
+    def on_step(self, step: int, elapsed_seconds: float) -> Decision:
+        self.asked.append(step)
+        return self.script.get(step, CONTINUE)
+
+    def state(self) -> dict[str, Any]:
+        return {"asked": self.asked}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.asked = list(state["asked"])
+
+
+if __name__ == "__main__":  # in a process that may be killed
     made = run_train(Path(sys.argv[1]), planned(precision="bf16"), services=Services(adaptive=False))
     sys.stdout.write(made.manifest.digest)
     sys.stdout.flush()

@@ -1,0 +1,161 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from training_toy import TINY
+
+from pipeline_lib.config.model import LoraConfig, ModelConfig
+from pipeline_lib.errors import ConfigError, StageFailedError
+from pipeline_lib.training.data import RandomSequences, collate
+from pipeline_lib.training.isolation import TOLERANCE, check_isolation, packed_difference
+from pipeline_lib.training.loss import IGNORED, chunked_cross_entropy
+from pipeline_lib.training.model import (
+    adapt,
+    build_model,
+    count_parameters,
+    export_model,
+    flops_per_token,
+    load_exported,
+    parameter_groups,
+)
+from pipeline_lib.training.objective import Objective
+from pipeline_lib.training.start import file_digests
+from pipeline_lib.workspace.files import write_json
+
+
+def tiny(**changes: object) -> ModelConfig:
+    return TINY.model_copy(update=changes)
+
+
+def build(model: ModelConfig = TINY, vocabulary: int = 100, **options: object) -> torch.nn.Module:
+    return build_model(model, vocabulary_size=vocabulary, sequence_length=64, seed=3, **options)  # type: ignore[arg-type, no-any-return]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_chunked_loss_and_gradients_are_those_of_the_whole(bias: bool) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(3, 500, 16, requires_grad=True)  # 1,500 rows: one whole chunk and a part
+    weight = torch.randn(50, 16, requires_grad=True)
+    offset = torch.randn(50, requires_grad=True) if bias else None
+    labels = torch.randint(50, (3, 500))
+    labels[:, ::7] = IGNORED
+    wanted = [hidden, weight] + ([offset] if offset is not None else [])
+    chunked = chunked_cross_entropy(hidden, weight, offset, labels)
+    ours = torch.autograd.grad(chunked / 10, wanted)
+    logits = functional.linear(hidden, weight, offset)[:, :-1].flatten(0, 1)
+    whole = functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+    theirs = torch.autograd.grad(whole / 10, wanted)
+    assert float(chunked.detach()) == pytest.approx(float(whole.detach()), rel=1e-6)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "chunked"), [("llama", True), ("gpt2", True), ("gemma2", False), ("granite", False)])
+def test_objective_gives_the_models_own_loss_whatever_its_head_does(family: str, chunked: bool) -> None:
+    """gemma2 caps its logits, granite scales them: a plain product with the head would train another model."""
+    model = build(tiny(family=family))
+    if family == "granite":
+        model.config.logits_scaling = 8.0
+    before = [p.clone() for p in model.parameters()]
+    objective = Objective(model, "fp32")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert objective.chunked is chunked
+    batch = collate([RandomSequences(100, 64)[i] for i in range(4)])
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        labels = batch["labels"][:, 1:].flatten()
+        whole = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels, reduction="sum")
+        assert float(objective(batch)) == pytest.approx(float(whole), rel=1e-5)
+    assert int((labels != IGNORED).sum()) == 4 * 62  # the first token of a document is not predicted from another one
+
+
+def test_bf16_stays_near_fp32() -> None:
+    model = build()
+    batch = collate([RandomSequences(100, 64)[i] for i in range(4)])
+    with torch.no_grad():
+        assert float(Objective(model, "bf16")(batch)) == pytest.approx(float(Objective(model, "fp32")(batch)), rel=5e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_packed_documents_do_not_see_each_other(family: str) -> None:
+    assert check_isolation(build(tiny(family=family)), 64) < 1e-5
+
+
+def test_a_model_that_leaks_is_refused_before_training() -> None:
+    """What the default cache or an all-ones mask does to packs: same tokens, another document's context."""
+    model = build()
+    inner = model.forward
+
+    def leaking(input_ids: torch.Tensor, position_ids: torch.Tensor, **options: object) -> object:
+        return inner(input_ids=input_ids, position_ids=position_ids, attention_mask=torch.ones_like(input_ids))
+
+    model.forward = leaking  # type: ignore[method-assign, assignment]
+    assert packed_difference(model, 64) > 10 * TOLERANCE
+    with pytest.raises(StageFailedError, match="influence each other"):
+        check_isolation(model, 64)
+
+
+def test_flops_and_parameters_are_the_formula() -> None:
+    model = build(tiny(tied_embeddings=False))
+    attention, mlp, head = 4 * 32 * 32, 3 * 32 * 64, 100 * 32
+    norms = 2 * 2 * 32 + 32
+    assert count_parameters(model) == 2 * (attention + mlp) + 2 * head + norms
+    assert flops_per_token(model, 64) == 6 * (2 * (attention + mlp) + head) + 2 * 12 * 32 * 64
+    tied = build()
+    assert flops_per_token(tied, 64) == flops_per_token(model, 64)
+    assert count_parameters(tied) == count_parameters(model) - head
+    decayed, plain = parameter_groups(tied, 0.1)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert sum(p.numel() for p in plain["params"]) == norms
+
+
+def test_an_unknown_family_gets_its_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="'lama' is not") as error:
+        build(tiny(family="lama"))
+    assert "llama" in error.value.fix
+
+
+def test_seed_makes_the_weights() -> None:
+    first, second = build(), build()
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_lora_trains_little_and_merges_into_the_plain_model(tmp_path: Path) -> None:
+    plain = build()
+    before = count_parameters(plain)
+    net, merged = adapt(plain, LoraConfig(rank=2, dropout=0.0))
+    trained = [p for p in net.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == 2 * 4 * 2 * (32 + 32)
+    with torch.no_grad():
+        for p in trained:
+            p.add_(0.05)
+    tokens = torch.arange(16).unsqueeze(0)
+    adapted = net(input_ids=tokens, use_cache=False).logits
+    export_model(merged(), tmp_path)
+    loaded = load_exported(tmp_path)
+    torch.testing.assert_close(loaded(input_ids=tokens, use_cache=False).logits, adapted, rtol=1e-4, atol=1e-5)
+    assert count_parameters(loaded) == before
+    with pytest.raises(ConfigError, match="no module of this model is called query") as error:
+        adapt(build(), LoraConfig(rank=2, targets=["query"]))
+    assert "q_proj" in error.value.fix
+
+
+def test_a_start_is_taken_up_and_its_misfits_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "start"
+    first = build()
+    export_model(first, folder)
+    again = build(tiny(start=str(folder)))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert file_digests(model=tiny(start=str(folder))).keys() == {"config.json", "generation_config.json", "model.safetensors"}
+    with pytest.raises(ConfigError, match="100 embeddings, the tokenizer 300"):
+        build(tiny(start=str(folder)), vocabulary=300)
+    for path, words in ((folder, {"a": 0, "b": 1}), (tmp_path, {"a": 1, "b": 0})):
+        write_json(path / "tokenizer.json", {"model": {"vocab": words}, "added_tokens": []})
+    with pytest.raises(ConfigError, match="2 entries differ"):
+        build(tiny(start=str(folder)), tokenizer_file=tmp_path / "tokenizer.json")
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"no config\.json with"):
+        build(tiny(start=str(pickled)))

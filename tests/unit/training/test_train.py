@@ -1,0 +1,207 @@
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_toy import PLAN, Config, Scripted, planned, run_train
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline_lib.errors import StageFailedError
+from pipeline_lib.planning.controller import WindowController
+from pipeline_lib.training.checkpoints import committed, damage, newest
+from pipeline_lib.training.hooks import Decision
+from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.services import Progress, Services
+
+HERE = Path(__file__).parent
+SCRIPTED = "training_toy:Scripted"
+
+
+@pytest.fixture(autouse=True)
+def _no_script() -> None:
+    Scripted.script = {}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return run_train(tmp_path_factory.mktemp("whole"), planned(precision="bf16"), services=Services(adaptive=False))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return run_train(tmp_path_factory.mktemp("fp32"))
+
+
+def work_of(root: Path) -> Path:
+    (work,) = (root / "work").glob("train-*")
+    return work
+
+
+class StopAt:
+    """Asks for a stop after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def stopped(root: Path, after: int, config: Config | None = None, **options: str) -> None:
+    """Train until a person asks for a stop after `after` steps."""
+    with pytest.raises(StageFailedError, match=f"stopped on request after step {after}"):
+        run_train(root, config, services=Services(should_stop=StopAt(after)), **options)
+
+
+def test_what_is_published(undisturbed: Artifact) -> None:
+    folder = undisturbed.files("model")[0].parent
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer("aib dbing")["input_ids"]])).logits
+    assert logits.shape[-1] == undisturbed.details["vocabulary_size"] == len(tokenizer)
+    weights = load_file(folder / "model.safetensors")
+    checkpoint = load_file(next(p for p in undisturbed.files("checkpoints") if p.name == "model.safetensors"))
+    assert all(torch.equal(weights[name], checkpoint[name]) for name in weights)
+    assert {entry.path.rpartition("/")[2] for entry in undisturbed.manifest.files if entry.content} <= {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "checkpoint.json", "optimizer.safetensors", "rng.safetensors",
+    }  # fmt: skip
+    assert undisturbed.details["steps"] == PLAN["steps"]
+    assert undisturbed.metrics["dev_loss"] < 0.8 * undisturbed.metrics["first_dev_loss"]
+    assert undisturbed.details["tokens_seen"] == 24 * 4 * 32
+    steps = pq.read_table(next(p for p in undisturbed.files("observed") if p.name == "steps.parquet")).to_pylist()
+    assert [row["step"] for row in steps] == list(range(1, 25))
+    assert steps[5]["lr"] == pytest.approx(PLAN["learning_rate"])
+    assert (steps[3]["first_sequence"], steps[3]["last_sequence"]) == (12, 15)
+    assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
+
+
+def test_the_same_again_is_the_same_bytes(tmp_path: Path, undisturbed: Artifact) -> None:
+    again = run_train(tmp_path, planned(precision="bf16"), services=Services(adaptive=False))
+    assert again.manifest.tables == undisturbed.manifest.tables
+    assert again.manifest.digest == undisturbed.manifest.digest
+
+
+def test_killed_at_checkpoints_and_resumed_is_the_same_bytes(tmp_path: Path, undisturbed: Artifact) -> None:
+    for fault in ("checkpoint.before_commit:2", "checkpoint.after_commit:2"):
+        environment = {**os.environ, "MILLRACE_FAULT": fault, "PYTHONPATH": f"{HERE}:{HERE.parent / 'packing'}"}
+        child = subprocess.run(
+            [sys.executable, str(HERE / "training_toy.py"), str(tmp_path)], env=environment, capture_output=True, check=False
+        )
+        assert child.returncode == -9, child.stderr.decode()[-2000:]
+    resumed = run_train(tmp_path, planned(precision="bf16"), services=Services(adaptive=False))
+    assert [event["detail"]["step"] for event in resumed.manifest.events if event["kind"] == "resumed"] == [18]
+    assert resumed.manifest.tables == undisturbed.manifest.tables
+    assert resumed.manifest.digest == undisturbed.manifest.digest
+    steps = pq.read_table(next(p for p in resumed.files("observed") if p.name == "steps.parquet")).to_pylist()
+    current = [row["step"] for row in steps if not row["superseded"]]
+    assert current == list(range(1, 25))  # the second attempt repeated steps 7 to 12, which the first had lost
+    assert [row["step"] for row in steps if row["superseded"]] == list(range(7, 13))
+
+
+def test_a_stop_on_request_costs_nothing(tmp_path: Path, whole: Artifact) -> None:
+    stopped(tmp_path, 9)
+    names = [folder.name for folder in committed(work_of(tmp_path) / "checkpoints")]
+    assert names == ["step-00000006", "step-00000009"]
+    resumed = run_train(tmp_path)
+    assert resumed.manifest.digest == whole.manifest.digest
+    assert resumed.metrics["first_dev_loss"] == whole.metrics["first_dev_loss"]
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "optimizer", "record"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(tmp_path: Path, whole: Artifact, harm: str) -> None:
+    """Trainer alone loads a flipped bit, and begins a fresh optimizer when its file is gone, both in silence."""
+    stopped(tmp_path, 14)
+    checkpoints = work_of(tmp_path) / "checkpoints"
+    latest = committed(checkpoints)[-1]
+    weights = latest / "model.safetensors"
+    if harm == "flip":
+        data = bytearray(weights.read_bytes())
+        data[-5] ^= 1
+        weights.write_bytes(data)
+    elif harm == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif harm == "optimizer":
+        (latest / "optimizer.safetensors").unlink()
+    else:
+        record = latest / "checkpoint.json"
+        record.write_text(record.read_text().replace('"step": 14', '"step": 15'))
+    assert damage(latest)
+    resumed = run_train(tmp_path)
+    events = {event["kind"]: event["detail"] for event in resumed.manifest.events}
+    assert events["checkpoint_damaged"]["checkpoint"] == "step-00000014"
+    assert events["resumed"]["step"] == 12
+    assert resumed.manifest.digest == whole.manifest.digest
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    stopped(tmp_path, 7)
+    checkpoints = work_of(tmp_path) / "checkpoints"
+    record = json.loads((committed(checkpoints)[-1] / "checkpoint.json").read_text())
+    assert newest(checkpoints, data_digest=record["data"], plan=record["plan"]) is not None
+    with pytest.raises(StageFailedError, match="made with another data"):
+        newest(checkpoints, data_digest="other", plan=record["plan"])
+    with pytest.raises(StageFailedError, match="made with another plan"):
+        newest(checkpoints, data_digest=record["data"], plan={**record["plan"], "learning_rate": 1.0})
+
+
+def test_decisions_change_the_schedule_and_survive_a_stop(tmp_path: Path) -> None:
+    Scripted.script = {
+        5: Decision("replan", total_steps=30, decay_start=20, reason="faster than thought"),
+        10: Decision("start_decay", decay_steps=4, reason="time is short"),
+    }
+    whole = run_train(tmp_path / "whole", controller=SCRIPTED)
+    assert whole.details["steps"] == 14
+    assert whole.details["dev_curve"][-1][0] == 14
+    changes = [event["detail"] for event in whole.manifest.events if event["kind"] == "schedule_changed"]
+    assert [(c["decision"], c["step"], c["total_steps"]) for c in changes] == [
+        ("replan", 5, [24, 30]),
+        ("start_decay", 10, [30, 14]),
+    ]
+    rates = pq.read_table(next(p for p in whole.files("observed") if p.name == "steps.parquet"))["lr"].to_pylist()
+    assert rates[4:10] == [0.01] * 6
+    assert rates[10:] == pytest.approx([0.01, 0.005, 0.01 * (1 - 0.5**0.5), 0.01 * (1 - 0.75**0.5)])
+    stopped(tmp_path / "stopped", 12, controller=SCRIPTED)
+    observed = json.loads((committed(work_of(tmp_path / "stopped") / "checkpoints")[-1] / "observed.json").read_text())
+    assert observed["controller"]["asked"] == list(range(1, 13))
+    assert run_train(tmp_path / "stopped", controller=SCRIPTED).manifest.digest == whole.manifest.digest
+
+
+def test_a_controller_can_end_training_at_once(tmp_path: Path) -> None:
+    Scripted.script = {8: Decision("stop", reason="no time left")}
+    made = run_train(tmp_path, controller=SCRIPTED)
+    assert made.details["steps"] == 8
+    assert made.details["dev_curve"][-1] == [8, made.metrics["dev_loss"]]
+
+
+def test_progress_and_curves(tmp_path: Path) -> None:
+    lines: list[Progress] = []
+    curves: dict[str, list[int]] = {}
+
+    class Curves:
+        def metrics(self, values: dict[str, float], *, step: int = 0) -> None:
+            for name in values:
+                curves.setdefault(name, []).append(step)
+
+    run_train(
+        tmp_path,
+        services=Services(announce=lines.append, tracker=Curves(), deadline=datetime.now(UTC) + timedelta(hours=1)),  # type: ignore[arg-type]
+    )
+    told = [line for line in lines if line.stage == "train"]
+    assert (told[-1].done, told[-1].total, told[-1].unit) == (24, 24, "steps")
+    assert " tok/s | ETA 00:00 | window +59:" in told[-1].note
+    assert curves["dev_loss"] == [0, 6, 12, 18, 24]
+    assert curves["train_loss"] == list(range(1, 25))
+
+
+def test_the_real_controller_fits_the_hook() -> None:
+    controller = WindowController(PLAN, lambda: datetime.now(UTC), None, False)
+    assert controller.on_step(1, 0.1).kind == "continue"
+    controller.restore(controller.state())
