@@ -20,7 +20,8 @@ from prefect.tasks import exponential_backoff
 
 from pipeline_lib.run import step
 from pipeline_lib.stages import BY_NAME
-from pipeline_lib.workspace.services import Services
+from pipeline_lib.workspace.runs import RunRecord
+from pipeline_lib.workspace.services import Progress, Services
 from pipeline_lib.workspace.stage import look, parameters_of, recipe_fingerprint
 from tasks.announce import Announcer
 from tasks.live import EMBEDDED, LiveRun
@@ -42,6 +43,12 @@ def _will_work(run: LiveRun, name: str) -> bool:
     manifests = {needed: run.workspace.store.manifest(ref.key) for needed, ref in refs.items() if ref}
     fingerprint = recipe_fingerprint(stage, parameters_of(stage, run.config)[1], manifests)
     return look(run.workspace, stage, fingerprint).artifact is None
+
+
+def finished(record: RunRecord, name: str) -> Progress:
+    """The last line of a stage: its unit is `stage`, its note says what happened."""
+    entry = record.stages[name]
+    return Progress(name, 1, 1, "stage", "reused" if entry.state == "reused" else f"{entry.state} in {entry.seconds:.1f} s")
 
 
 def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> StageTask:
@@ -79,6 +86,7 @@ def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> Stag
                     held.enter_context(concurrency(TRAINING_LIMIT, occupy=1))
             ref = step(run.workspace, run.record, name, services=services, force=name in run.force, wait=run.wait)
         announcer.finish()
+        run.services.announce(finished(run.record, name))
         show_summary(run.workspace.store.manifest(ref.key), ref)
         return Completed(name="Reused" if ref.reused else "Completed", message=ref.key, data=ref.to_json())
 

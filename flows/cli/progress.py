@@ -1,4 +1,4 @@
-"""How far a run is, while it runs: a line when there is something new to say, never more often than every few seconds a stage."""
+"""How far a run is, while it runs: a line for every finished stage, and one every few seconds while a long one works."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class ProgressLines:
         show.say(f"run {record.run_id}")
 
     def _progress(self, progress: Progress) -> None:
+        if progress.unit == "stage":  # the stage is finished
+            show.say(f"  {progress.stage}: {progress.note}")
+            return
         now = time.monotonic()
         if now - self.last.setdefault(progress.stage, now) < EVERY_SECONDS:
             return
