@@ -133,7 +133,7 @@ def open_side(run: StageRun, side: str) -> Sequences:
     """The packed sequences of a side; a chunk that is damaged meanwhile is made again."""
     filled = run.input("fill_gaps")
     folder = cache_folder(run.workspace, filled.details["cache"])
-    return PackedDataset(folder, filled.file("chunks"), side, heal=Healer(run.workspace.root, filled.key))
+    return PackedDataset(folder, filled.file("chunks"), side, heal=Healer.of(run.workspace, filled))
 
 
 class _Events:

@@ -20,6 +20,8 @@ them.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 Kind = Literal["artifact", "scrap", "cache", "work", "quarantine", "leftover"]
+BESIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 LEFTOVER_SECONDS = 3600.0  # a file written beside and not renamed within an hour belongs to a dead process
 
 
@@ -249,6 +252,8 @@ def _own_bytes(manifest: Manifest) -> int:
 def _caches(workspace: Workspace, kept: Mapping[str, str], manifests: Mapping[str, Manifest]) -> Iterator[Doomed]:
     """Folders of packed chunks, named by the fingerprint of their `pack` artifact."""
     packs = {key.partition("/")[2].partition(".")[0] for key in kept if key.startswith("pack/")}
+    # A pack that is being made, or that a kill interrupted, has its chunks here and no artifact yet.
+    packs |= {path.name.removeprefix("pack-").partition(".")[0] for path in workspace.work_folder.glob("pack-*.*")}
     for folder in sorted(workspace.cache_folder.glob("*")):
         if folder.is_dir() and folder.name not in packs and not folder.name.startswith(".doomed-"):
             yield Doomed("cache", f"cache/{folder.name}", folder_bytes(folder), "its pack artifact is not kept")
@@ -270,17 +275,30 @@ def _aged(workspace: Workspace, keep: KeepConfig) -> Iterator[Doomed]:
     for folder in sorted(workspace.quarantine_folder.glob("*")):
         if _age_seconds(folder) > keep.days * 86400:
             yield Doomed("quarantine", f"quarantine/{folder.name}", folder_bytes(folder), f"older than {keep.days} days")
-    patterns = (
-        "artifacts/*/.doomed-*",
-        "cache/.doomed-*",
-        "work/**/.doomed-*",
-        "runs/.*.json.*",
-        ".champion.json.*",
-        "seen/*/.*.json.*",
-    )
-    for path in sorted(path for pattern in patterns for path in workspace.root.glob(pattern)):
+    for path in _leftovers(workspace.root):
         if _age_seconds(path) > LEFTOVER_SECONDS:
             yield Doomed("leftover", path.relative_to(workspace.root).as_posix(), folder_bytes(path), "left by a killed process")
+
+
+def _leftovers(root: Path) -> Iterator[Path]:
+    """Folders on their way out, and files written beside (`files.write_atomic`), in the folders where nobody else puts such
+    names.""" for top in ("artifacts", "cache", "work", "seen", "runs"):
+    
+    
+    
+    
+    
+    
+    
+    
+    
+    
+    
+        for folder, folders, files in os.walk(root / top):  # passes over what vanishes meanwhile
+            for name in sorted(n for n in folders if n.startswith(".doomed-")):
+                folders.remove(name)
+                yield Path(folder, name)
+            yield from (Path(folder, name) for name in sorted(files) if BESIDE.fullmatch(name))
 
 
 def _age_seconds(path: Path) -> float:
