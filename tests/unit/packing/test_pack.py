@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from packing_toy import Toy, ToyCorpus, doc_id, run_toy, texts_of
 
 from pipeline_lib.config.model import PackConfig, TokenizerConfig
+from pipeline_lib.config.resources import KeepConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.packing.cache import chunks_table, read_chunks
 from pipeline_lib.packing.chunk import ChunkSettings, chunk_table, commit_chunk, content_digest, pack_texts
@@ -30,6 +31,7 @@ from pipeline_lib.tables.schemas import CHUNKS, RANGES, ROWS, SELECTION
 from pipeline_lib.tokens.encode import Encoder
 from pipeline_lib.tokens.train import train_tokenizer
 from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.gc import apply_gc, plan_gc
 from pipeline_lib.workspace.resolve import reference
 from pipeline_lib.workspace.services import Progress, Services, thread_mapper
 from pipeline_lib.workspace.workspace import Workspace
@@ -161,6 +163,8 @@ def test_a_kill_costs_only_what_was_not_committed(tmp_path: Path, point: str) ->
     committed = {path.name: path.stat().st_ino for path in root.glob("cache/*/*.arrow")}
     recorded = {path.stem + ".arrow" for path in root.glob("work/pack-*/chunks/*.json")}
     assert len(recorded) >= 2
+    stopped = Workspace.open(root)
+    assert "cache" not in {thing.kind for thing in apply_gc(stopped, plan_gc(stopped, KeepConfig()))}
     workspace, made = run_toy(root, until="pack")
     assert made["pack"].manifest.digest == undisturbed["pack"].manifest.digest
     folder = workspace.cache_folder / made["pack"].details["cache"]
