@@ -23,6 +23,7 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # Prefect's own embedded server would outlive a killed run, and not find its files
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
@@ -109,7 +110,7 @@ def prefect_for(workspace: Workspace, *, silent: bool = False) -> Iterator[str]:
         }
         if server:  # nobody watches the heartbeats of an embedded run, and joining their thread would cost it a second
             updates[prefect.settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
-        stack.enter_context(prefect.settings.temporary_settings(updates))
+        stack.enter_context(_settings(updates))
         import tasks.stages  # noqa: F401 - while the server starts
 
         if server:
@@ -118,6 +119,21 @@ def prefect_for(workspace: Workspace, *, silent: bool = False) -> Iterator[str]:
         if server:
             stack.callback(_deliver)
         yield url
+
+
+@contextlib.contextmanager
+def _settings(updates: dict[Any, Any]) -> Iterator[None]:
+    """Prefect settings for a while, for this thread and for those that Prefect starts (they see only the global ones)."""
+    import prefect.context
+    from prefect.settings import temporary_settings
+
+    before = prefect.context.GLOBAL_SETTINGS_CONTEXT
+    with temporary_settings(updates):
+        prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.get_settings_context()
+        try:
+            yield
+        finally:
+            prefect.context.GLOBAL_SETTINGS_CONTEXT = before
 
 
 def _deliver() -> None:

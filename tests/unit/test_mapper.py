@@ -1,0 +1,66 @@
+"""The mapper of sharded stages: results in order, whatever runs them; much work goes out as Prefect tasks, little does not."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+from flows.environment import prefect_for
+from pipeline_lib.config.resources import ExecutionConfig
+from pipeline_lib.errors import ConfigError, ServiceError, StageFailedError
+from pipeline_lib.workspace.workspace import Workspace
+from tasks import mapper
+from tasks.mapper import task_mapper
+from tasks.transient import is_transient
+from tests.servers import wait_for
+
+
+def slow_square(number: int) -> tuple[int, int]:
+    time.sleep(0.02)
+    return number * number, os.getpid()
+
+
+@pytest.mark.parametrize("runner", ["threads", "processes"])
+def test_order_and_batches(runner: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(mapper, "BATCH_SECONDS", 0.1)  # so that a test's little work counts as much
+    seen = []
+
+    @flow(persist_result=False)
+    def work() -> None:
+        seen.extend(task_mapper(ExecutionConfig(task_runner=runner, workers=2))(slow_square, range(22)))
+
+    with prefect_for(Workspace.open(tmp_path)), get_client(sync_client=True) as api:
+        state = work(return_state=True)
+        body = {"flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}}}
+
+        def names() -> list[str]:
+            return sorted(task["name"] for task in api.request("POST", "/task_runs/filter", json=body).json())
+
+        wait_for(lambda: any(name.startswith("shards 2-") for name in names()) and any(name.endswith("-21") for name in names()))
+    assert [square for square, _ in seen] == [n * n for n in range(22)]
+    others = {pid for _, pid in seen} - {os.getpid()}
+    assert bool(others) == (runner == "processes")
+
+
+def test_little_work_needs_no_prefect() -> None:
+    assert [n for n, _ in task_mapper(ExecutionConfig(workers=2))(slow_square, range(5))] == [0, 1, 4, 9, 16]
+
+
+def test_a_missing_extra_is_told_with_its_name(monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "prefect_dask", None)
+    with pytest.raises(ConfigError, match=r"millrace\[dask\]"), mapper.task_runner(ExecutionConfig(task_runner="dask")):
+        pass
+
+
+def test_only_what_passes_by_itself_is_retried() -> None:
+    assert is_transient(ServiceError("MLflow is away"))
+    assert is_transient(ConnectionResetError())
+    assert is_transient(OSError(5, "Input/output error"))
+    assert not is_transient(StageFailedError("no documents"))
+    assert not is_transient(FileNotFoundError(2, "No such file"))
+    assert not is_transient(OSError(28, "No space left on device"))
+    assert not is_transient(ValueError())
