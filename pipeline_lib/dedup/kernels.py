@@ -9,8 +9,9 @@ letters stay as they are. A broken byte counts as a character of its own: nothin
 **Shingles.** N words in a row, as a polynomial hash of the word hashes; a text with fewer words is one shingle, a text without
 any word has none.
 
-**MinHash.** For each of K functions the smallest `a·x + b` modulo 2^64 (multiply-shift, Dietzfelbinger et al. 1997), compared as
-signed numbers; the upper 32 bits are the value.
+**MinHash.** For each of K functions the smallest `a·x + b` modulo 2^64 (multiply-shift, Dietzfelbinger et al. 1997); its upper
+32 bits are the value. All hashing is unsigned: numba lets LLVM assume that signed numbers never overflow, and it then compares
+`a·x + b` with `a·y + b` by leaving out `b`.
 
 Text comes as an Arrow string column: `data` (uint8) and `offsets` (int64, one more than documents).
 """
@@ -151,7 +152,7 @@ def _most_words(offsets):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    types.void(_BYTES, _OFFSETS, types.int64, types.int64, types.int64, _I64, _I64, types.uint64[:, ::1], types.int64[::1]),
+    types.void(_BYTES, _OFFSETS, types.int64, types.int64, types.int64, _U64, _U64, types.uint64[:, ::1], types.int64[::1]),
     nogil=True,
     cache=True,
 )
@@ -170,30 +171,29 @@ def band_hashes(data, offsets, width, bands, rows, a, b, out, shingles):  # type
         shingles: [documents] int64, written: shingles with repetitions; 0 where the document has no word.
     """
     scratch = np.empty(_most_words(offsets), dtype=np.uint64)
-    signature = np.empty(bands * rows, dtype=np.int64)
+    signature = np.empty(bands * rows, dtype=np.uint64)
     size = signature.size
     for d in range(offsets.size - 1):
         n = shingles_inplace(scratch, words_into(data, offsets[d], offsets[d + 1], scratch), width)
         shingles[d] = n
-        signature[:] = np.int64(0x7FFFFFFFFFFFFFFF)
+        signature[:] = np.uint64(0xFFFFFFFFFFFFFFFF)
         i = 0
         while i + 4 <= n:  # four at a time: the constants are loaded once
-            x0, x1 = np.int64(scratch[i]), np.int64(scratch[i + 1])
-            x2, x3 = np.int64(scratch[i + 2]), np.int64(scratch[i + 3])
+            x0, x1, x2, x3 = scratch[i], scratch[i + 1], scratch[i + 2], scratch[i + 3]
             for k in range(size):
                 low = min(a[k] * x0 + b[k], a[k] * x1 + b[k])
                 high = min(a[k] * x2 + b[k], a[k] * x3 + b[k])
                 signature[k] = min(signature[k], min(low, high))
             i += 4
         while i < n:
-            x0 = np.int64(scratch[i])
+            x0 = scratch[i]
             for k in range(size):
                 signature[k] = min(signature[k], a[k] * x0 + b[k])
             i += 1
         for band in range(bands):
             h = np.uint64(band + 1) * _STEP
             for r in range(rows):
-                h = _mix(h ^ (np.uint64(signature[band * rows + r]) >> np.uint64(32))) + _STEP
+                h = _mix(h ^ (signature[band * rows + r] >> np.uint64(32))) + _STEP
             out[band, d] = h
 
 

@@ -20,11 +20,11 @@ from pipeline_lib.tables.schemas import BANDS
 CONSTANTS_SEED = 128  # of the MinHash functions: part of the index format, never of a run
 
 
-def constants(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def constants(count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Multipliers (odd) and addends of the first `count` MinHash functions; every prefix is the same."""
     drawn = np.random.PCG64(CONSTANTS_SEED).random_raw(2 * count).reshape(-1, 2)
-    pairs = np.ascontiguousarray(drawn.T).view(np.int64)
-    return pairs[0] | 1, pairs[1]
+    multipliers, addends = np.ascontiguousarray(drawn.T)
+    return multipliers | np.uint64(1), addends
 
 
 def proposal_probability(similarity: float, bands: int, rows: int) -> float:

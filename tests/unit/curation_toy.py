@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,9 @@ def words(rng: np.random.Generator, count: int, vocabulary: int = 5000) -> list[
 
 
 def edited(rng: np.random.Generator, text: list[str], rate: float) -> list[str]:
-    """Replace a share of the words."""
+    """Replace a share of the words, at least one unless the rate is 0."""
     new = list(text)
-    for place in rng.choice(len(text), round(len(text) * rate), replace=False):
+    for place in rng.choice(len(text), ceil(len(text) * rate), replace=False):
         new[place] = f"x{rng.integers(0, 10**6)}"
     return new
 

@@ -1,0 +1,157 @@
+"""The stage, through its artifact."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from curation_toy import Run, doc_id, document, edited, jaccard, words
+
+from pipeline_lib.dedup import verify
+from pipeline_lib.errors import StageFailedError
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def why(run: Run) -> dict[str, dict]:
+    return {row["doc_id"]: row for row in run.rows("dedup", "decisions")}
+
+
+def test_planted_duplicates_are_found_as_by_brute_force(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = []
+    for base in range(120):
+        text = words(rng, int(rng.integers(60, 300)))
+        rows.append(document(f"{base}.0", " ".join(text)))
+        rows += [
+            document(f"{base}.{i}", " ".join(edited(rng, text, rate))) for i, rate in enumerate(rng.uniform(0.001, 0.03, 3), 1)
+        ]
+    run = Run(tmp_path, rows, until="dedup", dedup={"threshold": 0.85})
+    texts = {row["name"]: row["text"] for row in rows}
+    true = {
+        frozenset((f"{b}.{i}", f"{b}.{j}")) for b in range(120) for i in range(4) for j in range(i)
+        if jaccard(texts[f"{b}.{i}"], texts[f"{b}.{j}"]) >= 0.85
+    }  # fmt: skip
+    pairs = run.rows("dedup", "pairs")
+    accepted = {frozenset((pair["doc_id_a"], pair["doc_id_b"])) for pair in pairs if pair["accepted"]}
+    for pair in pairs:
+        assert pair["jaccard"] == pytest.approx(jaccard(texts[pair["doc_id_a"]], texts[pair["doc_id_b"]]), abs=1e-12)
+        assert pair["accepted"] == (pair["jaccard"] >= 0.85)
+    assert len(true) > 200
+    assert len(accepted & true) / len(true) >= 0.99
+    assert not accepted - true
+
+
+def test_boilerplate_does_not_merge(tmp_path: Path, rng: np.random.Generator) -> None:
+    header = " ".join(words(rng, 150))
+    rows = [document(f"d{i}", header + " " + " ".join(words(rng, 150))) for i in range(40)]
+    run = Run(tmp_path, rows, until="dedup")
+    assert run.rows("dedup", "clusters") == []
+    assert run.rows("dedup", "decisions") == []
+    assert run.artifact("dedup").metrics["pairs_rejected"] > 0  # they were proposed, and refused on the text
+
+
+def test_odd_documents(tmp_path: Path, rng: np.random.Generator) -> None:
+    long = " ".join(words(rng, 1_600_000, 50_000))
+    assert len(long) > 9_000_000
+    rows = [
+        document("empty", ""), document("signs", "?!"), document("short", "two words"), document("other short", "two others"),
+        document("short again", "Two  WORDS"), document("long", long), document("long again", long + " end"),
+    ]  # fmt: skip
+    run = Run(tmp_path, rows, until="dedup")
+    decisions = why(run)
+    assert set(decisions) == {"short", "short again", "long", "long again"} - {
+        row["doc_id"] for row in run.rows("dedup", "clusters") if row["survivor"]
+    }
+    assert {row["rule"] for row in decisions.values()} == {"exact_duplicate", "near_duplicate"}
+
+
+def test_no_documents_in_common(tmp_path: Path) -> None:
+    run = Run(tmp_path, [document("only", "")], until="dedup")
+    assert run.artifact("dedup").manifest.counts == {"in": 1, "out": 1, "kept": 1, "dropped": 0}
+
+
+def test_the_better_document_survives(tmp_path: Path, rng: np.random.Generator) -> None:
+    text = words(rng, 200)
+    near = [" ".join(edited(rng, text, 0.01)) for _ in range(3)]
+    rows = [
+        document("failed", " ".join(text), quality=0.9, failed="rule"),
+        document("dull", near[0], quality=0.2),
+        document("good", near[1], quality=0.8),
+        document("good but later", near[1], quality=0.8, created="2026-01-01"),
+        document("good and early", near[1].upper(), quality=0.8, created="2020-01-01"),
+    ]
+    run = Run(tmp_path, rows, until="dedup")
+    clusters = {row["doc_id"]: row for row in run.rows("dedup", "clusters")}
+    assert {name for name, row in clusters.items() if row["survivor"]} == {"good and early"}
+    assert {row["cluster_id"] for row in clusters.values()} == {"good and early"}
+    decisions = why(run)
+    assert decisions["good but later"]["rule"] == decisions["good"]["rule"] == "exact_duplicate"
+    assert decisions["dull"]["rule"] == "near_duplicate"
+    assert decisions["dull"]["reason"] == f"near duplicate of {doc_id('good and early').hex()}"
+    assert 0.8 <= decisions["dull"]["value"] < 1
+
+
+def test_a_full_bucket_is_cut_to_a_star(tmp_path: Path, rng: np.random.Generator) -> None:
+    text = words(rng, 300)
+    rows = [document(f"d{i}", " ".join([*text, f"n{i}"])) for i in range(30)]
+    run = Run(tmp_path, rows, until="dedup", dedup={"bucket_limit": 10})
+    metrics = run.artifact("dedup").metrics
+    assert 10 < run.events("dedup")["buckets_cut"]["largest"] <= 30
+    assert metrics["buckets_cut"] > 0
+    assert metrics["pairs_proposed"] < 30 * 29 / 2
+    assert len({row["cluster_id"] for row in run.rows("dedup", "clusters")}) == 1
+
+
+def test_bands_that_miss_the_threshold_are_told(tmp_path: Path) -> None:
+    run = Run(tmp_path, [document("a", "b")], until="dedup", dedup={"bands": 9, "rows": 13})
+    assert run.events("dedup")["bands_miss_threshold"]["proposed"] < 0.9
+    assert "bands_miss_threshold" not in Run(tmp_path, [document("a", "b")], until="dedup").events("dedup")
+
+
+def test_same_tables_for_any_layout_workers_and_blocks(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+    for base in range(40):
+        text = words(rng, 100)
+        rows += [document(f"{base}.{i}", " ".join(edited(rng, text, 0.02 * i)), quality=float(rng.random())) for i in range(3)]
+    one = Run(tmp_path / "one", rows, until="dedup")
+    monkeypatch.setattr(verify, "BLOCK_BYTES", 2000)
+    many = Run(tmp_path / "many", rows[::-1], until="dedup", files=5, workers=4)
+    for table in ("pairs", "clusters", "decisions"):
+        assert one.artifact("dedup").file(table).read_bytes() == many.artifact("dedup").file(table).read_bytes()
+
+
+def test_blocks_do_not_change_similarities(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = [document(f"d{i}", " ".join(words(rng, 50, 40))) for i in range(20)]
+    place = Run(tmp_path, rows, until="score", files=3)
+    from pipeline_lib.dedup.documents import read_documents
+
+    documents = read_documents(place.artifact("ingest"), place.artifact("score"))
+    left, right = np.triu_indices(20, 1)
+    whole = verify.similarities(left, right, documents.place, 2)
+    parts = verify.similarities(left, right, documents.place, 2, block_bytes=300)
+    assert (whole[0] == parts[0]).all()
+    assert (whole[1] == parts[1]).all()
+    by_id = {place.names[bytes(i).ljust(16, b"\0")]: n for n, i in enumerate(documents.ids)}
+    texts = {by_id[row["name"]]: row["text"] for row in rows}
+    expected = [jaccard(texts[a], texts[b], 2) for a, b in zip(left, right, strict=True)]
+    assert whole[0] == pytest.approx(expected)
+    assert (whole[1] >= whole[0]).all()
+
+
+def test_only_a_new_file_is_indexed(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = [document(f"d{i}", " ".join(words(rng, 60))) for i in range(9)]
+    first = Run(tmp_path, rows[:8], until="dedup", files=2)
+    second = Run(tmp_path, rows, until="dedup", files=2)  # the ninth goes to the first file, the second stays as it is
+    old, new = (set(run.artifact("dedup").manifest.shards) for run in (first, second))
+    assert len(old & new) == 1
+    homes = {entry.home for entry in second.artifact("dedup").manifest.files if entry.table == "bands"}
+    assert homes == {"", first.refs["dedup"].key}
+
+
+def test_two_documents_with_one_id_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageFailedError, match="share their id"):
+        Run(tmp_path, [document("same", "a"), document("same", "b")], until="dedup")
