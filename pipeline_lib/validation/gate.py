@@ -49,12 +49,12 @@ def _paired(candidate: Artifact, champion: Artifact, metric: str) -> pa.Table:
     suite, _, task = metric.partition("/")
     suite = "language" if suite == "bits_per_byte" else suite
     with connect({"a": candidate.files("scores"), "b": champion.files("scores")}) as db:
-        return db.execute(
+        return db.sql(
             """
             SELECT a.score AS candidate, b.score AS champion, a.weight AS weight FROM a JOIN b USING (suite, task, item)
             WHERE suite = ? AND (? = '' OR task = ?) ORDER BY task, item
             """,
-            [suite, task, task],
+            params=[suite, task, task],
         ).to_arrow_table()
 
 

@@ -77,7 +77,8 @@ def _scores(
             score = measured(chosen)
             name = whole if task is None else f"{whole}/{task}"
             scores[name] = {**score.to_json(), "chance": round(chance, 4), "lower_is_better": suite == "language"}
-            rows.append([name, round(score.value, 4), f"{score.low:.4f} to {score.high:.4f}", round(chance, 4), score.n])
+            if task is None or suite == "language":  # the summary is short; every task is in the details and in the report
+                rows.append([name, round(score.value, 4), f"{score.low:.4f} to {score.high:.4f}", round(chance, 4), score.n])
     return scores, rows
 
 
@@ -86,12 +87,12 @@ def _language(run: StageRun, scorer: Scorer, budget: int) -> tuple[pa.Table, int
     with connect(
         {"documents": run.input("ingest").files("documents"), "selection": run.input("select").files("selection")}
     ) as db:
-        texts: pa.Table = db.execute(
+        texts: pa.Table = db.sql(
             """
             SELECT lower(hex(doc_id)) AS item, s.domain AS domain, left(text, ?) AS text
             FROM selection s JOIN documents USING (doc_id) WHERE s.side = 'test' ORDER BY s.domain, doc_id
             """,
-            [DOCUMENT_CHARACTERS],
+            params=[DOCUMENT_CHARACTERS],
         ).to_arrow_table()
     encoded = scorer.encode(texts["text"].to_pylist())
     share = budget // max(1, len(set(texts["domain"].to_pylist())))
