@@ -88,7 +88,7 @@ def doubts(features: Features) -> tuple[str, ...]:
             continue
         if isinstance(value, bool) or not math.isfinite(value):
             found.append(f"{name} = {value} is not a number")
-        elif _logarithmic(name) and value <= 0:
+        elif _logarithmic(name) and (value < 0 or (value == 0 and not name.endswith("seconds"))):  # a stage may take no time
             found.append(f"{name} = {value:g} is not positive")
         elif name.endswith("loss") and value < 0:
             found.append(f"{name} = {value:g} is negative")

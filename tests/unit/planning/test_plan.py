@@ -64,7 +64,7 @@ def test_memory_chooses_the_profile_and_refuses_with_advice_that_works(tmp_path)
 
     assert limited(3)["micro_batch"] == 8
     assert limited(1.5)["micro_batch"] == 4
-    with pytest.raises(RefusedError, match="needs 1.00 GiB") as refused:
+    with pytest.raises(RefusedError, match=r"needs 1\.00 GiB") as refused:
         limited(0.5)
     assert limited(float(re.search(r"memory_gib to ([\d.]+)", refused.value.fix).group(1)))["micro_batch"] == 4
 
@@ -75,7 +75,7 @@ def test_money_is_a_limit(tmp_path):
     hours = details["promises"]["expected_end_seconds"]["value"] / 3600
     assert details["promises"]["energy_kwh"]["value"] == pytest.approx(hours, rel=1e-3)
     assert details["promises"]["price"]["value"] == pytest.approx(8.5 * hours, rel=1e-3)
-    with pytest.raises(RefusedError, match="1.00 are allowed") as refused:
+    with pytest.raises(RefusedError, match=r"1\.00 are allowed") as refused:
         make_plan(tmp_path, resources=ResourcesConfig(**prices, money=1.0))
     hours = float(re.search(r"max_hours to ([\d.]+)", refused.value.fix).group(1))
     cheaper = ResourcesConfig(**{**prices, "max_hours": hours}, money=1.0)
