@@ -281,8 +281,7 @@ def _aged(workspace: Workspace, keep: KeepConfig) -> Iterator[Doomed]:
 
 
 def _leftovers(root: Path) -> Iterator[Path]:
-    """Folders on their way out, and files written beside (`files.write_atomic`), in the folders where nobody else puts such
-    names."""
+    """Folders on their way out, and files written beside (`files.write_atomic`), where nobody else puts such names."""
     for top in ("artifacts", "cache", "work", "seen", "runs"):
         for folder, folders, files in os.walk(root / top):  # passes over what vanishes meanwhile
             for name in sorted(n for n in folders if n.startswith(".doomed-")):

@@ -73,7 +73,7 @@ def query(workspace: Workspace, sql: str, *, run_id: str = "latest", limit: int 
     views = {view.name: view.files for view in views_of(workspace, record)}
     with connect(views, loaded={"runs": _runs(book), "artifacts": _artifacts(workspace, record)}) as connection:
         try:
-            return _first(connection.execute(statement).to_arrow_reader(limit or BATCH), limit)
+            return _first(connection.sql(statement).to_arrow_reader(limit or BATCH), limit)
         except duckdb.Error as error:
             raise ConfigError(
                 str(error), where="sql", fix="tables: " + ", ".join(sorted([*views, "runs", "artifacts"]))
