@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -175,9 +174,6 @@ def _training(facts: Facts, artifacts: dict[str, Artifact]) -> None:
         places = {entry.path: train.place(entry) for entry in train.manifest.files if entry.table == "observed"}
         if steps := places.get("observed/steps.parquet"):
             facts.curve = read_tables([steps])
-        if events := places.get("observed/events.parquet"):
-            for event in read_tables([events]).to_pylist():
-                if event["kind"] == "evaluate":
-                    facts.dev_curve.append((event["step"], float(json.loads(event["detail"])["dev_loss"])))
+        facts.dev_curve = [(int(step), float(loss)) for step, loss in train.details.get("dev_curve", [])]
     if "validate" in artifacts:
         facts.scores = artifacts["validate"].details["scores"]

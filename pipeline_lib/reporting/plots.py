@@ -9,6 +9,18 @@ from typing import Any
 from pipeline_lib.reporting.gather import Facts
 
 BLUE, ORANGE, GREEN = "#3b82c4", "#d97706", "#2f9e6e"  # told apart by brightness too
+STYLE: Any = {  # matplotlib's own type of this is a list of all its settings
+    "svg.fonttype": "none",
+    "svg.hashsalt": "millrace",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.2,
+    "grid.linewidth": 0.6,
+    "grid.color": "#808080",
+}
 MAX_POINTS = 2000  # of a curve; more than a screen has pixels
 
 
@@ -29,10 +41,7 @@ def _figure(width: float = 7.2, height: float = 2.8) -> tuple[Any, Any]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    mpl.rcParams.update(
-        {"svg.fonttype": "none", "svg.hashsalt": "millrace", "font.family": "sans-serif", "font.size": 9,
-         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.color": "#808080"}
-    )  # fmt: skip
+    mpl.rcParams.update(STYLE)
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
@@ -105,6 +114,7 @@ def trials(facts: Facts) -> str:
     best = [min(losses[: i + 1]) for i in range(len(losses))]
     axes.scatter(numbers, losses, color=BLUE, label="trial")
     axes.step(numbers, best, color=ORANGE, where="post", label="best so far")
+    axes.set_xticks(numbers[:: max(1, len(numbers) // 20)])
     axes.set_xlabel("trial")
     axes.set_ylabel("dev loss [nats per token]")
     axes.legend(frameon=False)

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.reporting import plots
 from pipeline_lib.reporting.gather import Facts, gather
 from pipeline_lib.workspace.artifact import SummaryTable
@@ -78,9 +79,14 @@ def _values(facts: Facts) -> dict[str, Any]:
         "outcome": OUTCOMES.get(record.outcome, record.outcome),
         "headline": headline(facts),
         "failed": next((stage for stage in facts.stages if stage.state == "failed"), None),
-        "scores": scores_table(facts),
+        "scores": scores_table(facts, tasks=False),
+        "tasks": scores_table(facts, tasks=True),
         "plan_table": plan_table(facts),
         "stage_table": stage_table(facts),
+        "limits": limits_table(facts),
+        "links": [
+            (name, url) for name, url in (("Prefect", record.prefect.get("url")), ("MLflow", record.mlflow.get("url"))) if url
+        ],
         "events": [(stage.name, event) for stage in facts.stages for event in stage.events],
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
         "commands": commands(record),
@@ -105,33 +111,36 @@ def headline(facts: Facts) -> list[tuple[str, str]]:
     return lines
 
 
-def scores_table(facts: Facts) -> SummaryTable:
-    """All scores with their intervals and what chance would give."""
-    rows = [
+def scores_table(facts: Facts, *, tasks: bool) -> SummaryTable:
+    """Scores with their intervals and what chance would give: the suites, or their single tasks."""
+    rows: list[list[str | float | int]] = [
         [name, round(s["value"], 4), f"{s['low']:.4f} to {s['high']:.4f}", s["chance"], s["n"]]
         for name, s in facts.scores.items()
+        if ("/" in name) == tasks
     ]
-    return SummaryTable(("score", "value", "95 % interval", "chance", "items"), rows, "Scores on the test side")
+    title = "Single tasks" if tasks else "Scores on the test side"
+    return SummaryTable(("score", "value", "95 % interval", "chance", "items"), rows, title)
 
 
 def plan_table(facts: Facts) -> SummaryTable:
     """What was planned beside what happened."""
     if not facts.plan or not facts.train:
         return SummaryTable((), (), "Plan and actual")
-    rows: list[list[str | float | int]] = [["steps", facts.plan["steps"], facts.train["steps"]]]
-    if "tokens_per_second" in facts.train:
-        rows.append(["tokens/s", round(facts.plan["tokens_per_second"]), round(facts.train["tokens_per_second"])])
-    promises = facts.plan.get("promises", {})
-    actual = {
-        "training_seconds": facts.train["seconds"],
-        "final_dev_loss": facts.train["dev_loss"],
-        "peak_memory_bytes": facts.train.get("peak_memory_bytes"),
+    speeds = round(facts.plan["tokens_per_second"]), round(facts.train["tokens_per_second"])
+    rows: list[list[str | float | int]] = [
+        ["steps", cell(facts.plan["steps"]), facts.train["steps"]],
+        ["tokens/s", cell(speeds[0]), speeds[1]],
+    ]
+    mib = 2**20
+    actual = {  # promise → (what it is called here, its actual value, divisor)
+        "expected_end_seconds": ("whole run [s]", facts.seconds if facts.record.stages["train"].state == "made" else None, 1),
+        "final_dev_loss": ("final dev loss [nats per token]", facts.train["dev_loss"], 1),
+        "peak_memory_bytes": ("peak memory of training [MiB]", facts.train.get("peak_memory_bytes"), mib),
     }
-    for name, value in actual.items():
-        if (promise := promises.get(name)) and value is not None:
-            rows.append(
-                [name.replace("_", " "), f"{cell(promise['value'])} ({cell(promise['low'])} to {cell(promise['high'])})", value]
-            )
+    for name, (label, value, unit) in actual.items():
+        if (promise := facts.plan.get("promises", {}).get(name)) and value is not None:
+            planned, low, high = (cell(float(promise[key]) / unit) for key in ("value", "low", "high"))
+            rows.append([label, f"{planned} ({low} to {high})", float(value) / unit])
     return SummaryTable(("", "planned (90 % interval)", "actual"), rows, "Plan and actual")
 
 
@@ -141,6 +150,27 @@ def stage_table(facts: Facts) -> SummaryTable:
         [s.name, s.state, round(s.seconds, 1), round(s.peak_mib), s.digest[:12]] for s in facts.stages
     ]
     return SummaryTable(("stage", "state", "seconds", "peak MiB", "output digest"), rows, "Stages")
+
+
+def limits_table(facts: Facts) -> SummaryTable:
+    """What the run spent beside what `resources` allowed."""
+    limits = ResourcesConfig.model_validate(facts.record.config["resources"])
+    hours = facts.seconds / 3600
+    kwh = limits.watts * hours / 1000
+    money = limits.price_per_hour * hours + limits.price_per_kwh * kwh
+    peak = max((stage.peak_mib for stage in facts.stages), default=0.0) / 1024
+    search = next((stage.seconds for stage in facts.stages if stage.name == "tune" and stage.state == "made"), 0.0) / 60
+    window = facts.window_seconds / 60
+    rows: list[list[str | float | int]] = [
+        ["time [minutes]", facts.seconds / 60, cell(window) if window else "none"],
+        ["search [minutes]", search, cell(limits.search_share * window) if window else "none"],
+        ["memory [GiB]", peak, cell(limits.memory_gib or 0.9 * float(facts.record.machine.get("memory_gib", 0)))],
+    ]
+    if limits.watts:
+        rows.append(["energy [kWh]", kwh, "none"])
+    if limits.price_per_hour or limits.price_per_kwh:
+        rows.append([f"money [{limits.currency}]", money, cell(limits.money) if limits.money else "none"])
+    return SummaryTable(("", "spent", "limit"), rows, "Spent and allowed")
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:

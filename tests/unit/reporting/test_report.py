@@ -1,0 +1,77 @@
+"""A report is made whatever happened, says what is missing, and shows text from data as text."""
+
+import json
+import re
+
+import pytest
+
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.reporting.report import cell, plain, write_report
+from pipeline_lib.run import close_run, open_run, step
+from pipeline_lib.stages import STAGES
+from pipeline_lib.tables.duck import connect
+from pipeline_lib.workspace.services import Services
+from pipeline_lib.workspace.workspace import Workspace
+
+ORDER = tuple(stage.name for stage in STAGES)
+EVIL = '<script>alert(1)</script> "onload=" & \x1b[31mred\u202e `code` |cell| [link](javascript:x)'
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The data stages of a small run over hostile text, then a failure."""
+    folder = tmp_path_factory.mktemp("report")
+    lines = [f"{EVIL} A sentence with the usual words, number {n}, and that is what it has to be. " * 8 for n in range(60)]
+    lines += [lines[0].replace("number 0", "number zero")] * 3 + [EVIL] * 5
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    source = {"name": "files", "kind": "files", "path": str(folder / "text.jsonl"), "domain": "<b>domain</b>", "licence": "MIT"}
+    config = PipelineConfig.model_validate({"goal": EVIL, "ingest": {"sources": [source]}, "resources": {"watts": 90}})
+    workspace = Workspace.open(folder / "workspace")
+    record = open_run(workspace, config)
+    for name in ("suites", "ingest", "score", "dedup", "split", "select"):
+        step(workspace, record, name, services=Services())
+    record.stage("pack").state, record.stage("pack").error = "failed", f"it broke on {EVIL}"
+    close_run(workspace, record, "failed", error="it broke")
+    path = write_report(workspace, record, ORDER)
+    return workspace, record, path.read_text("utf-8"), path.with_suffix(".md").read_text("utf-8")
+
+
+def test_a_failed_run_says_what_failed_and_what_to_do(run):
+    _, record, html, markdown = run
+    for text in (html, markdown):
+        assert "pack failed" in text
+        assert f"millrace retry {record.run_id}" in text
+        assert "train did not run" in text
+    assert "The run has no scores." in html
+
+
+def test_text_from_data_never_becomes_markup(run):
+    _, _, html, markdown = run
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "<b>domain" not in html
+    assert not re.search(r"(?<!\\)<script", markdown)
+    assert "\x1b" not in markdown
+
+
+def test_the_page_asks_nothing_of_the_network(run):
+    _, _, html, _ = run
+    assert "default-src 'none'" in html
+    assert not re.search(r'(src|href)="https?:', html)
+
+
+def test_numbers_are_those_of_the_tables(run):
+    workspace, record, html, _ = run
+    documents = record.ref("ingest").metrics["documents"]
+    assert documents == 68
+    assert f"documents {documents}," in html  # the picture's alternative text
+    with connect({"decisions": workspace.store.artifact(record.ref("select").key).files("decisions")}) as db:
+        reasons = db.sql("SELECT rule, count(DISTINCT doc_id) FROM decisions WHERE NOT kept GROUP BY rule").fetchall()
+    assert sum(count for _, count in reasons) > 10
+    for rule, count in reasons:
+        assert f'<td>{rule}</td><td class="n">{count}</td>' in html
+
+
+def test_cells_and_plain_text():
+    assert (cell(1234567), cell(0.123456), cell(12345.6), cell(None), cell(True)) == ("1,234,567", "0.1235", "12,346", "", "True")
+    assert plain("a|b\n<c>") == "a\\|b \\<c\\>"
