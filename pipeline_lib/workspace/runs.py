@@ -21,8 +21,9 @@ OUTCOMES = ("running", "completed", "nothing_new", "failed", "cancelled", "kille
 
 
 def new_run_id() -> str:
-    """Sortable by time, unique: `20261120-054512-9f3ac1`."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    """Sortable by time to the microsecond, unique: `20261120-054512-9f3ac1d2` (5 hex digits of microseconds, 3 random)."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%d-%H%M%S}-{now.microsecond:05x}{secrets.randbits(12):03x}"
 
 
 @dataclass
