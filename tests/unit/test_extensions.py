@@ -15,9 +15,12 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.resources import ExecutionConfig
 from pipeline_lib.errors import ConfigError
 from pipeline_lib.extensions import active_extensions, check_extensions, digests, extension, extensions, load_extensions
+from pipeline_lib.run import run_plain
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.tables.schemas import SUITE_ITEMS
+from pipeline_lib.workspace.sql import query
 from pipeline_lib.workspace.stage import parameters_of
+from pipeline_lib.workspace.workspace import Workspace
 
 EXAMPLES = Path(__file__).parents[2] / "deployments" / "extensions"
 
@@ -198,3 +201,30 @@ def test_a_pipeline_file_names_its_modules_by_path(tmp_path: Path) -> None:
     config = load_config(file)
     assert config.execution.extensions == [str(tmp_path / "mine.py")]
     check_extensions(config)
+
+
+def test_a_run_uses_source_signal_rule_set_and_suite(tmp_path: Path) -> None:
+    archive = tmp_path / "a.mbox"
+    letters = [
+        f"From a@x Mon Jan  1 00:00:00 2024\nMessage-ID: <{n}@x>\n\n{'What is word ' * 30 if n else 'Too short?'}\n\n"
+        for n in range(3)
+    ]
+    archive.write_text("".join(letters))
+    names = ("mail_source", "question_signal", "support_rules", "counting_suite")
+    config = config_with(
+        *(str(EXAMPLES / f"{name}.py") for name in names),
+        ingest={"sources": [{"kind": "module", "name": "mail", "path": str(archive), "domain": "support"}]},
+        score={"rules": {"support": "support"}},
+    )
+    workspace = Workspace.open(tmp_path / "ws")
+    record = run_plain(workspace, config, until="score")
+    asked = """select record_index, ext_question_share as share, kept, reason
+        from signals join documents using (doc_id) join decisions using (doc_id) order by record_index"""
+    rows = query(workspace, asked).to_pylist()
+    assert [(row["share"], row["kept"]) for row in rows] == [(1.0, False), (1.0, False), (0.0, True), (0.0, True)]
+    assert {row["reason"] for row in rows[:2]} == {"needs characters >= 200", "needs words >= 30"}
+    items = query(workspace, "select count(*) as n from suite_items where suite = 'counting'").to_pylist()
+    assert items == [{"n": 60}]
+    assert record.outcome == "completed"
+    again = run_plain(workspace, config, until="score")
+    assert {entry.state for entry in again.stages.values()} == {"reused"}
