@@ -20,7 +20,15 @@ from pipeline_lib.workspace.verify import verify_all  # noqa: E402
 from pipeline_lib.workspace.workspace import Workspace  # noqa: E402
 
 ITEMS = ("ash", "birch", "cedar")
-RUN = "import sys; from workspace_toys import run_both; run_both(sys.argv[1], *sys.argv[2:])"
+RUN = """
+import os, pathlib, sys, time
+from workspace_toys import run_both
+run_both(sys.argv[1], *sys.argv[2:])
+if finish := os.environ.get("TOY_FINISH"):  # live on, as a process with more stages to run would
+    pathlib.Path(f"{finish}-{os.getpid()}").touch()
+    while not pathlib.Path(finish).exists():
+        time.sleep(0.01)
+"""
 
 # points that toy stages pass, and how many shards are made after a kill there
 POINTS = [
@@ -107,16 +115,18 @@ def test_a_kill_while_an_artifact_is_remade_after_damage(tmp_path):
 def test_two_runs_and_a_collector_at_once(tmp_path):
     """Nothing is built twice, nothing is torn, nothing that is needed is collected."""
     diary = tmp_path / "diary"
+    finish = tmp_path / "finish"
     items = [f"tree{number}" for number in range(12)]
     root = tmp_path / "w"
     assert child(root, "old").wait(60) == 0  # garbage: no record and no living process needs it
     workspace = Workspace.open(root)
     garbage = set(workspace.store.keys())
-    runs = [child(root, *items, diary=diary, TOY_PAUSE="0.03") for _ in range(2)]
+    runs = [child(root, *items, diary=diary, TOY_PAUSE="0.03", TOY_FINISH=str(finish)) for _ in range(2)]
     keep = KeepConfig(runs=1, days=0)
     collected = []
-    while any(process.poll() is None for process in runs):
+    while len(list(tmp_path.glob("finish-*"))) < 2 and all(process.poll() is None for process in runs):
         collected += apply_gc(workspace, plan_gc(workspace, keep))
+    finish.touch()
     assert [process.wait() for process in runs] == [0, 0]
     assert sorted(diary.read_text().split()) == sorted(items)
     assert garbage <= {thing.name for thing in collected}
