@@ -62,6 +62,11 @@ class WindowController:
         return self.last_moment - self.margin
 
     @property
+    def latest(self) -> float:
+        """A running decay may use half of the margin rather than be cut short; the other half is for stalls."""
+        return self.end + self.margin / 2
+
+    @property
     def step_seconds(self) -> float:
         """The median of the latest steps; until there are some, the plan's."""
         return statistics.median(self.recent) if len(self.recent) >= 3 else self.planned_step
@@ -83,7 +88,7 @@ class WindowController:
             self.total = step
             return Decision(kind="stop", reason="not even one more step fits into the window")
         if step >= self.start:
-            late = now + (self.total - step) * pace + self.closing > self.end + self.margin / 2
+            late = now + (self.total - step) * pace + self.closing > self.latest
             return self._hurry(now) if late else CONTINUE
         moment = step - self.replanned_step >= REPLAN_SHARE * self.total or now - self.replanned_at >= self.moment_seconds
         return self._replan(now) if moment or (step == self.start - 1) else CONTINUE
@@ -140,7 +145,7 @@ class WindowController:
     def _hurry(self, now: float) -> Decision:
         """In the decay, and late: a nearer end, but never a decay shorter than the least one."""
         shortest = self.start + _least_decay(self.start)
-        total = min(max(self._affordable(now, self.end), shortest, self.done + 1), self.total)
+        total = min(max(self._affordable(now, self.latest), shortest, self.done + 1), self.total)
         if self.total - total <= NEWS_SHARE * self.total:
             return CONTINUE
         before, self.total = self.total, total

@@ -38,10 +38,14 @@ class Schedule:
         return self.top * (COSINE_FLOOR + (1.0 - COSINE_FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
     def decay_now(self, step: int, decay_steps: int) -> Schedule:
-        """Decay to zero from `step` within `decay_steps`, from the rate in effect; a cosine is ended linearly."""
+        """Decay to zero from `step` within `decay_steps`, from the rate in effect; a cosine is ended linearly.
+
+        A decay that has begun goes on: the step just done is the new decay's first, so that even a single last step is lower.
+        """
         kind: ScheduleKind = "linear" if self.kind == "cosine" else self.kind
-        top = self.factor(max(0, step - 1)) if step < self.warmup_steps or step > self.decay_start else self.top
-        return Schedule(kind, 0, step, step + max(1, decay_steps), top)
+        begun = step > self.decay_start
+        top = self.factor(max(0, step - 1)) if step < self.warmup_steps or begun else self.top
+        return Schedule(kind, 0, step - begun, step + max(1, decay_steps), top)
 
     def moved(self, step: int, total_steps: int, decay_start: int) -> Schedule:
         """Another end. Before the decay only the dates change; after its start it goes on from the rate in effect."""

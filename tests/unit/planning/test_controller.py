@@ -94,7 +94,7 @@ def random_night(rng):
 
 def test_500_random_nights_end_in_time_and_annealed():
     rng = random.Random(7)
-    unused, margin_used, most_events = [], [], 0
+    unused, margin_used, last_rates, most_events = [], [], [], 0
     for night in range(500):
         plan, load, window, seconds_of, pause_at = random_night(rng)
         steps, schedule, factors, ended, kinds = simulate(plan, load, window, seconds_of, pause_at=pause_at)
@@ -106,15 +106,19 @@ def test_500_random_nights_end_in_time_and_annealed():
         assert schedule.factor(steps) <= 0.01, f"night {night} ended at a rate of {schedule.factor(steps)}"
         after = factors[plan["warmup_steps"] :]
         assert all(later <= earlier for earlier, later in pairwise(after)), f"night {night}: the rate rose again"
+        last_rates.append(factors[-1])
         unused.append(max(planned_end - ended, 0.0) / window.training)
         margin_used.append(max(late, 0.0) / window.margin)
         most_events = max(most_events, len(kinds))
     print(
         f"\n500 nights: unused share median {statistics.median(unused):.2%}, 95th percentile {sorted(unused)[475]:.1%}, "
         f"largest {max(unused):.1%}; margin used: 95th percentile {sorted(margin_used)[475]:.0%}, "
-        f"largest {max(margin_used):.0%}; at most {most_events} changes a night"
+        f"largest {max(margin_used):.0%}; at most {most_events} changes a night; "
+        f"rate of the last step: median {statistics.median(last_rates):.2%}, 95th percentile {sorted(last_rates)[475]:.1%}, largest {max(last_rates):.1%} of the peak"
     )
-    assert statistics.median(unused) < 0.03
+    assert statistics.median(unused) < 0.01
+    assert statistics.median(last_rates) <= 0.01
+    assert max(last_rates) <= 0.1
 
 
 WINDOW = Window(total=1000.0, spent=100.0, margin=50.0, after_training=40.0, start_up=10.0)
