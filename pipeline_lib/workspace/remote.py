@@ -43,6 +43,7 @@ class RemoteStore:
         """Whose store this is; a new one becomes the asking workspace's."""
         path = f"{self.base}/{OWNER}"
         if not self.files.exists(path):
+            self.files.makedirs(self.base, exist_ok=True)
             self._write_json(path, {"workspace": workspace_id})
         return str(self._read_json(path)["workspace"])
 
@@ -159,9 +160,11 @@ class RemoteStore:
     def commit(self, staged: Path, manifest: Manifest) -> Artifact:
         """Upload the files, then the manifest; then keep the folder as the mirror."""
         key = manifest.key
-        for entry in manifest.files:
-            if not entry.home:
-                self.files.put_file(str(staged / entry.path), self._at(key, entry.path))
+        own = [entry for entry in manifest.files if not entry.home]
+        for folder in sorted({self._at(key), *(self._at(key, entry.path).rpartition("/")[0] for entry in own)}):
+            self.files.makedirs(folder, exist_ok=True)  # nothing where folders are only names
+        for entry in own:
+            self.files.put_file(str(staged / entry.path), self._at(key, entry.path))
         fault_point("publish.before_manifest")
         self._write_json(self._at(key, MANIFEST), manifest.to_json())
         fault_point("publish.after_manifest")

@@ -82,6 +82,20 @@ def test_a_kill_costs_little_and_changes_nothing(tmp_path, undisturbed, point, m
     assert verify_all(workspace, full=True) == []
 
 
+@pytest.mark.parametrize("point", ["publish.before_manifest", "publish.after_manifest", "publish.before_rename"])
+def test_a_store_without_rename_is_committed_by_its_manifest_alone(tmp_path, undisturbed, point):
+    """`file://` stands for a store elsewhere: files are uploaded, the manifest last, the mirror after it."""
+    url = f"file://{tmp_path}/store"
+    assert child(tmp_path / "w", *ITEMS, fault=point, MILLRACE_STORE=url).wait(60) == -signal.SIGKILL
+    published = list(Workspace.open(tmp_path / "there", store_url=url).store.keys("words"))
+    assert len(published) == (0 if point == "publish.before_manifest" else 1)
+    assert child(tmp_path / "w", *ITEMS, MILLRACE_STORE=url).wait(60) == 0
+    elsewhere = Workspace.open(tmp_path / "there", store_url=url)
+    keys = elsewhere.store.keys()
+    assert {key: elsewhere.store.manifest(key).digest for key in keys} == undisturbed
+    assert verify_all(elsewhere, full=True) == []
+
+
 def test_what_a_kill_leaves_behind_is_collected(tmp_path):
     for items, point in [
         (ITEMS, "publish.before_manifest"),  # repaired by the next line

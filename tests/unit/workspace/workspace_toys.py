@@ -103,7 +103,7 @@ def make(
 
 def run_both(root: str, *items: str) -> None:
     """What child processes do: words, then their count."""
-    workspace = Workspace.open(root, store_url="")
+    workspace = Workspace.open(root)
     first = make(workspace, config(*items))
     make(workspace, config(*items), COUNT, {"words": first})
 
