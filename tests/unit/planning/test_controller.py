@@ -114,7 +114,8 @@ def test_500_random_nights_end_in_time_and_annealed():
         f"\n500 nights: unused share median {statistics.median(unused):.2%}, 95th percentile {sorted(unused)[475]:.1%}, "
         f"largest {max(unused):.1%}; margin used: 95th percentile {sorted(margin_used)[475]:.0%}, "
         f"largest {max(margin_used):.0%}; at most {most_events} changes a night; "
-        f"rate of the last step: median {statistics.median(last_rates):.2%}, 95th percentile {sorted(last_rates)[475]:.1%}, largest {max(last_rates):.1%} of the peak"
+        f"rate of the last step: median {statistics.median(last_rates):.2%}, 95th percentile "
+        f"{sorted(last_rates)[475]:.1%}, largest {max(last_rates):.1%} of the peak"
     )
     assert statistics.median(unused) < 0.01
     assert statistics.median(last_rates) <= 0.01
