@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 
 from flows.life import ending, living
 from flows.options import RunOptions
-from flows.pipeline import DEFAULTS, data_line
+from flows.pipeline import DEFAULTS, choosing_line, packing_line
 from pipeline_lib.config.pipeline import PipelineConfig
 
 
@@ -23,5 +23,6 @@ def data(config: PipelineConfig = DEFAULTS, force: bool = False) -> State[Any]:
     """
     options = RunOptions(until="fill_gaps")
     with living(config, options.forced() if force else options) as run:
-        data_line(run)
+        _, documents, chosen = choosing_line(run)
+        packing_line(run, documents, chosen)
     return ending(run)

@@ -23,7 +23,7 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
-    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # Prefect's own embedded server would outlive a killed run, and not find its files
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # Prefect's own embedded server would outlive a killed run
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }

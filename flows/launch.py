@@ -15,7 +15,7 @@ from flows.environment import prefect_for
 from flows.listener import Listener, listening
 from flows.options import RunOptions
 from pipeline_lib.config.pipeline import PipelineConfig
-from pipeline_lib.errors import ConfigError, MillraceError
+from pipeline_lib.errors import ConfigError
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -161,17 +161,10 @@ def _run(workspace: Workspace, start: Callable[[], State[Any]], listener: Listen
         if record is not None and record.outcome == "cancelled":
             raise KeyboardInterrupt
         if not state.is_completed():
-            _raise(state)
+            state.result(raise_on_failure=True)
         if record is None:
             raise LookupError("the flow opened no run")
         return record
-
-
-def _raise(state: State[Any]) -> None:
-    problem = state.data if isinstance(state.data, BaseException) else None
-    if problem is None:
-        raise MillraceError(f"the flow ended as {state.name}: {state.message}")
-    raise problem
 
 
 def _record_of(workspace: Workspace, flow_run_id: UUID | None) -> RunRecord | None:

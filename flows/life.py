@@ -21,7 +21,7 @@ from flows.listener import listener
 from flows.options import RunOptions
 from flows.processes import no_children_left
 from flows.services import make_services
-from flows.tracking import close_tracker, reconcile_tracking
+from flows.tracking import close_tracker, note_address, reconcile_tracking
 from pipeline_lib.config.paths import allowed_roots, check_paths
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.extensions import check_extensions
@@ -66,6 +66,7 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
         raise
     finally:
         close_run(workspace, run.record, run.outcome, error=error)
+        note_address(run.services.tracker, workspace, run.record)
         report(workspace, run.record)
         _end_tracking(run)
 
@@ -130,7 +131,7 @@ def nothing_new(run: LiveRun) -> bool:
     chosen = run.record.ref("select")
     if chosen is None or "select.parent=previous" not in run.record.resolved or not read_champion(run.workspace).get("champion"):
         return False
-    return run.workspace.store.manifest(chosen.key).metrics["new_documents"] == 0
+    return bool(run.workspace.store.manifest(chosen.key).metrics["new_documents"] == 0)
 
 
 def clear_up(workspace: Workspace, config: PipelineConfig) -> None:

@@ -46,26 +46,30 @@ def pipeline(config: PipelineConfig = DEFAULTS, options: RunOptions = NO_OPTIONS
 
 
 def whole_line(run: LiveRun, *, may_stop: bool = True) -> None:
-    """Data, training, decision. A run that continues last night's selection ends before calibrating when nothing is new."""
-    data = data_line(run)
+    """Data, training, decision. A run that continues the last selection ends where nothing is new."""
+    items, documents, chosen = choosing_line(run)
     if may_stop and nothing_new(run):
         run.outcome = "nothing_new"
         return
-    training_line(run, **data)
+    packed, chunks = packing_line(run, documents, chosen)
+    training_line(run, items=items, documents=documents, chosen=chosen, packed=packed, chunks=chunks)
     settle(run)
 
 
-def data_line(run: LiveRun) -> dict[str, Ref]:
-    """suites · ingest → score → dedup → split → select → pack → fill_gaps."""
+def choosing_line(run: LiveRun) -> tuple[Ref, Ref, Ref]:
+    """suites · ingest → score → dedup → split → select."""
     items = suites(run)
     documents = ingest(run)
     signals = score(run, documents)
     clusters = dedup(run, documents, signals, items)
     sides = split(run, documents, clusters)
-    chosen = select(run, documents, signals, clusters, sides)
+    return items, documents, select(run, documents, signals, clusters, sides)
+
+
+def packing_line(run: LiveRun, documents: Ref, chosen: Ref) -> tuple[Ref, Ref]:
+    """→ pack → fill_gaps."""
     packed = pack(run, documents, chosen)
-    chunks = fill_gaps(run, documents, chosen, packed)
-    return {"items": items, "documents": documents, "chosen": chosen, "packed": packed, "chunks": chunks}
+    return packed, fill_gaps(run, documents, chosen, packed)
 
 
 def training_line(

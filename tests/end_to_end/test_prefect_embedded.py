@@ -26,56 +26,46 @@ def states(workspace: Workspace, flow_run_id: str) -> tuple[str, dict[str, str]]
     return str(run.state.name), {task["name"]: task["state"]["name"] for task in tasks}
 
 
-def test_a_killed_run_is_closed_and_reported_by_the_next(tmp_path: Path) -> None:
+def test_stopped_then_retried_then_killed_then_run_again(tmp_path: Path) -> None:
     home = tmp_path / "workspace"
-    config = home / "toy.yaml"
+    config, source = home / "toy.yaml", home / "source"
     home.mkdir()
-    config.write_text(yaml.safe_dump(toy_config(home / "source")))
-    (home / "source" / "hang").touch()
-    arguments = ["run", "--config", str(config), "--until", "ingest"]
-    process = subprocess.Popen([*MILLRACE, *arguments], env=environment(home), cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    wait_for((home / "source" / "child").exists, seconds=60)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    server = [p for p in family if "uvicorn" in " ".join(p.cmdline())]
-    assert len(server) == 1
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert psutil.wait_procs(server, timeout=15)[1] == []  # the embedded server dies with its run
-    psutil.Process(int((home / "source" / "child").read_text())).kill()
-    (home / "source" / "hang").unlink()
+    config.write_text(yaml.safe_dump(toy_config(source)))
+    (source / "hang").touch()
+    run = ["run", "--config", str(config), "--until", "ingest"]
 
-    millrace(*arguments, home=home)
-    workspace = Workspace.open(home)
-    dead, alive = RunBook(workspace.runs_folder).all()
-    assert (dead.outcome, alive.outcome) == ("killed", "completed")
-    assert Path(dead.report).exists()
-    assert alive.stages["suites"].state == "reused"
-    assert states(workspace, dead.prefect["flow_run_id"])[0] == "Crashed"
-    name, tasks = states(workspace, alive.prefect["flow_run_id"])
-    assert name == "Completed"
-    assert tasks == {"suites": "Reused", "ingest": "Completed"}
+    def start(*arguments: str) -> tuple[subprocess.Popen[bytes], psutil.Process]:
+        """Start and wait until the source hangs in a child process."""
+        (source / "child").unlink(missing_ok=True)
+        command = [*MILLRACE, *arguments]
+        with (tmp_path / "told").open("wb") as told:  # no pipe: a child that outlives a kill would hold it open
+            process = subprocess.Popen(command, env=environment(home), cwd=REPOSITORY, stderr=told)
+        wait_for((source / "child").exists, seconds=60)
+        return process, psutil.Process(int((source / "child").read_text()))
 
-
-def test_stopping_leaves_a_run_that_can_be_retried(tmp_path: Path) -> None:
-    home = tmp_path / "workspace"
-    config = home / "toy.yaml"
-    home.mkdir()
-    config.write_text(yaml.safe_dump(toy_config(home / "source")))
-    (home / "source" / "hang").touch()
-    arguments = [*MILLRACE, "run", "--config", str(config), "--until", "ingest"]
-    process = subprocess.Popen(arguments, env=environment(home), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-    wait_for((home / "source" / "child").exists, seconds=60)
-    child = psutil.Process(int((home / "source" / "child").read_text()))
+    process, child = start(*run)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "retry" in told
+    assert process.wait(timeout=60) == 130
+    assert "retry" in (tmp_path / "told").read_text()
     assert psutil.wait_procs([child], timeout=5)[1] == []
-    (home / "source" / "hang").unlink()
-
     (stopped,) = RunBook(home / "runs").all()
     assert stopped.outcome == "cancelled"
-    millrace("retry", stopped.run_id, home=home)
-    (record,) = RunBook(home / "runs").all()
-    assert (record.outcome, len(record.attempts)) == ("completed", 2)
-    assert list(record.stages) == ["suites", "ingest"]  # it goes on with what was asked of it at first
+
+    process, child = start("retry", stopped.run_id)
+    server = [p for p in psutil.Process(process.pid).children() if "uvicorn" in " ".join(p.cmdline())]
+    assert len(server) == 1
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(server, timeout=15)[1] == []  # the embedded server dies with its run
+    child.kill()
+    (source / "hang").unlink()
+
+    millrace(*run, home=home)
+    workspace = Workspace.open(home)
+    dead, alive = RunBook(workspace.runs_folder).all()
+    assert (dead.run_id, dead.outcome, [a.state for a in dead.attempts]) == (stopped.run_id, "killed", ["cancelled", "killed"])
+    assert list(dead.stages) == ["suites", "ingest"]  # the retry went on with what was asked at first
+    assert Path(dead.report).exists()
+    assert {name: stage.state for name, stage in alive.stages.items()} == {"suites": "reused", "ingest": "made"}
+    assert states(workspace, dead.prefect["flow_run_id"])[0] == "Crashed"
+    assert states(workspace, alive.prefect["flow_run_id"]) == ("Completed", {"suites": "Reused", "ingest": "Completed"})

@@ -24,8 +24,14 @@ def slow_square(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
 
 
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory):
+    with prefect_for(Workspace.open(tmp_path_factory.mktemp("mapper"))), get_client(sync_client=True) as api:
+        yield api
+
+
 @pytest.mark.parametrize("runner", ["threads", "processes"])
-def test_order_and_batches(runner: str, tmp_path, monkeypatch) -> None:
+def test_order_and_batches(runner: str, prefect, monkeypatch) -> None:
     monkeypatch.setattr(mapper, "BATCH_SECONDS", 0.1)  # so that a test's little work counts as much
     seen = []
 
@@ -33,14 +39,13 @@ def test_order_and_batches(runner: str, tmp_path, monkeypatch) -> None:
     def work() -> None:
         seen.extend(task_mapper(ExecutionConfig(task_runner=runner, workers=2))(slow_square, range(22)))
 
-    with prefect_for(Workspace.open(tmp_path)), get_client(sync_client=True) as api:
-        state = work(return_state=True)
-        body = {"flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}}}
+    state = work(return_state=True)
+    body = {"flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}}}
 
-        def names() -> list[str]:
-            return sorted(task["name"] for task in api.request("POST", "/task_runs/filter", json=body).json())
+    def names() -> list[str]:
+        return sorted(task["name"] for task in prefect.request("POST", "/task_runs/filter", json=body).json())
 
-        wait_for(lambda: any(name.startswith("shards 2-") for name in names()) and any(name.endswith("-21") for name in names()))
+    wait_for(lambda: any(name.startswith("shards 2-") for name in names()) and any(name.endswith("-21") for name in names()))
     assert [square for square, _ in seen] == [n * n for n in range(22)]
     others = {pid for _, pid in seen} - {os.getpid()}
     assert bool(others) == (runner == "processes")
