@@ -8,9 +8,10 @@ from pathlib import Path
 
 from flows.environment import running_servers
 from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.errors import MillraceError
 from pipeline_lib.tracking.run import STATUS, Run, start_run
 from pipeline_lib.tracking.run import reconcile as reconcile_spools
-from pipeline_lib.tracking.server import run_link
+from pipeline_lib.tracking.server import comparison_link, run_link, tracking_uri
 from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.resolve import read_champion
@@ -65,13 +66,35 @@ def close_tracker(tracker: Tracker, workspace: Workspace, record: RunRecord) -> 
         for path in sorted(report.parent.iterdir()):
             tracker.artifact(path, "report")
     tracker.end(STATUS.get(record.outcome, "FAILED"))
-    known = tracker.close()
-    if known:
-        base = _address(workspace)
-        if base:
-            known["url"] = run_link(base, known.get("experiment_id", ""), known.get("run_id", ""))
-        record.mlflow = {**record.mlflow, **known}
-        RunBook(workspace.runs_folder).save(record)
+    tracker.close()
+    note_address(tracker, workspace, record)
+
+
+def note_address(tracker: Tracker, workspace: Workspace, record: RunRecord) -> None:
+    """Note in the record where MLflow shows the run, and its comparison with the run it repeats or with the champion's."""
+    known = tracker.known() if isinstance(tracker, Run) else {}
+    if "run_id" not in known:
+        return
+    base = tracking_uri(PipelineConfig.model_validate(record.config).tracking, workspace, running=_address(workspace))
+    if base.startswith("http"):
+        known["url"] = run_link(base, known["experiment_id"], known["run_id"])
+        if (other := _compared_with(workspace, record, known["experiment_id"])) and other != known["run_id"]:
+            known["compare_url"] = comparison_link(base, known["experiment_id"], [other, known["run_id"]])
+    record.mlflow = {**record.mlflow, **known}
+    RunBook(workspace.runs_folder).save(record)
+
+
+def _compared_with(workspace: Workspace, record: RunRecord, experiment_id: str) -> str:
+    """MLflow's id of the run that this one repeats, else of the champion's."""
+    state = read_champion(workspace)
+    for name in (record.parent, *(state[alias]["run_id"] for alias in ("champion", "previous") if state.get(alias))):
+        try:
+            other = RunBook(workspace.runs_folder).load(name) if name and name != record.run_id else None
+        except MillraceError:  # removed since
+            continue
+        if other and other.mlflow.get("experiment_id") == experiment_id:
+            return str(other.mlflow["run_id"])
+    return ""
 
 
 def _dataset(tracker: Run, artifact: Artifact, table: str) -> None:

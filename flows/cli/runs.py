@@ -101,6 +101,7 @@ def print_run(workspace: Workspace, record: RunRecord) -> None:
         ("report", record.report),
         ("Prefect", record.prefect.get("url", "")),
         ("MLflow", record.mlflow.get("url", "")),
+        ("compared in MLflow", record.mlflow.get("compare_url", "")),
     ):
         if text:
             show.say(f"{label}: {show.path(text)}")

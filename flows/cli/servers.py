@@ -37,12 +37,13 @@ def up(
 ) -> None:
     """Start Prefect, MLflow, a worker and the deployments; Ctrl-C stops them all."""
     from flows.servers import serve
+    from pipeline_lib.tracking.server import experiments_link
 
     workspace = home()
 
     def opened(servers: Servers) -> None:
         show.say(f"Prefect  {servers.prefect}")
-        show.say(f"MLflow   {servers.mlflow}")
+        show.say(f"MLflow   {experiments_link(servers.mlflow)}")
         show.say("Ctrl-C stops both, and the worker; runs that are going then are cancelled and can be retried")
 
     serve(

@@ -85,7 +85,13 @@ def _values(facts: Facts) -> dict[str, Any]:
         "stage_table": stage_table(facts),
         "limits": limits_table(facts),
         "links": [
-            (name, url) for name, url in (("Prefect", record.prefect.get("url")), ("MLflow", record.mlflow.get("url"))) if url
+            (name, url)
+            for name, url in (
+                ("This run in Prefect", record.prefect.get("url")),
+                ("This run in MLflow", record.mlflow.get("url")),
+                ("Compared in MLflow", record.mlflow.get("compare_url")),
+            )
+            if url
         ],
         "events": [(stage.name, event) for stage in facts.stages for event in stage.events],
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),

@@ -144,7 +144,7 @@ class Delivery:
 
     def _do_model(self, operation: dict[str, Any]) -> None:
         """A checkpoint or a finished model as a LoggedModel: by reference, or with its files when `upload` is set."""
-        from mlflow.entities import LoggedModelStatus
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
         client, run = self.connect(), self.run_id(operation["run"])
         name, mark = operation["name"], f"{operation['run']}/{operation['name']}"
@@ -155,6 +155,7 @@ class Delivery:
         model = client.create_logged_model(
             self.experiment_id, name=name, source_run_id=run, tags={**operation["tags"], RUN_TAG: mark}, model_type="checkpoint"
         )
+        client.log_outputs(run, [LoggedModelOutput(model.model_id, step=int(operation["step"]))])  # the run's page lists it
         for key, value in operation["metrics"].items():
             if math.isfinite(value):
                 client.log_metric(run, key, float(value), step=int(operation["step"]), model_id=model.model_id)

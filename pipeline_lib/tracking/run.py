@@ -15,6 +15,7 @@ from pipeline_lib.config.resources import TrackingConfig
 from pipeline_lib.tracking.delivery import Delivery
 from pipeline_lib.tracking.server import tracking_uri
 from pipeline_lib.tracking.spool import Spool
+from pipeline_lib.workspace.machine import code_revision
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -124,10 +125,15 @@ class Run:
         self.spool.append("end", self.name, status=status)
 
     def close(self, seconds: float = FLUSH_SECONDS) -> dict[str, str]:
-        """Deliver what is left; MLflow's ids as far as they are known: {"run_id", "experiment_id"}."""
+        """Deliver what is left; see `known`."""
+        if self.courier is not None:
+            self.courier.stop(seconds)
+        return self.known()
+
+    def known(self) -> dict[str, str]:
+        """MLflow's ids as far as they are known: {"run_id", "experiment_id"}."""
         if self.courier is None:
             return {}
-        self.courier.stop(seconds)
         delivery = self.courier.delivery
         known = {"run_id": delivery.ids.get(self.name, ""), "experiment_id": delivery.experiment_id}
         return {key: value for key, value in known.items() if value}
@@ -166,6 +172,9 @@ def start_run(
         "millrace.config_digest": record.config_digest,
         "millrace.parent_run": record.parent,
         "mlflow.note.content": record.goal,
+        "mlflow.source.name": f"millrace: {record.pipeline}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": code_revision(),
         **{f"millrace.resolved.{name}": value for name, value in record.resolved.items()},
     }
     name = f"{record.pipeline} {record.run_id}"

@@ -12,6 +12,7 @@ from filelock import FileLock
 from pipeline_lib.config.resources import TrackingConfig
 from pipeline_lib.workspace.workspace import Workspace
 
+TRAINING_VIEW = "workflowType=machine_learning"
 # A server that is down must be noticed in seconds; the spool, not the client, does the waiting.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -72,17 +73,17 @@ def experiment(client: Any, name: str, workspace: Workspace, uri: str) -> str:
 
 
 def run_link(base: str, experiment_id: str, run_id: str) -> str:
-    """Address of a run's page."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    """Address of a run's page, in the training view (the plain address opens the view for generative AI)."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING_VIEW}"
 
 
-def experiment_link(base: str, experiment_id: str) -> str:
-    """Address of the experiment's training view (the plain address opens the view for generative AI)."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+def experiments_link(base: str) -> str:
+    """Address of the list of experiments, in the training view."""
+    return f"{base.rstrip('/')}/#/experiments?{TRAINING_VIEW}"
 
 
 def comparison_link(base: str, experiment_id: str, run_ids: list[str]) -> str:
     """Address of the comparison of runs."""
     runs = quote("[" + ",".join(f'"{run}"' for run in run_ids) + "]")
     experiments = quote(f'["{experiment_id}"]')
-    return f"{base.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
+    return f"{base.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING_VIEW}"
