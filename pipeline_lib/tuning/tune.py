@@ -29,7 +29,7 @@ from pipeline_lib.workspace.stage import Outcome, StageRun
 if TYPE_CHECKING:
     import optuna
 
-# Two trainings that differ in their seed only differ about this much in dev loss: a smaller gain is luck, the default stays.
+# A gain up to this may be luck of the seed, the default stays. Assumed, not measured: repeat the baseline with other seeds to know it.
 SEED_NOISE = 0.005
 OVERRUN = 1.2  # no trial starts when the search would take more than this many times its share
 
