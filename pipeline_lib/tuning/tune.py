@@ -29,7 +29,7 @@ from pipeline_lib.workspace.stage import Outcome, StageRun
 if TYPE_CHECKING:
     import optuna
 
-# A gain up to this may be luck of the seed, the default stays. Assumed, not measured: repeat the baseline with other seeds to know it.
+# A gain up to this may be luck of the seed: the default stays. Assumed, not measured (repeat the baseline with other seeds).
 SEED_NOISE = 0.005
 OVERRUN = 1.2  # no trial starts when the search would take more than this many times its share
 
