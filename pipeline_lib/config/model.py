@@ -93,7 +93,9 @@ class TrainConfig(Section):
     )
     evaluate_every: int = setting(0, "Steps between dev evaluations; 0: planned", unit="steps", ge=0)
     save_every: int = setting(0, "Steps between checkpoints; 0: planned", unit="steps", ge=0)
-    keep_checkpoints: int = setting(2, "Newest checkpoints that are kept", ge=2, identity=False)
+    keep_checkpoints: int = setting(
+        2, "Newest checkpoints that are kept while training; the last one is published", ge=2, identity=False
+    )
     lora: LoraConfig = setting(LoraConfig, "Low-rank adaptation")
 
 

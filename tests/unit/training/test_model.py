@@ -36,10 +36,10 @@ def build(model: ModelConfig = TINY, vocabulary: int = 100, **options: object) -
 @pytest.mark.parametrize("bias", [False, True])
 def test_chunked_loss_and_gradients_are_those_of_the_whole(bias: bool) -> None:
     torch.manual_seed(0)
-    hidden = torch.randn(3, 500, 16, requires_grad=True)  # 1,500 rows: one whole chunk and a part
-    weight = torch.randn(50, 16, requires_grad=True)
-    offset = torch.randn(50, requires_grad=True) if bias else None
-    labels = torch.randint(50, (3, 500))
+    hidden = torch.randn(3, 50, 16, requires_grad=True)  # 150 rows: two chunks of 64 and a part
+    weight = torch.randn(1 << 15, 16, requires_grad=True)
+    offset = torch.randn(1 << 15, requires_grad=True) if bias else None
+    labels = torch.randint(1 << 15, (3, 50))
     labels[:, ::7] = IGNORED
     wanted = [hidden, weight] + ([offset] if offset is not None else [])
     chunked = chunked_cross_entropy(hidden, weight, offset, labels)

@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 from training_toy import PLAN, Config, Scripted, planned, run_train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline_lib.errors import StageFailedError
+from pipeline_lib.config.model import LoraConfig, ModelConfig, TrainConfig
+from pipeline_lib.config.resources import ExecutionConfig
+from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.planning.controller import WindowController
 from pipeline_lib.training.checkpoints import committed, damage, newest
 from pipeline_lib.training.hooks import Decision
 from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.resolve import reference
 from pipeline_lib.workspace.services import Progress, Services
 
 HERE = Path(__file__).parent
@@ -205,3 +208,30 @@ def test_the_real_controller_fits_the_hook() -> None:
     controller = WindowController(PLAN, lambda: datetime.now(UTC), None, False)
     assert controller.on_step(1, 0.1).kind == "continue"
     controller.restore(controller.state())
+
+
+def test_a_night_goes_on_from_an_artifact_with_lora(tmp_path: Path) -> None:
+    first = run_train(tmp_path)
+    start = reference(first.key, first.manifest.digest)
+    night = Config(
+        model=ModelConfig(start=start), train=TrainConfig(lora=LoraConfig(rank=2)), plan={**PLAN, "learning_rate": 1e-3}
+    )
+    second = run_train(tmp_path, night)
+    assert second.metrics["first_dev_loss"] == pytest.approx(first.metrics["dev_loss"], rel=1e-5)
+    assert second.metrics["dev_loss"] < first.metrics["dev_loss"]
+    old, new = (load_file(next(p for p in a.files("model") if p.suffix == ".safetensors")) for a in (first, second))
+    assert old.keys() == new.keys()  # merged: a plain model again
+    changed = {name.rpartition("layers.")[2][2:] for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {f"self_attn.{name}_proj.weight" for name in "qkvo"}
+    wrong = Config(model=ModelConfig(start=reference(first.key, "0" * 32)))
+    with pytest.raises(ConfigError, match="its digest differs"):
+        run_train(tmp_path, wrong)
+
+
+def test_extensions_bring_models_and_callbacks(tmp_path: Path) -> None:
+    config = Config(
+        model=ModelConfig(family="small-gpt2", width=32, heads=2), execution=ExecutionConfig(extensions=["training_extension"])
+    )
+    made = run_train(tmp_path, config)
+    assert json.loads(next(p for p in made.files("model") if p.name == "config.json").read_text())["n_layer"] == 1
+    assert list(range(1, 25)) == sys.modules["training_extension"].SEEN

@@ -13,6 +13,7 @@ from packing_toy import Toy, ToyCorpus, run_toy
 
 from pipeline_lib.config.fields import setting
 from pipeline_lib.config.model import ModelConfig, PackConfig, TokenizerConfig, TrainConfig
+from pipeline_lib.config.resources import ExecutionConfig
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.training.hooks import CONTINUE, Decision
 from pipeline_lib.workspace.artifact import Artifact
@@ -35,6 +36,7 @@ class Config(Toy):
     train: TrainConfig = setting(TrainConfig, "train")
     model: ModelConfig = setting(lambda: TINY, "model")
     seed: int = setting(0, "seed")
+    execution: ExecutionConfig = setting(ExecutionConfig, "extensions")
 
 
 def toy_plan(run: StageRun, *, plan: dict[str, Any]) -> Outcome:
