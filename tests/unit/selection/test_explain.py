@@ -1,0 +1,81 @@
+"""One document's story, and how the command shows it."""
+
+import json
+
+import numpy as np
+import pytest
+from curation_toy import Run, doc_id, document, edited, words
+from typer.testing import CliRunner
+
+from pipeline_lib.errors import NotFoundError
+from pipeline_lib.selection.explain import explain
+from pipeline_lib.workspace.runs import RunBook, RunRecord
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunRecord]:
+    rng = np.random.default_rng(0)
+    text = words(rng, 80)
+    rows = [
+        document("good", " ".join(text), quality=0.9, created="2024-05-06"),
+        document("near", " ".join(edited(rng, text, 0.01)), quality=0.1),
+        document("bad", "\x1b[31mred\u202e words", failed="too_short"),
+        *[document(f"d{i}", " ".join(words(rng, 30))) for i in range(20)],
+    ]
+    run = Run(tmp_path_factory.mktemp("home"), rows)
+    record = RunRecord(run_id="20260101-000000-abcdef", pipeline="toy")
+    for name, ref in run.refs.items():
+        record.stage(name).ref = ref.to_json()
+    RunBook(run.workspace.runs_folder).save(record)
+    return run, record
+
+
+def test_a_duplicate(told: tuple[Run, RunRecord]) -> None:
+    run, record = told
+    found = explain(run.workspace, record, doc_id("near").hex())
+    assert found["verdict"] == f"not used: near_duplicate (near duplicate of {doc_id('good').hex()})"
+    assert found["document"]["source"] == "toy"
+    assert found["signals"]["words"] == 80
+    (pair,) = found["pairs"]
+    assert pair["other"] == doc_id("good").hex()
+    assert pair["accepted"]
+    assert [row["survivor"] for row in found["cluster"]] == [False, True]
+    assert found["selection"] is None
+    json.dumps(found)
+
+
+def test_a_chosen_document(told: tuple[Run, RunRecord]) -> None:
+    run, record = told
+    found = explain(run.workspace, record, doc_id("good").hex().upper())
+    assert found["verdict"].endswith("side: chosen in this run")
+    assert found["document"]["created_at"].startswith("2024-05-06")
+    assert found["selection"]["side"] == found["split"]["side"]
+    assert found["rejection"] is None
+
+
+def test_a_run_that_has_not_come_so_far(told: tuple[Run, RunRecord]) -> None:
+    run, record = told
+    early = RunRecord(run_id="x", pipeline="toy", stages={"ingest": record.stages["ingest"], "score": record.stages["score"]})
+    found = explain(run.workspace, early, doc_id("bad").hex())
+    assert found["verdict"] == "dropped by score: too_short (toy rule)"
+    assert found["pairs"] is None
+
+
+@pytest.mark.parametrize("wrong", ["", "zz", "0" * 32, "' OR 1=1 --", "g" * 32])
+def test_unknown_ids(told: tuple[Run, RunRecord], wrong: str) -> None:
+    with pytest.raises(NotFoundError):
+        explain(told[0].workspace, told[1], wrong)
+
+
+def test_the_command_escapes_text_and_speaks_json(told: tuple[Run, RunRecord], monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.cli.main import make_app
+
+    monkeypatch.setenv("MILLRACE_HOME", str(told[0].workspace.root))
+    shown = CliRunner().invoke(make_app(), ["explain", doc_id("bad").hex()])
+    assert shown.exit_code == 0, shown.output
+    assert "too_short" in shown.output
+    assert "\x1b" not in shown.output
+    assert "\u202e" not in shown.output
+    spoken = CliRunner().invoke(make_app(), ["explain", doc_id("bad").hex(), "--run", "20260101", "--json"])
+    assert json.loads(spoken.output)["rejection"]["rule"] == "too_short"
+    assert CliRunner().invoke(make_app(), ["explain", "0" * 32]).exit_code == 6
