@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pipeline_lib.workspace.workspace import Workspace
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 LOOPBACK = "127.0.0.1"
+WORKER_SECONDS = 10.0  # a worker that ends sooner is broken: starting it again would not help
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Servers:
     prefect: str  # the UI; the API is below /api
     mlflow: str
     children: dict[str, subprocess.Popen[bytes]]
+    start_worker: Callable[[], None]
 
     @property
     def ended(self) -> str:
@@ -154,10 +157,14 @@ def servers(
         say("deploying flows")
         prepare()
         deploy()
-        children["worker"] = start(commands["worker"], log=logs / "worker.log", cwd=ROOT)
+
+        def start_worker() -> None:
+            children["worker"] = start(commands["worker"], log=logs / "worker.log", cwd=ROOT)
+            _write_state(workspace, url, children)
+
+        start_worker()
         wait_until_healthy(health["mlflow"], children["mlflow"], log=logs / "mlflow.log")
-        _write_state(workspace, url, children)
-        yield Servers(url["prefect"], url["mlflow"], children)
+        yield Servers(url["prefect"], url["mlflow"], children, start_worker)
 
 
 def _write_state(workspace: Workspace, url: dict[str, str], children: dict[str, subprocess.Popen[bytes]]) -> None:
@@ -178,15 +185,19 @@ def serve(workspace: Workspace, *, opened: Callable[[Servers], None], **options:
     """Start the servers (`servers` tells the options), say where they are, and hold them until Ctrl-C or SIGTERM.
 
     Raises:
-        ServiceError: a server ended by itself; the others are stopped.
+        ServiceError: a server ended by itself; the others are stopped. A worker that was killed is started again.
     """
     asked = threading.Event()
     before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with servers(workspace, **options) as running:
             opened(running)
+            worker_since = time.monotonic()
             while not asked.wait(0.5):
-                if running.ended:
+                if running.ended == "worker" and time.monotonic() - worker_since > WORKER_SECONDS:
+                    running.start_worker()
+                    worker_since = time.monotonic()
+                elif running.ended:
                     log = workspace.db_folder / "logs" / f"{running.ended}.log"
                     raise ServiceError(
                         f"{running.ended} ended by itself", where=str(log), fix="its log says why; then `millrace up`"

@@ -167,7 +167,8 @@ def test_a_killed_run_is_marked_crashed(up: Up) -> None:
     (folder / "hang").touch()
     run = start(up, "pipeline/pipeline", config=config, options={"until": "ingest"})
     wait_for((folder / "child").exists, seconds=60)
-    worker = next(p for p in psutil.Process(up.process.pid).children() if "worker" in p.cmdline())
+    state = json.loads((up.workspace.root / "up.json").read_text())
+    worker = psutil.Process(state["children"]["worker"]["pid"])  # `up` starts another one
     for process in [worker, *worker.children(recursive=True)]:
         process.kill()
     begin = time.monotonic()
