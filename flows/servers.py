@@ -25,7 +25,7 @@ from pipeline_lib.workspace.workspace import Workspace
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 LOOPBACK = "127.0.0.1"
-WORKER_SECONDS = 10.0  # a worker that ends sooner is broken: starting it again would not help
+WORKER_SECONDS, WORKER_ENDS = 10.0, 3  # a worker that ends sooner, so many times in a row, is broken
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,10 @@ def serve(workspace: Workspace, *, opened: Callable[[Servers], None], **options:
     try:
         with servers(workspace, **options) as running:
             opened(running)
-            worker_since = time.monotonic()
+            worker_since, early = time.monotonic(), 0
             while not asked.wait(0.5):
-                if running.ended == "worker" and time.monotonic() - worker_since > WORKER_SECONDS:
+                if running.ended == "worker" and early < WORKER_ENDS:
+                    early = early + 1 if time.monotonic() - worker_since < WORKER_SECONDS else 0
                     running.start_worker()
                     worker_since = time.monotonic()
                 elif running.ended:
