@@ -59,16 +59,12 @@ def vectors_of(column: pa.ChunkedArray) -> NDArray[np.int16]:
 
 
 def normalised(vectors: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Vectors of length `UNIT`, after the mean direction (what all documents share) is taken out.
+    """Vectors of length `UNIT`.
 
-    Only whole-number sums and single correctly rounded operations are used: the result is the same on every machine.
+    The mean is not taken out: where one topic is most of a domain, the others would all point away from it and look alike. Only
+    whole-number sums and single correctly rounded operations are used: the result is the same on every machine.
     """
-    unit = _scaled(vectors.astype(np.int64), 2.0**14)
-    mean = np.rint(unit.sum(axis=0) / max(1, len(unit))).astype(np.int64)
-    return _scaled(unit - mean, UNIT).astype(np.int16)
-
-
-def _scaled(vectors: NDArray[np.int64], length: float) -> NDArray[np.int64]:
-    norms = np.sqrt((vectors * vectors).sum(axis=1).astype(np.float64))
-    scaled: NDArray[np.int64] = np.rint(vectors / np.maximum(norms, 1.0)[:, None] * length).astype(np.int64)
+    whole = vectors.astype(np.int64)
+    norms = np.sqrt((whole * whole).sum(axis=1).astype(np.float64))
+    scaled: NDArray[np.int16] = np.rint(whole / np.maximum(norms, 1.0)[:, None] * UNIT).astype(np.int16)
     return scaled
