@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from flows.deploy import HEARTBEAT_SECONDS
 from flows.processes import free_port, start, stop, wait_until_healthy
 from pipeline_lib.errors import MillraceError
 from pipeline_lib.workspace.workspace import Workspace
@@ -108,6 +109,8 @@ def prefect_for(workspace: Workspace, *, silent: bool = False) -> Iterator[str]:
         updates: dict[Any, Any] = {
             getattr(prefect.settings, name): value for name, value in wanted.items() if name.startswith("PREFECT_")
         }
+        # The crash watch of `flows.deploy` expects a sign of life this often, also of runs that no worker started.
+        updates[prefect.settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = HEARTBEAT_SECONDS
         if server:  # nobody watches the heartbeats of an embedded run, and joining their thread would cost it a second
             updates[prefect.settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
         stack.enter_context(_settings(updates))

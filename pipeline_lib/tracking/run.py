@@ -177,7 +177,7 @@ def start_run(
         "mlflow.source.git.commit": code_revision(),
         **{f"millrace.resolved.{name}": value for name, value in record.resolved.items()},
     }
-    name = f"{record.pipeline} {record.run_id}"
+    name = f"{record.run_id} {record.pipeline}"  # MLflow's lists cut names at their end, which must not be what differs
     spool.append("start", record.run_id, name=name, parent="", tags={k: v for k, v in tags.items() if v})
     run.params(flat(record.config))
     run.courier = Courier(delivery, log, lambda: run.metrics(system_metrics()))

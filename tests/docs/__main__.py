@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline_lib.config.reference import reference_markdown
+from pipeline_lib.workspace.resolve import read_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 from tests.chromium import missing
@@ -23,12 +24,12 @@ DEPLOYMENTS = REPOSITORY / "deployments"
 
 
 def shown_run(home: Path) -> RunRecord:
-    """The latest run that trained: its page in Prefect has something to see."""
-    runs = RunBook(Workspace.open(home).runs_folder).all()
-    trained = [r for r in runs if r.outcome == "completed" and r.stages["train"].state == "made" and Path(r.report).exists()]
-    if not trained:
-        raise SystemExit(f"{home} has no finished run that trained")
-    return trained[-1]
+    """The champion's run: it trained and passed the gate."""
+    workspace = Workspace.open(home)
+    champion = read_champion(workspace).get("champion")
+    if not champion:
+        raise SystemExit(f"{home} has no champion")
+    return RunBook(workspace.runs_folder).load(champion["run_id"])
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def _mlflow(up: Up) -> Callable[[Any, RunRecord], None]:
         page.goto(f"{up.mlflow}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART")
         search = page.get_by_placeholder("Search metric charts")
         search.wait_for()
-        search.fill("dev_loss|train_loss|learning_rate|bits_per_byte$|tokens_per_second")
+        search.fill("^(dev_loss|train_loss|learning_rate|bits_per_byte|grammar|syntax)$")
         page.wait_for_timeout(4000)  # charts fade in
 
     return show
