@@ -15,7 +15,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from pipeline_lib.corpus.sources import SourceFile, local_file
+from pipeline_lib.corpus.files import SourceFile, local_file
 
 DOMAINS = ("code", "docs", "descriptions", "licence")
 _NOT_TEXT_FOR_PEOPLE = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline_lib.config.data import SourceConfig
-from pipeline_lib.corpus.sources import PART_BYTES, SourceFile, local_file
+from pipeline_lib.corpus.files import PART_BYTES, SourceFile, local_file
 from pipeline_lib.errors import MillraceError, StageFailedError
 from pipeline_lib.extensions import extension
 from pipeline_lib.tables.parquet import write_table

@@ -16,10 +16,10 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from pipeline_lib.config.data import SourceConfig
+from pipeline_lib.corpus.files import SourceFile
 from pipeline_lib.corpus.kernels import lines
 from pipeline_lib.corpus.machine_text import EXTRACT
 from pipeline_lib.corpus.redact import head
-from pipeline_lib.corpus.sources import SourceFile
 from pipeline_lib.corpus.streams import BrokenStreamError, blocks, open_raw
 from pipeline_lib.errors import StageFailedError
 

@@ -6,7 +6,6 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +13,14 @@ import fsspec
 from blake3 import blake3
 
 from pipeline_lib.config.data import IngestConfig, SourceConfig
-from pipeline_lib.corpus.streams import COMPRESSED_SUFFIXES, expansion, is_remote
-from pipeline_lib.errors import ConfigError, NotFoundError, StageFailedError
-from pipeline_lib.workspace.identity import bytes_digest, file_digest, fingerprint_of
+from pipeline_lib.corpus.files import PART_BYTES, SourceFile, form_of, local_file
+from pipeline_lib.corpus.machine import machine_files
+from pipeline_lib.corpus.module import batches
+from pipeline_lib.corpus.streams import is_remote
+from pipeline_lib.errors import ConfigError, NotFoundError
+from pipeline_lib.workspace.identity import bytes_digest, fingerprint_of
 
-PART_BYTES = 4_000_000  # smaller files are read together in groups of about this size
-TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-TEXTS = (".txt", ".text", ".md", ".markdown", ".rst")
 _REMOTE_IDENTITY = ("ETag", "etag", "md5Hash", "crc32c", "checksum")  # what object stores say about content
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of a source.
-
-    `name` is relative to the source's root and stable across machines; `path` is where it lies here; `form` says how it is read
-    (`readers.py`); `size` is the estimated bytes of text in it; `stamp` is (size, mtime_ns) of a local file, to notice a
-    change between listing and reading.
-    """
-
-    name: str
-    path: str
-    digest: str
-    size: int
-    form: str
-    domain: str = ""
-    licence: str = ""
-    stamp: tuple[int, int] | None = None
-
-    def check(self) -> None:
-        """Raise when the file changed since it was listed."""
-        if self.stamp is not None and self.stamp != _stamp(self.path):
-            raise StageFailedError("the file changed while it was read", where=self.path, fix="run again when it is complete")
 
 
 @dataclass(frozen=True)
@@ -110,8 +85,6 @@ def list_files(source: SourceConfig) -> list[SourceFile]:
         NotFoundError: there are none.
     """
     if source.kind == "machine":
-        from pipeline_lib.corpus.machine import machine_files
-
         return machine_files(int(source.max_mb * 1e6))
     found = list(_remote(source.path) if is_remote(source.path) else _local(source.path))
     if not found:
@@ -121,36 +94,6 @@ def list_files(source: SourceConfig) -> list[SourceFile]:
             fix="name a file, a glob, or a folder that holds .jsonl, .csv, .parquet, .txt, .md or .rst files (compressed or not)",
         )
     return sorted(found, key=lambda file: file.name)
-
-
-def local_file(path: Path, name: str, form: str = "", **known: str) -> SourceFile:
-    """A local file as a source file; its digest is kept while the process lives and the file's size, time and inode stay."""
-    stat = path.stat()
-    size = stat.st_size
-    form = form or form_of(name)
-    if form_suffix(name) != Path(name).suffix.lower():
-        size = int(size * expansion(str(path)))
-    return SourceFile(
-        name=name,
-        path=str(path),
-        digest=_digest(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino),
-        size=size,
-        form=form,
-        stamp=(stat.st_size, stat.st_mtime_ns),
-        **known,
-    )
-
-
-def form_suffix(name: str) -> str:
-    """The suffix that tells the format, compression aside."""
-    path = Path(name.lower())
-    return Path(path.stem).suffix if path.suffix in COMPRESSED_SUFFIXES else path.suffix
-
-
-def form_of(name: str) -> str:
-    """The form a name tells; `sniff`: look at the content."""
-    suffix = form_suffix(name)
-    return TABLES.get(suffix) or ("text" if suffix in TEXTS else "sniff")
 
 
 def _share(source: SourceConfig, files: Sequence[SourceFile]) -> float:
@@ -166,16 +109,6 @@ def _share(source: SourceConfig, files: Sequence[SourceFile]) -> float:
 
 def _hash(name: str) -> int:
     return int.from_bytes(blake3(name.encode()).digest(8), "big")
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    stat = Path(path).stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-@lru_cache(maxsize=100_000)
-def _digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    return file_digest(Path(path))
 
 
 def _local(path: str) -> Iterator[SourceFile]:
@@ -229,8 +162,6 @@ def _remote(url: str) -> Iterator[SourceFile]:
 
 
 def _module_digest(source: SourceConfig) -> str:
-    from pipeline_lib.corpus.module import batches
-
     hasher = blake3()
     for batch in batches(source):
         hasher.update(batch.serialize())
