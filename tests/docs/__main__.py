@@ -1,7 +1,7 @@
 """`python -m tests.docs`: refresh the generated page, the picture, and the screenshots of the README.
 
-Without `--workspace` it runs the quickstart twice in a temporary workspace, the second time with another learning rate (about eight
-minutes); `--quick` leaves the screenshots as they are.
+Without `--workspace` it runs the quickstart twice in a temporary workspace, the second time with another learning rate (about
+eight minutes); `--quick` leaves the screenshots as they are.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -37,7 +38,8 @@ STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #566273; text-anchor: middle; }
 text.name { font-weight: 600; font-size: 15px; fill: #1c2430; }
 rect { fill: #f4f6f9; stroke: #b9c3cf; } rect.recorded { stroke-dasharray: 5 3; } rect.report { fill: #e3f1ea; stroke: #2f9e6e; }
-path { fill: none; stroke: #3b82c4; stroke-width: 1.4; marker-end: url(#tip); } #tip path { fill: #3b82c4; stroke: none; marker-end: none; }
+path { fill: none; stroke: #3b82c4; stroke-width: 1.4; marker-end: url(#tip); }
+#tip path { fill: #3b82c4; stroke: none; marker-end: none; }
 @media (prefers-color-scheme: dark) {
   text { fill: #a5b0be; } text.name { fill: #e6eaf0; }
   rect { fill: #1d232c; stroke: #4a5868; } rect.report { fill: #17332a; stroke: #6fd3a3; }
@@ -80,7 +82,7 @@ def picture() -> str:
         '<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto">'
         '<path d="M0 0 6 3 0 6z"/></marker></defs>',
     ]
-    parts += [f'<path d="{_arrow(a, b)}"/>' for a, b in zip(order, order[1:], strict=False)]
+    parts += [f'<path d="{_arrow(a, b)}"/>' for a, b in pairwise(order)]
     for name in order:
         x, y = _place(name)
         kind = "recorded" if name in recorded else "report" if name == "report" else "pure"
