@@ -1,4 +1,4 @@
-"""The table of stages: order, inputs, parameters, code. Everything that runs, plans, explains or reruns stages reads this table."""
+"""The table of stages: order, inputs, parameters, code. What runs, plans, explains or reruns stages reads this table."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "calibrate", 1, "recorded", "pipeline_lib.planning.calibrate:calibrate",
         sections=("calibrate", "model", "train.optimizer", "train.precision", "train.lora", "pack.sequence_length",
-                  "tokenizer.vocabulary_size"),
-        machine=True, extends=("model",), outside="pipeline_lib.training.start:file_digests",
+                  "tokenizer"),
+        machine=True, extends=("model",), outside="pipeline_lib.planning.calibrate:file_digests",
     ),
     Stage("tune", 1, "recorded", "pipeline_lib.tuning.tune:tune",
           reads={"fill_gaps": ("chunks", "details"), "pack": ("tokenizer",), "calibrate": ("details",)},
@@ -42,7 +42,8 @@ STAGES: tuple[Stage, ...] = (
           outside="pipeline_lib.training.start:file_digests"),
     Stage("plan", 1, "recorded", "pipeline_lib.planning.plan:plan",
           reads={"fill_gaps": ("chunks", "details"), "calibrate": ("details",), "tune": ("details",)},
-          sections=("plan", "model", "train", "resources", "validation.language_tokens")),
+          sections=("plan", "model", "train", "resources", "validation.language_tokens", "suites.level"),
+          outside="pipeline_lib.training.start:file_digests"),
     Stage("train", 1, "pure", "pipeline_lib.training.train:train",
           reads={"fill_gaps": ("chunks", "details"), "pack": ("tokenizer",), "plan": ("details",)},
           sections=("train", "model"), seeded=True,

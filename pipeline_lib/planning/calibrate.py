@@ -7,10 +7,12 @@ import time
 from itertools import product
 from typing import Any, Literal
 
-from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig
+from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig, TokenizerConfig
 from pipeline_lib.errors import RefusedError, StageFailedError
 from pipeline_lib.planning.memory import estimate_memory
 from pipeline_lib.planning.profiles import GIB, USABLE_SHARE
+from pipeline_lib.tokens import load as tokens
+from pipeline_lib.training import start
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.machine import total_memory_bytes, usable_cores
 from pipeline_lib.workspace.stage import Outcome, StageRun
@@ -29,7 +31,7 @@ def calibrate(
     precision: Literal["auto", "fp32", "bf16"],
     lora: LoraConfig,
     sequence_length: int,
-    vocabulary_size: int,
+    tokenizer: TokenizerConfig,
 ) -> Outcome:
     """Measure every profile (micro-batch × precision) within `calibrate.seconds`; a profile that fails is a result.
 
@@ -38,14 +40,19 @@ def calibrate(
     not tried on the others. Profiles left when the time is up are marked as not measured; the first one always is.
 
     Raises:
+        ConfigError: model.start or tokenizer.source cannot be read.
         RefusedError: no profile can fit into this machine's memory.
         StageFailedError: every profile failed.
     """
     precisions: list[Precision] = ["bf16", "fp32"] if precision == "auto" else [precision]
+    entries = tokenizer.vocabulary_size
+    if tokenizer.source != "train":
+        entries = tokens.read_facts(tokens.source_folder(tokenizer.source, run.workspace)).vocabulary_size
+    real, rows = start.real_numbers(model, entries, run.workspace.store.artifact)
     profiles: list[dict[str, Any]] = []
     for micro, kind in product(sorted(set(calibrate.micro_batches)), precisions):
         needed = estimate_memory(
-            model, vocabulary_size=vocabulary_size, sequence_length=sequence_length, micro_batch=micro, precision=kind,
+            real, vocabulary_size=rows, sequence_length=sequence_length, micro_batch=micro, precision=kind,
             optimizer=optimizer, lora=lora,
         ).total  # fmt: skip
         profiles.append({"micro_batch": micro, "precision": kind, "estimated_bytes": needed, "error": ""})
@@ -72,7 +79,7 @@ def calibrate(
         started = time.monotonic()
         try:
             seen = measure(
-                model, vocabulary_size=vocabulary_size, sequence_length=sequence_length, micro_batch=profile["micro_batch"],
+                model, vocabulary_size=entries, sequence_length=sequence_length, micro_batch=profile["micro_batch"],
                 n_steps=MOST_STEPS, precision=profile["precision"], optimizer=optimizer, lora=lora,
                 seconds=max(left / len(coming) - slowest, 0.2), threads=threads, store_lookup=run.workspace.store.artifact,
             )  # fmt: skip
@@ -93,6 +100,12 @@ def calibrate(
             "seconds": round(time.monotonic() - started, 3),
         }
     return _outcome(profiles, threads, imported, time.monotonic() - begin)
+
+
+def file_digests(*, model: ModelConfig, tokenizer: TokenizerConfig, **others: object) -> dict[str, str]:
+    """What calibration reads outside the workspace: the files of a start folder and of a tokenizer folder, by name."""
+    entries = {f"tokenizer/{name}": digest for name, digest in tokens.file_digests(tokenizer=tokenizer).items()}
+    return {**start.file_digests(model=model), **entries}
 
 
 def _mark_too_large(profiles: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pipeline_lib.config.model import LoraConfig, ModelConfig
 
 MIB = 1 << 20
-# Interpreter, torch, transformers and their allocators before any model: 0.5–0.7 GiB resident on Linux CPU builds.
+# Interpreter, torch, transformers and their allocators before any model: judged for a Linux CPU build, not measured here.
 BASE_BYTES = 700 * MIB
 
 

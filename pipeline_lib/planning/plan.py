@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pipeline_lib.config.model import ModelConfig, PlanConfig, TrainConfig
 from pipeline_lib.config.resources import ResourcesConfig
@@ -15,14 +15,33 @@ from pipeline_lib.planning import laws
 from pipeline_lib.planning.forecast import Promise, forecast_loss, widened
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
 from pipeline_lib.planning.profiles import choose_profile
-from pipeline_lib.planning.window import AFTER_TRAINING_SECONDS, WANTED_STEPS, Fit, Load, Window, course, fit, validation_seconds
+from pipeline_lib.planning.window import (
+    AFTER_TRAINING_SECONDS,
+    SUITE_TOKENS,
+    WANTED_STEPS,
+    Fit,
+    Load,
+    Window,
+    course,
+    fit,
+    validation_seconds,
+)
+from pipeline_lib.training.start import real_numbers
 from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.resolve import read_champion
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 
 def plan(
-    run: StageRun, *, plan: PlanConfig, model: ModelConfig, train: TrainConfig, resources: ResourcesConfig, language_tokens: int
+    run: StageRun,
+    *,
+    plan: PlanConfig,
+    model: ModelConfig,
+    train: TrainConfig,
+    resources: ResourcesConfig,
+    language_tokens: int,
+    level: Literal["smoke", "standard"],
 ) -> Outcome:
     """Read data, calibration and search, write the plan into the details (keys in README.md beside this file).
 
@@ -34,19 +53,24 @@ def plan(
     window = window_of(
         run.services,
         resources,
-        validation=validation_seconds(language_tokens, calibrated["evaluate_tokens_per_second"]),
+        validation=validation_seconds(
+            language_tokens + SUITE_TOKENS[level],
+            calibrated["evaluate_tokens_per_second"],
+            models=2 if read_champion(run.workspace).get("champion") else 1,
+        ),
         start_up=calibrated["build_seconds"] + (0.0 if "transformers" in sys.modules else calibrated["import_seconds"]),
     )
     draft = draft_plan(data, calibrated, profile, window, plan=plan, train=train)
-    parameters = count_parameters(model, data["vocabulary_size"])
+    real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
+    parameters = count_parameters(real, rows)
     tokens = draft.fit.steps * draft.batch_sequences * data["sequence_length"]
     rate = _learning_rate(parameters.without_embeddings, tokens, tuned, model, train)
     shape = course(draft.fit.steps, schedule=train.schedule, warmup_share=plan.warmup_share, decay_share=plan.decay_share)
     promises = _promises(draft, window, calibrated=calibrated, profile=profile, tuned=tuned, resources=resources, tokens=tokens)
     _refuse_above_limits(promises, resources, window)
     estimate = estimate_memory(
-        model,
-        vocabulary_size=data["vocabulary_size"],
+        real,
+        vocabulary_size=rows,
         sequence_length=data["sequence_length"],
         micro_batch=draft.micro_batch,
         precision=profile["precision"],

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pipeline_lib.planning.controller import LEAST_DECAY
 
-# What comes after training beside validation's own limit, seconds. Measured on two cores: loading model and tokenizer again 3–4,
-# writing scores, gate, registration and report 4–6, finishing the server's bookkeeping 1–2.
+# What comes after training beside the scoring itself, seconds: loading model and tokenizer again, writing scores, gate,
+# registration, report, the server's bookkeeping. A judgement for two cores, not a measurement; the margin covers what it misses.
 AFTER_TRAINING_SECONDS = 12.0
-SUITE_TOKENS = 100_000  # the items of the level `smoke`; `standard` has ten times as many
-VALIDATION_SLOWNESS = 1.5  # scoring sorts, pads and batches short items: slower than an evaluation of full sequences
+SUITE_TOKENS = {"smoke": 100_000, "standard": 1_000_000}  # of the items of a level, rounded up
+VALIDATION_SLOWNESS = 1.5  # judged: scoring sorts, pads and batches short items: slower than an evaluation of full sequences
 LEAST_VALIDATION_SECONDS = 10.0
 MOST_EVALUATIONS = 20  # more points on a curve than this tell a person nothing new
 SAVE_SHARE = 0.02  # share of training spent on checkpoints, as far as the two bounds below allow
@@ -20,10 +20,15 @@ EVALUATE_SHARE = {"speed": 0.02, "balanced": 0.05, "quality": 0.10}  # of the tr
 WANTED_STEPS = 100  # below this AdamW's second moment (beta2 = .95: 20 steps) and the warm-up take too much of the run
 
 
-def validation_seconds(language_tokens: int, evaluate_tokens_per_second: float) -> float:
-    """What validation will take: language modelling and suite items at the calibrated evaluation speed."""
-    tokens = language_tokens + SUITE_TOKENS
-    return max(VALIDATION_SLOWNESS * tokens / evaluate_tokens_per_second, LEAST_VALIDATION_SECONDS)
+def validation_seconds(tokens: int, evaluate_tokens_per_second: float, *, models: int = 1) -> float:
+    """What validation will take at the calibrated evaluation speed.
+
+    Args:
+        tokens: of test text and suite items.
+        evaluate_tokens_per_second: as calibrated.
+        models: how many are scored: the gate scores a champion on the same items.
+    """
+    return models * max(VALIDATION_SLOWNESS * tokens / evaluate_tokens_per_second, LEAST_VALIDATION_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,39 @@ def start_folder(start: str, store_lookup: Lookup | None = None) -> Path:
     return artifact.files("model")[0].parent
 
 
+def real_numbers(model: ModelConfig, vocabulary_size: int, store_lookup: Lookup | None = None) -> tuple[ModelConfig, int]:
+    """The numbers of the model that is really trained, and the rows of its embedding: a start brings its own.
+
+    Args:
+        model: as configured; its numbers hold for `scratch` only.
+        vocabulary_size: entries of the tokenizer.
+        store_lookup: see `start_folder`.
+
+    Raises:
+        ConfigError: the start cannot be read.
+    """
+    if model.start == "scratch":
+        return model, vocabulary_size
+    from transformers import AutoConfig
+
+    folder = start_folder(model.start, store_lookup)
+    try:
+        told = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}: config.json cannot be read ({error})", where="model.start") from error
+    width = int(told.hidden_size)
+    numbers = {
+        "family": told.model_type,
+        "width": width,
+        "depth": int(told.num_hidden_layers),
+        "heads": int(told.num_attention_heads),
+        "kv_heads": int(getattr(told, "num_key_value_heads", None) or 0),
+        "ffn_width": int(getattr(told, "intermediate_size", None) or getattr(told, "n_inner", None) or 4 * width),
+        "tied_embeddings": bool(told.tie_word_embeddings),
+    }
+    return model.model_copy(update=numbers), int(told.vocab_size)
+
+
 def file_digests(*, model: ModelConfig, **others: object) -> dict[str, str]:
     """What training reads outside the workspace: digests of the files of a start folder, by name; nothing otherwise.
 

@@ -18,6 +18,7 @@ from pipeline_lib.planning.memory import count_parameters
 from pipeline_lib.planning.profiles import choose_profile
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import TRIALS
+from pipeline_lib.training.start import real_numbers
 from pipeline_lib.tuning.budget import TrialPlan, plan_trials
 from pipeline_lib.tuning.space import Space, checked_space, values_at
 from pipeline_lib.tuning.study import ask, finished, open_study, setup_of, tell
@@ -65,7 +66,8 @@ def tune(run: StageRun, *, tune: TuneConfig, model: ModelConfig, train: TrainCon
     if not study.trials:
         study.enqueue_trial(dict.fromkeys(space, 1.0), user_attrs={"baseline": True})
     trainer = TrialTrainer(run, model, train, setup, profile["precision"], int(calibrated["threads"]))
-    parameters = count_parameters(model, data["vocabulary_size"]).without_embeddings
+    real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
+    parameters = count_parameters(real, rows).without_embeddings
     while _goes_on(run, finished(study), setup):
         trial, factors = ask(study, space)
         values = values_at(factors, model=model, train=train, parameters=parameters, tokens=setup.tokens(data["sequence_length"]))

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pipeline_lib.config.data import SuitesConfig
 from pipeline_lib.config.fields import Section, setting
 from pipeline_lib.config.model import ModelConfig, PlanConfig, TrainConfig, ValidationConfig
 from pipeline_lib.config.resources import ResourcesConfig
@@ -46,6 +47,7 @@ class Config(Section):
     train: TrainConfig = setting(TrainConfig, "train")
     resources: ResourcesConfig = setting(lambda: ResourcesConfig(max_hours=0.25, margin_minutes=1), "resources")
     validation: ValidationConfig = setting(ValidationConfig, "validation")
+    suites: SuitesConfig = setting(SuitesConfig, "suites")
 
 
 def data_details(run: StageRun, *, data: dict[str, Any]) -> Outcome:

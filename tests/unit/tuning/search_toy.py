@@ -11,6 +11,7 @@ from typing import Any
 
 from packing_toy import Toy, ToyCorpus, run_toy
 
+from pipeline_lib.config.data import SuitesConfig
 from pipeline_lib.config.fields import setting
 from pipeline_lib.config.model import (
     CalibrateConfig,
@@ -44,6 +45,7 @@ class Config(Toy):
     train: TrainConfig = setting(lambda: TrainConfig(batch_tokens=256, max_steps=30), "train")
     model: ModelConfig = setting(lambda: TINY, "model")
     validation: ValidationConfig = setting(lambda: ValidationConfig(language_tokens=1000), "validation")
+    suites: SuitesConfig = setting(SuitesConfig, "suites")
     seed: int = setting(0, "seed")
 
 
