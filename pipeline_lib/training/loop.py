@@ -144,6 +144,9 @@ class _PackedTrainer(Trainer):
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
+        arguments._n_gpu = min(
+            arguments.n_gpu, 1
+        )  # more GPUs in sight: Trainer would divide the loss as if it had wrapped the model
         super().__init__(
             model=session.model,
             args=arguments,

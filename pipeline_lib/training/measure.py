@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline_lib.config.model import LoraConfig, ModelConfig, TrainConfig
 from pipeline_lib.hardware.machine import median, peak_memory_bytes, reset_peak_memory, synchronize, training_device
@@ -201,16 +201,3 @@ def quick_train(
         curve=watch.curve,
         pruned=watch.pruned,
     )
-
-
-def as_json(measurement: Measurement) -> dict[str, Any]:
-    """Plain JSON values, for the details of a recorded stage."""
-    return {
-        "tokens_per_second": measurement.tokens_per_second,
-        "step_seconds": measurement.step_seconds,
-        "peak_memory_bytes": measurement.peak_memory_bytes,
-        "parameters": measurement.parameters,
-        "flops_per_token": measurement.flops_per_token,
-        "evaluate_tokens_per_second": measurement.evaluate_tokens_per_second,
-        "save_seconds": measurement.save_seconds,
-    }

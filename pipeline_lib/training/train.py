@@ -11,7 +11,7 @@ import torch
 
 from pipeline_lib.config.model import ModelConfig, TrainConfig
 from pipeline_lib.errors import RefusedError, StageFailedError
-from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes
+from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes, reset_peak_memory, training_device
 from pipeline_lib.packing.cache import Healer, cache_folder
 from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
@@ -55,6 +55,7 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
     plan = TrainingPlan.from_details(planned)
     if plan.threads:
         torch.set_num_threads(plan.threads)
+    reset_peak_memory(training_device())  # of a GPU: calibration and trials ran in this process too
     data, dev = open_side(run, "train"), open_side(run, "dev")
     if not len(data) or not len(dev):
         raise RefusedError(
