@@ -366,7 +366,13 @@ def measure(data, offsets, out):  # type: ignore[no-untyped-def]
                     symbols += 1
                     if code == 0x23:
                         hashes += 1
-                    elif code == 0x2026 or (code == 0x2E and last == 0x2E and before == 0x2E and before_that != 0x2E):
+                    elif code == 0x2026 or (
+                        code == 0x2E
+                        and in_word >= 3
+                        and last == 0x2E
+                        and before == 0x2E
+                        and (in_word == 3 or before_that != 0x2E)
+                    ):
                         ellipses += 1
                     elif code == 0x7B or code == 0x7D:
                         braces += 1
@@ -385,7 +391,7 @@ def measure(data, offsets, out):  # type: ignore[no-untyped-def]
                     for i in range(len(_STOPS)):
                         if plain == _STOPS[i]:
                             stops |= 1 << i
-                if _is_closing(last) or (_is_quote(last) and _is_closing(before)):
+                if _is_closing(last) or (in_word > 1 and _is_quote(last) and _is_closing(before)):
                     sentences += 1
                 raw, plain, has_letter, in_word = _BASIS, _BASIS, False, 0
             if code == 0x0A:  # a line ends
