@@ -144,9 +144,8 @@ class _PackedTrainer(Trainer):
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        arguments._n_gpu = min(
-            arguments.n_gpu, 1
-        )  # more GPUs in sight: Trainer would divide the loss as if it had wrapped the model
+        # With more GPUs in sight Trainer would count tokens and scale losses as if it had spread the model over them.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         super().__init__(
             model=session.model,
             args=arguments,
