@@ -1,8 +1,8 @@
 """Every command of the README is executed, in its order, in a copy of the repository.
 
-How they map: `deployments/pipelines/quickstart.yaml` of the copy is a reduced pipeline that takes seconds, and the copy's `.venv` is
-this environment. `make run` and all `millrace` and `source` commands are then executed word for word (`millrace up` in the background,
-until `millrace down`). The other `make` commands are asked what they would do (`make -n`), and the tools they name are started.
+How they map: `deployments/pipelines/quickstart.yaml` of the copy is a reduced pipeline that takes seconds, and the copy's `.venv` is this
+environment. `make run` and all `millrace` and `source` commands are then executed word for word (`millrace up` in the background, until
+`millrace down`). The other `make` commands are asked what they would do (`make -n`), and the tools they name are started.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.servers import REPOSITORY
 
 COPIED = ("Makefile", "README.md", "pyproject.toml", "requirements.lock", "deployments", "flows", "pipeline_lib", "tasks")
 BLOCK = re.compile(r"^```(?:console|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INDEX = {"": "", "cpu": "whl/cpu", "cuda": "whl/cu130"}  # TORCH → where pip looks
 PAGES = ("README.md", "deployments/README.md", "CHANGELOG.md")
 
 
@@ -56,7 +57,7 @@ class Checkout:
 
     def bash(self, command: str) -> str:
         done = subprocess.run(
-            ["bash", "-c", command],
+            ["/bin/bash", "-c", command],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
@@ -67,12 +68,14 @@ class Checkout:
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def installed(self, torch: str) -> None:
-        (self.folder / f".venv/.installed{torch}").touch()
-
     def start_up(self) -> None:
         self.up = subprocess.Popen(
-            ["millrace", "up"], cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [str(self.folder / ".venv/bin/millrace"), "up"],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert self.up.stdout is not None
         said = []
@@ -99,9 +102,9 @@ def test_every_command_of_the_readme_works(checkout: Checkout) -> None:
         if words[0] == "make":
             torch = command.partition("TORCH=")[2]
             plan = checkout.bash(f"make -n {' '.join(words[1:])}")
-            assert "pip install" in plan
-            assert torch == "" or f"whl/{torch}" in plan
-            checkout.installed(torch)
+            assert said or "pip install" in plan
+            assert INDEX[torch] in plan
+            (checkout.folder / f".venv/.installed{torch}").touch()
             if words == ["make", "run"]:
                 said[command] = checkout.bash(command)
             for tool in set(re.findall(r"\.venv/bin/(ruff|mypy|millrace|python -m pytest)\b", plan)):
@@ -120,8 +123,9 @@ def test_every_command_of_the_readme_works(checkout: Checkout) -> None:
     first, sample, other_rate, again = runs
     assert {entry.state for entry in first.stages.values()} == {"made"}
     assert (sample.config["ingest"]["sample"], other_rate.config["train"]["learning_rate"]) == (300, 0.002)
-    assert other_rate.stages["pack"].state == "reused"
-    assert other_rate.stages["train"].state == "made"
+    assert sample.ref("train") != other_rate.ref("train") != first.ref("train")
+    assert other_rate.ref("pack").key == first.ref("pack").key
+    assert (len(other_rate.attempts), {entry.state for entry in other_rate.stages.values()}) == (2, {"reused"})
     assert (again.parent, again.config["train"]["learning_rate"]) == (other_rate.run_id, 0.003)
     assert "rule" in next(text for command, text in said.items() if "millrace sql" in command)
 

@@ -1,0 +1,50 @@
+"""A browser for these tests, and one small run that several of them look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline_lib.workspace.runs import RunRecord
+from tests.chromium import NO_ASSISTANT, REQUIRED, chromium, missing, required
+from tests.pipeline_toys import newest, write_config
+from tests.servers import Up, millrace
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs the browser."""
+    for item in items:
+        if "tests/browser/" in item.path.as_posix():
+            item.add_marker("browser")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; skipped where there is none, unless it is required."""
+    if why := missing():
+        if required():
+            pytest.fail(f"{REQUIRED} is set, and {why}", pytrace=False)
+        pytest.skip(why)
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A fresh page of a desktop's size."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    context.set_default_timeout(20_000)
+    made = context.new_page()
+    made.add_init_script(NO_ASSISTANT)
+    yield made
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def shown(up: Up, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """A finished small run in the workspace of the running servers, tracked in MLflow."""
+    config = write_config(tmp_path_factory.mktemp("shown") / "small.yaml", tracking={"enabled": True})
+    millrace("run", "--config", str(config), home=up.workspace.root)
+    return newest(up.workspace.root)
