@@ -50,8 +50,9 @@ class Schedule:
     def moved(self, step: int, total_steps: int, decay_start: int) -> Schedule:
         """Another end. Before the decay only the dates change; after its start it goes on from the rate in effect."""
         total_steps = max(total_steps, step + 1)
-        if self.kind == "wsd" and step < self.decay_start:
-            return replace(self, decay_start=min(max(decay_start, step), total_steps), total_steps=total_steps)
+        if step < self.decay_start:
+            start = decay_start if self.kind == "wsd" else self.decay_start  # linear and cosine decay from the warm-up's end on
+            return replace(self, decay_start=min(max(start, step), total_steps), total_steps=total_steps)
         return replace(self.decay_now(step, total_steps - step), total_steps=total_steps)
 
     def stopped(self, step: int) -> Schedule:

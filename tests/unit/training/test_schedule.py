@@ -17,6 +17,15 @@ def test_wsd_warms_up_holds_and_decays_by_one_minus_sqrt() -> None:
     assert schedule.factor(100) == 0.0
 
 
+@pytest.mark.parametrize("kind", ["wsd", "linear", "cosine"])
+def test_an_end_that_moves_during_the_warm_up_leaves_the_peak(kind: str) -> None:
+    schedule = planned(kind, steps=1000, warmup_steps=50, decay_steps=950)  # type: ignore[arg-type]
+    for total in (700, 1300):
+        moved = schedule.moved(5, total, 45)
+        assert max(moved.factor(step) for step in range(5, total)) == 1.0
+        assert moved.total_steps == total
+
+
 def test_linear_and_cosine_end_where_they_should() -> None:
     linear = planned("linear", steps=100, warmup_steps=0, decay_steps=0)
     assert [linear.factor(s) for s in (0, 50, 100)] == [1.0, 0.5, 0.0]
