@@ -38,8 +38,11 @@ LOSS_E, LOSS_A, LOSS_B, LOSS_ALPHA, LOSS_BETA = 1.8172, 482.01, 2085.43, 0.3478,
 
 # Where the law is extrapolated to tiny models it asks for more than Adam bears; above a billion parameters for less than is used.
 LEARNING_RATE_RANGE = (1e-4, 5e-3)
-# Usual starting points of fine-tuning: full 1e-5…5e-5, LoRA 1e-4…3e-4 (Hu et al. 2021 and the peft documentation's examples).
-FINETUNE_LEARNING_RATE = 3e-5
+# Continuing a trained model: a tenth of the law's rate. From a billion parameters on that is the usual 1e-5…5e-5; small ones get
+# more, since 3e-5 hardly moves them. Measured with 2.6 M parameters, 120,000 tokens, one seed: dev loss 4.920 before, 4.916 at
+# 3e-5, 4.903 at 3e-4, 4.926 at 1e-3, 5.002 at 2.5e-3.
+CONTINUING_SHARE = 0.1
+# The usual 1e-4…3e-4 (Hu et al. 2021 and the peft documentation's examples).
 LORA_LEARNING_RATE = 2e-4
 
 
@@ -79,7 +82,7 @@ class Chosen:
 
 
 def learning_rate(parameters: float, tokens: float, *, start: str, lora: bool) -> Chosen:
-    """A peak learning rate without a search: a fine-tuning start, or Step Law kept inside `LEARNING_RATE_RANGE`.
+    """A peak learning rate without a search: Step Law kept inside `LEARNING_RATE_RANGE`, a share of it to continue a model.
 
     Args:
         parameters: non-embedding parameters.
@@ -89,14 +92,15 @@ def learning_rate(parameters: float, tokens: float, *, start: str, lora: bool) -
     """
     if lora:
         return Chosen(LORA_LEARNING_RATE, f"usual start for LoRA ({LORA_LEARNING_RATE:g})")
-    if start != "scratch":
-        return Chosen(FINETUNE_LEARNING_RATE, f"usual start for continuing a trained model ({FINETUNE_LEARNING_RATE:g})")
     asked = step_law_learning_rate(parameters, max(tokens, 1.0))
     low, high = LEARNING_RATE_RANGE
     value = min(max(asked, low), high)
     why = f"{STEP_LAW.name} ({STEP_LAW.source}) gives {asked:.2e}"
     if value != asked:
         why += f", kept within {low:g}…{high:g}"
+    if start != "scratch":
+        value *= CONTINUING_SHARE
+        why += f"; × {CONTINUING_SHARE:g} for a trained model that is continued"
     if remark := STEP_LAW.remark(parameters, tokens):
         why += f"; {remark}"
     return Chosen(value, why)

@@ -51,7 +51,9 @@ def test_outside_its_range_a_law_says_so_and_the_rate_is_kept_usable():
 
 
 def test_continuing_a_model_starts_far_lower():
-    assert laws.learning_rate(2e6, 5e6, start="/models/x", lora=False).value == 3e-5
+    assert laws.learning_rate(2e6, 5e6, start="/models/x", lora=False).value == pytest.approx(5e-4)
+    assert 1e-5 <= laws.learning_rate(7e9, 1e7, start="/models/x", lora=False).value <= 5e-5
+    assert 1e-5 <= laws.learning_rate(1e9, 1e9, start="/models/x", lora=False).value <= 5e-5
     assert laws.learning_rate(2e6, 5e6, start="/models/x", lora=True).value == 2e-4
 
 
