@@ -54,7 +54,7 @@ bench: $(STAMP)
 	.venv-bench/bin/python -m pip install -q --disable-pip-version-check -r tests/benchmarks/peers.txt
 
 campaign: $(STAMP)
-	$(BIN)/python -m pytest -m slow --timeout 0
+	MILLRACE_HYPOTHESIS=campaign $(BIN)/python -m pytest -m '' --timeout 0
 	$(BIN)/python -m tests.benchmarks kills --kills 200
 	$(BIN)/python -m tests.benchmarks pipeline
 
