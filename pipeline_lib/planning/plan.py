@@ -24,6 +24,7 @@ from pipeline_lib.planning.window import (
     Window,
     course,
     fit,
+    split_batch,
     validation_seconds,
 )
 from pipeline_lib.training.start import real_numbers
@@ -187,9 +188,13 @@ def draft_plan(
     if window and not plan.replan:
         rate *= calibrated["interval"][0]  # nobody adapts the end: plan for the slow edge of what was measured
     evaluate = min(data["sequences"]["dev"], DEV_SEQUENCES) * length / calibrated["evaluate_tokens_per_second"]
-    wanted = max(round(train.batch_tokens / length), 1)
-    micro = min(int(profile["micro_batch"]), wanted)
-    batch = max(round(wanted / micro), 1) * micro
+    wanted, micro = split_batch(
+        train.batch_tokens,
+        sequence_length=length,
+        micro_batch=int(profile["micro_batch"]),
+        most=train.max_epochs * train_sequences,
+    )
+    batch = wanted
     gave_up: list[str] = []
     while True:
         load = Load(step=batch * length / rate, evaluate=evaluate, save=float(calibrated["save_seconds"]))

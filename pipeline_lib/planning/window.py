@@ -143,6 +143,21 @@ def _cadence(load: Load, steps: int, priority: str, evaluate_every: int, save_ev
     )
 
 
+def split_batch(batch_tokens: int, *, sequence_length: int, micro_batch: int, most: float = math.inf) -> tuple[int, int]:
+    """Sequences in a step, and in a forward pass, which divides them: as near to `batch_tokens` as whole sequences come.
+
+    Args:
+        batch_tokens: wanted tokens in a step.
+        sequence_length: tokens in a sequence.
+        micro_batch: sequences in a forward pass, at most.
+        most: sequences in a step, at most: what the allowed passes over the data hold.
+    """
+    wanted = max(math.floor(min(round(batch_tokens / sequence_length), most)), 1)
+    accumulation = math.ceil(wanted / micro_batch)
+    micro = wanted // accumulation
+    return micro * accumulation, micro
+
+
 @dataclass(frozen=True)
 class Course:
     """The shape of the learning rate over the steps."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline_lib.config.model import TrainConfig, TuneConfig
 from pipeline_lib.planning.laws import step_law_batch_tokens
+from pipeline_lib.planning.window import split_batch
 
 WANTED_STEPS = 40  # fewer tell warm-up from warm-up only: the batch of trials shrinks towards the law's first
 FEWEST_STEPS = 8
@@ -54,9 +55,7 @@ def plan_trials(
         seconds: the search's share of the window, None without a window.
     """
     rate = SAFETY * float(profile["tokens_per_second"])
-    wanted = max(round(train.batch_tokens / sequence_length), 1)
-    micro = min(int(profile["micro_batch"]), wanted)
-    batch = max(round(wanted / micro), 1) * micro
+    batch, micro = split_batch(train.batch_tokens, sequence_length=sequence_length, micro_batch=int(profile["micro_batch"]))
     if seconds is None:
         share = math.ceil(train.max_steps * WINDOWLESS_SHARE) if train.max_steps else WINDOWLESS_STEPS
         return TrialPlan(tune.trials, tune.steps or max(min(share, WINDOWLESS_STEPS), FEWEST_STEPS), batch, micro, 0.0)
