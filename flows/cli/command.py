@@ -5,6 +5,7 @@ Every command goes through here, so that errors, Ctrl-C and exit codes are the s
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -26,6 +27,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 START, RUN, LOOK, DECIDE, CARE = "Get started", "Run", "Look", "Decide", "Take care of the workspace"
 
 INTERRUPTED = 130
+# What the system refuses is no bug, and its traceback would only hide what to do.
+SYSTEM_REFUSALS = {
+    errno.ENOSPC: "`millrace gc` shows what can go, `millrace du` what is there",
+    errno.EDQUOT: "`millrace gc` shows what can go, `millrace du` what is there",
+    errno.EACCES: "may this account read and write there? $MILLRACE_HOME names the workspace",
+    errno.EPERM: "may this account read and write there? $MILLRACE_HOME names the workspace",
+    errno.EROFS: "the file system is read-only; $MILLRACE_HOME names the workspace",
+}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 Set = Annotated[
@@ -55,6 +64,11 @@ def _guarded(function: F) -> F:
         except MillraceError as error:
             show.warn(f"{_title(error)}: {error}")
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.errno not in SYSTEM_REFUSALS:
+                raise
+            show.warn(f"failed: {error}\n  → {SYSTEM_REFUSALS[error.errno]}")
+            raise typer.Exit(MillraceError.exit_code) from None
         except KeyboardInterrupt:
             show.warn(f"\ninterrupted; nothing is lost. {_how_to_go_on()}")
             raise typer.Exit(INTERRUPTED) from None

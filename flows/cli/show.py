@@ -6,10 +6,11 @@ Rich in a terminal, plain text elsewhere. Text never goes through rich's markup.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -43,8 +44,18 @@ def in_terminal() -> bool:
 
 
 def json_out(value: Any) -> None:
-    """A value as JSON for programs."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str), flush=True)
+    """A value as JSON for programs: bytes (ids) as hexadecimal digits, numbers that JSON does not know as null."""
+    print(json.dumps(_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str = "") -> None:

@@ -30,7 +30,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline_lib.errors import MillraceError, RefusedError
+from pipeline_lib.errors import DamagedError, MillraceError, RefusedError
 from pipeline_lib.workspace.files import remove_tree
 from pipeline_lib.workspace.lease import is_free, lease_if_free
 from pipeline_lib.workspace.resolve import key_of, read_champion
@@ -73,7 +73,11 @@ class GcPlan:
 
 
 def plan_gc(workspace: Workspace, keep: KeepConfig) -> GcPlan:
-    """What garbage collection would remove now; removes nothing."""
+    """What garbage collection would remove now; removes nothing.
+
+    Raises:
+        DamagedError: a run record or `champion.json` cannot be read, so that nobody knows what it needs.
+    """
     with workspace.catalogue():
         return _plan(workspace, keep)
 
@@ -184,8 +188,16 @@ def _roots(workspace: Workspace, keep: KeepConfig) -> dict[str, str]:
             roots.setdefault(key, why)
 
     champion = read_champion(workspace)
-    records = list(RunBook(workspace.runs_folder).all())
+    book = RunBook(workspace.runs_folder)
+    names = book.ids()
+    records = list(book.all())
     by_id = {record.run_id: record for record in records}
+    if unreadable := [name for name in names if name not in by_id]:
+        raise DamagedError(
+            f"the record of run {unreadable[0]} cannot be read; what it needs is not known, so nothing is removed",
+            where=str(book.path(unreadable[0])),
+            fix="restore it from a backup, or remove it; `millrace verify` says more",
+        )
     for role in ("champion", "previous"):
         named = champion.get(role) or {}
         hold(keys_in(named), role)

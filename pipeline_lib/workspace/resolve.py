@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.errors import NotFoundError
+from pipeline_lib.errors import DamagedError, NotFoundError
 from pipeline_lib.workspace.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -25,11 +25,22 @@ def key_of(text: str) -> str:
 
 
 def read_champion(workspace: Workspace) -> dict[str, Any]:
-    """`champion.json`: {"champion": {"train": key, "pack": key, "select": key, "run_id": …}, "previous": {…}, "history": […]}."""
+    """`champion.json`: {"champion": {"train": key, "pack": key, "select": key, "run_id": …}, "previous": {…}, "history": […]}.
+
+    Raises:
+        DamagedError: it is anything else.
+    """
+    path = workspace.root / "champion.json"
     try:
-        return dict(read_json(workspace.root / "champion.json"))
+        state = read_json(path)
+        for role in ("champion", "previous"):
+            dict(state.get(role) or {})
     except FileNotFoundError:
         return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        fix = "restore it from a backup; or remove it (no champion) and promote a run again"
+        raise DamagedError(f"cannot be read ({type(error).__name__}: {error})", where=str(path), fix=fix) from None
+    return dict(state)
 
 
 def write_champion(workspace: Workspace, value: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.errors import ConfigError, NotFoundError
+from pipeline_lib.errors import ConfigError, DamagedError, MillraceError, NotFoundError
 from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import read_json, write_json
@@ -140,6 +140,7 @@ class RunBook:
 
         Raises:
             NotFoundError: there is no such run.
+            DamagedError: its record cannot be read.
         """
         names = self.ids()
         if run_id == "latest" and names:
@@ -151,7 +152,12 @@ class RunBook:
         return self._read(run_id if run_id in names else matches[0])
 
     def _read(self, run_id: str) -> RunRecord:
-        record = RunRecord.from_json(read_json(self.path(run_id)))
+        path = self.path(run_id)
+        try:
+            record = RunRecord.from_json(read_json(path))
+        except (ValueError, TypeError, KeyError) as error:
+            what = f"the run's record cannot be read ({type(error).__name__}: {error})"
+            raise DamagedError(what, where=str(path), fix="restore it from a backup, or remove it") from None
         record.pinned = self._pin(run_id).exists()
         return record
 
@@ -164,7 +170,7 @@ class RunBook:
         for name in self.ids():
             try:
                 yield self._read(name)
-            except (OSError, ValueError, TypeError, KeyError, ConfigError):
+            except (OSError, MillraceError):
                 continue
 
     def pin(self, run_id: str, *, pinned: bool = True) -> RunRecord:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline_lib.errors import NotFoundError
+from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.files import read_json, write_json
 from pipeline_lib.workspace.lease import lease, lock_of
@@ -57,14 +57,18 @@ class Workspace:
             store_url: an fsspec URL for the artifacts; default `$MILLRACE_STORE`, then the folder itself.
 
         Raises:
-            ConfigError: it was written by a newer version.
+            ConfigError: it was written by a newer version, or cannot be made there.
         """
         folder = Path(root or os.environ.get("MILLRACE_HOME") or "workspace").absolute()
         url = os.environ.get("MILLRACE_STORE", "") if store_url is None else store_url
         workspace = cls(folder, store_url=url)
         mark = folder / "workspace.json"
         if not mark.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                fix = "name a folder that can be written: $MILLRACE_HOME, or `millrace --home FOLDER`"
+                raise ConfigError(f"is no folder for a workspace ({error.strerror})", where=str(folder), fix=fix) from None
             write_json(mark, {"format": FORMAT, "id": uuid.uuid4().hex})
         migrate(folder)
         for path in (workspace.locks_folder, workspace.uses_folder, workspace.runs_folder, workspace.db_folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import pytest
@@ -66,3 +67,8 @@ def test_sizes(n: float, words: str) -> None:
 )
 def test_durations(n: float, words: str) -> None:
     assert show.seconds(n) == words
+
+
+def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    show.json_out([{"id": b"\x00\xff", "loss": float("nan"), "more": (1.5, float("inf"))}])
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == [{"id": "00ff", "loss": None, "more": [1.5, None]}]
