@@ -25,26 +25,30 @@ class Candidates:
     largest_bucket: int
 
 
-def propose(ids: Ids, numbers: NDArray[np.int64], bands: Sequence[Path], count: int, bucket_limit: int) -> Candidates:
+def propose(  # noqa: PLR0917
+    ids: Ids, numbers: NDArray[np.int64], rank: NDArray[np.int64], bands: Sequence[Path], count: int, bucket_limit: int
+) -> Candidates:
     """Pairs of documents that share a bucket.
 
     Args:
         ids: documents that take part (others in the band files are passed over).
         numbers: their document numbers.
+        rank: their places in the order of survivors.
         bands: files of the table `bands`.
         count: number of bands.
-        bucket_limit: a larger bucket gives only the star of its first document (star edges miss 0.09 % of what all pairs find).
+        bucket_limit: a larger bucket gives only the star of its best ranked document, the one that can remove the others (star
+            edges miss 0.09 % of what all pairs find).
     """
     cut, largest = 0, 0
     with connect({"bands": bands}, memory_gib=2.0) as db:
-        taking_part = pa.table({"doc_id": id_column(ids), "number": numbers})
+        taking_part = pa.table({"doc_id": id_column(ids), "number": numbers, "rank": rank})
         db.register("taking_part", taking_part)
         db.execute("CREATE TABLE proposed (a BIGINT, b BIGINT)")
         for band in range(count if bands else 0):
             db.execute(
                 """
                 CREATE OR REPLACE TEMP TABLE member AS
-                SELECT band_hash, number, count(*) OVER w AS size, min(number) OVER w AS first
+                SELECT band_hash, number, count(*) OVER w AS size, arg_min(number, rank) OVER w AS best
                 FROM bands JOIN taking_part USING (doc_id) WHERE band = $band
                 WINDOW w AS (PARTITION BY band_hash) QUALIFY size > 1
                 """,
@@ -55,7 +59,7 @@ def propose(ids: Ids, numbers: NDArray[np.int64], bands: Sequence[Path], count: 
                 INSERT INTO proposed
                 SELECT x.number, y.number FROM member x JOIN member y USING (band_hash)
                 WHERE x.size <= $limit AND x.number < y.number
-                UNION ALL SELECT first, number FROM member WHERE size > $limit AND first < number
+                UNION ALL SELECT least(best, number), greatest(best, number) FROM member WHERE size > $limit AND best <> number
                 """,
                 {"limit": bucket_limit},
             )

@@ -60,7 +60,7 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     best = representatives(documents.text_hash, rank)
     alone = np.flatnonzero(best == np.arange(len(documents)))
     files = list(dict.fromkeys(shard.files["bands"] for shard in bands))
-    proposed = propose(documents.ids[alone], alone, files, dedup.bands, dedup.bucket_limit)
+    proposed = propose(documents.ids[alone], alone, rank[alone], files, dedup.bands, dedup.bucket_limit)
     if proposed.cut_buckets:
         run.event("buckets_cut", buckets=proposed.cut_buckets, largest=proposed.largest_bucket, limit=dedup.bucket_limit)
     jaccard, containment = similarities(proposed.left, proposed.right, documents.place, dedup.shingle_words)

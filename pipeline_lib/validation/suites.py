@@ -20,7 +20,7 @@ from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.identity import file_digest
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
-PER_PART = {"smoke": 80, "standard": 900}  # items drawn from each phenomenon or table, at most
+PER_PART = {"smoke": 80, "standard": 10_000}  # items drawn from each phenomenon or table, at most (standard: all there are)
 
 
 def _pairs(

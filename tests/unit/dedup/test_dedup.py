@@ -95,13 +95,15 @@ def test_the_better_document_survives(tmp_path: Path, rng: np.random.Generator) 
 
 def test_a_full_bucket_is_cut_to_a_star(tmp_path: Path, rng: np.random.Generator) -> None:
     text = words(rng, 300)
-    rows = [document(f"d{i}", " ".join([*text, f"n{i}"])) for i in range(30)]
+    rows = [document(f"d{i}", " ".join([*text, f"n{i}"]), quality=float(rng.random())) for i in range(30)]
     run = Run(tmp_path, rows, until="dedup", dedup={"bucket_limit": 10})
     metrics = run.artifact("dedup").metrics
     assert 10 < run.events("dedup")["buckets_cut"]["largest"] <= 30
     assert metrics["buckets_cut"] > 0
     assert metrics["pairs_proposed"] < 30 * 29 / 2
     assert len({row["cluster_id"] for row in run.rows("dedup", "clusters")}) == 1
+    survivors = [row["doc_id"] for row in run.rows("dedup", "clusters") if row["survivor"]]
+    assert survivors == [max(rows, key=lambda row: row["quality"])["name"]]  # the star hangs on the one that removes the others
 
 
 def test_bands_that_miss_the_threshold_are_told(tmp_path: Path) -> None:
