@@ -6,10 +6,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
+from pipeline_lib.stages import STAGES
 from tests.servers import Up, wait_for
 
 
@@ -33,23 +35,32 @@ def test_it_shows_titles_descriptions_units_defaults_and_choices(form: Any) -> N
     assert form.get_by_text("Window of the whole run, from the flow's start [hours]").is_visible()
     assert field(form, "Max Hours (Optional)").input_value() == "0.075"
     assert form.get_by_text("Which stages, what again, on whose data.").count() == 1
-    form.get_by_text("Stop after this stage").locator("xpath=following::*[contains(@class, 'p-select')][1]").click()
-    form.get_by_text("fill_gaps", exact=True).last.wait_for()
+    choices = form.get_by_text("Stop after this stage").locator("xpath=following::button[contains(@class, 'p-select-button')][1]")
+    choices.press("ArrowDown")
+    offered = form.get_by_role("option")
+    offered.first.wait_for()
+    assert [text for text in offered.all_inner_texts() if text] == [stage.name for stage in STAGES]
 
 
 def test_a_wrong_value_is_refused_and_a_right_one_starts_a_run(form: Any, up: Up) -> None:
     hours = field(form, "Max Hours (Optional)")
     hours.fill("-1")
     form.get_by_role("button", name="Submit").click()
-    form.get_by_text("config.resources.max_hours").wait_for()
+    form.get_by_text("config.resources.max_hours").first.wait_for()
     assert form.url.endswith("/run")
 
     hours.fill("0.5")
+    name = field(form, "Run Name").input_value()
     form.get_by_role("button", name="Submit").click()
-    form.wait_for_url("**/runs/flow-run/*")
-    run_id = UUID(form.url.rpartition("/")[2].partition("?")[0])
+    form.wait_for_url(lambda address: not address.endswith("/run"))
     with temporary_settings({PREFECT_API_URL: up.api}), get_client(sync_client=True) as api:
-        run = api.read_flow_run(run_id)
+        (run,) = api.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])))
         assert run.parameters["config"]["resources"]["max_hours"] == 0.5
-        api.set_flow_run_state(run_id, Cancelling(), force=True)
-        wait_for(lambda: api.read_flow_run(run_id).state.is_final(), seconds=40)
+        assert run.parameters["config"]["name"] == "quickstart"
+        api.set_flow_run_state(run.id, Cancelling(), force=True)
+        wait_for(lambda: is_over(api, run.id), seconds=40)
+
+
+def is_over(api: SyncPrefectClient, run: UUID) -> bool:
+    state = api.read_flow_run(run).state
+    return state is not None and state.is_final()

@@ -1,8 +1,9 @@
 """Every command of the README is executed, in its order, in a copy of the repository.
 
-How they map: `deployments/pipelines/quickstart.yaml` of the copy is a reduced pipeline that takes seconds, and the copy's `.venv` is this
-environment. `make run` and all `millrace` and `source` commands are then executed word for word (`millrace up` in the background, until
-`millrace down`). The other `make` commands are asked what they would do (`make -n`), and the tools they name are started.
+How they map: `deployments/pipelines/quickstart.yaml` of the copy is a reduced pipeline that takes seconds, and the copy's `.venv`
+is this environment. `make run` and all `millrace` and `source` commands are then executed word for word (`millrace up` in the
+background, until `millrace down`). The other `make` commands are asked what they would do (`make -n`), and the tools that they
+name are started.
 """
 
 from __future__ import annotations
