@@ -40,8 +40,8 @@ def select(run: StageRun, *, select: SelectConfig) -> Outcome:
     """
     pool = read_pool(run)
     refusals = read_refusals(run, pool.ids)
-    run.parent = parent_of(run, select.parent)
-    chain = continue_from(run.parent, pool, refusals) if run.parent else first_night(pool)
+    parent = run.parent = parent_of(run, select.parent)  # without one, `run.shards` names whoever lends it a shard
+    chain = continue_from(parent, pool, refusals) if parent else first_night(pool)
     vectors = _features(run)[pool.position]
 
     rule, reason = refusals.rule.copy(), refusals.reason.copy()
@@ -50,7 +50,7 @@ def select(run: StageRun, *, select: SelectConfig) -> Outcome:
         rule[late], reason[late] = name, CHOSEN_BEFORE
     rule[chain.kept] = ""
     competing = (rule == "") & ~chain.kept & (chain.side == 0)
-    target = int(select.target_tokens * (1.0 - select.replay_share)) if run.parent else select.target_tokens
+    target = int(select.target_tokens * (1.0 - select.replay_share)) if parent else select.target_tokens
     choice = choose(pool, vectors, competing, select, target=target, seed=run.seed)
     for domain in np.unique(pool.domain.codes[competing]):
         out = competing & (choice.repeats == 0) & (pool.domain.codes == domain)
@@ -93,7 +93,7 @@ def select(run: StageRun, *, select: SelectConfig) -> Outcome:
         details={
             "target_tokens": select.target_tokens,
             "domain_budgets": dict(zip(pool.domain.names, choice.budgets.tolist(), strict=True)),
-            "parent": run.parent.key if run.parent else "",
+            "parent": parent.key if parent else "",
         },
     )
 
