@@ -35,7 +35,8 @@ def build_model(
         sequence_length: tokens in a packed sequence.
         seed: of the initial weights; the global torch generator is seeded with it.
         store_lookup: artifact of a key, where `start` may be a reference.
-        special_ids: {"bos", "eos", "pad"} token ids for generation; missing ones are None in the model's configuration.
+        special_ids: {"bos", "eos", "pad"} token ids for generation; missing ones are None in the model's configuration. A start
+            keeps those that it has.
         tokenizer_file: the `tokenizer.json` that made the data; compared with the start's own.
 
     Raises:
@@ -45,16 +46,16 @@ def build_model(
     torch.manual_seed(seed)
     if model.start == "scratch":
         built = _from_numbers(model, vocabulary_size, sequence_length)
-        for name in ("bos", "eos", "pad"):
-            token = (special_ids or {}).get(name)
-            setattr(built.config, f"{name}_token_id", token)
-            if built.generation_config is not None:
-                setattr(built.generation_config, f"{name}_token_id", token)
     else:
         folder = start_folder(model.start, store_lookup)
         _same_tokenizer(folder, tokenizer_file)
         built = _from_folder(folder, vocabulary_size, sequence_length)
         built.config._name_or_path = ""  # a path is no part of what is published
+    for name in ("bos", "eos", "pad"):  # what a start says itself stays
+        token = (special_ids or {}).get(name)
+        for part in (built.config, built.generation_config):
+            if part is not None and (model.start == "scratch" or getattr(part, f"{name}_token_id", None) is None):
+                setattr(part, f"{name}_token_id", token)
     built.config.use_cache = False  # a cache in training lets packed documents attend to each other
     return built.train()
 

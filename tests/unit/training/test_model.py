@@ -159,3 +159,11 @@ def test_a_start_is_taken_up_and_its_misfits_are_refused(tmp_path: Path) -> None
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"no config\.json with"):
         build(tiny(start=str(pickled)))
+
+
+def test_a_start_that_names_no_special_tokens_takes_the_tokenizers(tmp_path: Path) -> None:
+    export_model(build(special_ids={"eos": 7}), tmp_path / "one")
+    export_model(build(), tmp_path / "none")
+    found = {name: build(tiny(start=str(tmp_path / name)), special_ids={"eos": 3, "pad": 4}).config for name in ("one", "none")}
+    assert (found["one"].eos_token_id, found["one"].pad_token_id) == (7, 4)
+    assert (found["none"].eos_token_id, found["none"].pad_token_id) == (3, 4)
