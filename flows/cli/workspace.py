@@ -96,13 +96,12 @@ def gc(
             ["kind", "what", "size", "why"], [[thing.kind, thing.name, show.size(thing.bytes), thing.why] for thing in things]
         )
     stays = f"{len(plan.kept)} artifacts stay (runs: {keep.runs} newest, {keep.days} days)"
-    if yes:
+    if not things:
+        show.say(f"nothing to remove; {stays}")
+    elif yes:
         show.say(f"removed {len(things)} things, {show.size(total)}; {stays}")
     else:
-        show.say(
-            f"{len(things)} things would go, {show.size(total)}; {stays}"
-            + ("; `millrace gc --yes` removes them" if things else "")
-        )
+        show.say(f"{len(things)} things would go, {show.size(total)}; {stays}; `millrace gc --yes` removes them")
 
 
 def du(as_json: Json = False) -> None:

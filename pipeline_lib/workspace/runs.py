@@ -143,7 +143,9 @@ class RunBook:
             DamagedError: its record cannot be read.
         """
         names = self.ids()
-        if run_id == "latest" and names:
+        if run_id == "latest":
+            if not names:
+                raise NotFoundError("no runs yet", where=str(self.folder), fix="start one: `millrace run`")
             run_id = names[-1]
         matches = [name for name in names if name.startswith(run_id)]
         if run_id not in names and len(matches) != 1:
