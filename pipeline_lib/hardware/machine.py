@@ -93,6 +93,14 @@ def training_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def training_memory_bytes() -> int:
+    """Memory of where training runs: the accelerator's own, else the machine's."""
+    import torch
+
+    device = training_device()
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else total_memory_bytes()
+
+
 def peak_flops(device: torch.device, precision: str) -> PeakFlops:
     """The peak that MFU is measured against.
 

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig, TokenizerConfig
 from pipeline_lib.errors import RefusedError, StageFailedError
+from pipeline_lib.hardware.machine import training_memory_bytes
 from pipeline_lib.planning.memory import estimate_memory
 from pipeline_lib.planning.profiles import GIB, USABLE_SHARE
 from pipeline_lib.tokens import load as tokens
 from pipeline_lib.training import start
 from pipeline_lib.workspace.artifact import SummaryTable
-from pipeline_lib.workspace.machine import total_memory_bytes, usable_cores
+from pipeline_lib.workspace.machine import usable_cores
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 MOST_STEPS = 50  # the median of more is no better than the machine's drift
@@ -110,7 +111,7 @@ def file_digests(*, model: ModelConfig, tokenizer: TokenizerConfig, **others: ob
 
 def _mark_too_large(profiles: list[dict[str, Any]]) -> None:
     """Mark the profiles that this machine cannot hold; refuse before any work when it can hold none."""
-    machine = USABLE_SHARE * total_memory_bytes()
+    machine = USABLE_SHARE * training_memory_bytes()
     for profile in profiles:
         if profile["estimated_bytes"] > machine:
             profile["error"] = f"needs about {profile['estimated_bytes'] / GIB:.1f} GiB"

@@ -7,15 +7,15 @@ from typing import Any
 
 from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.errors import RefusedError
-from pipeline_lib.workspace.machine import total_memory_bytes
+from pipeline_lib.hardware.machine import training_memory_bytes
 
-USABLE_SHARE = 0.9  # of the machine, when `resources.memory_gib` is 0: the rest is the system's and the page cache's
+USABLE_SHARE = 0.9  # of the accelerator, else of the machine, when `resources.memory_gib` is 0: the rest is the system's
 GIB = 1 << 30
 
 
 def memory_limit_bytes(resources: ResourcesConfig) -> int:
     """What the run may use, bytes."""
-    return int(resources.memory_gib * GIB) if resources.memory_gib else int(USABLE_SHARE * total_memory_bytes())
+    return int(resources.memory_gib * GIB) if resources.memory_gib else int(USABLE_SHARE * training_memory_bytes())
 
 
 def choose_profile(calibrated: Mapping[str, Any], resources: ResourcesConfig) -> dict[str, Any]:
