@@ -164,7 +164,20 @@ def servers(
 
         start_worker()
         wait_until_healthy(health["mlflow"], children["mlflow"], log=logs / "mlflow.log")
+        _wait_for_worker(children["worker"])
         yield Servers(url["prefect"], url["mlflow"], children, start_worker)
+
+
+def _wait_for_worker(worker: subprocess.Popen[bytes], *, seconds: float = 60.0) -> None:
+    """Until the pool knows the worker: a run started before would look stuck. A slow one is no error; `doctor` tells of it."""
+    from prefect.client.orchestration import get_client
+
+    end = time.monotonic() + seconds
+    with get_client(sync_client=True) as client:
+        while worker.poll() is None and time.monotonic() < end:
+            if any(known.status == "ONLINE" for known in client.read_workers_for_work_pool(POOL)):
+                return
+            time.sleep(0.2)
 
 
 def _write_state(workspace: Workspace, url: dict[str, str], children: dict[str, subprocess.Popen[bytes]]) -> None:
