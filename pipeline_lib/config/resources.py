@@ -17,7 +17,9 @@ class ResourcesConfig(Section):
     finish_by: str = setting("", "Instead of max_hours: a wall-clock time with zone, `07:00 Europe/Berlin` or ISO 8601")
     margin_minutes: float = setting(30.0, "Safety margin at the end of the window", unit="minutes", ge=0)
     search_share: float = setting(0.15, "Share of the window for the hyperparameter search", unit="share", ge=0, le=0.9)
-    memory_gib: float = setting(0.0, "Memory that may be used; 0: nine tenths of the GPU's, or of the machine's", unit="GiB", ge=0)
+    memory_gib: float = setting(
+        0.0, "Memory that may be used; 0: nine tenths of the GPU's, or of the machine's", unit="GiB", ge=0
+    )
     money: float = setting(0.0, "What the run may cost; 0: no limit", unit="currency", ge=0)
     price_per_hour: float = setting(0.0, "Price of the machine", unit="currency/hour", ge=0)
     watts: float = setting(0.0, "Power draw for the energy estimate; 0: unknown", unit="W", ge=0)
