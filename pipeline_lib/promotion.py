@@ -26,7 +26,7 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
 
     Returns:
         {"outcome": pass | fail | not_enough_evidence | same, "metric", "candidate", "champion", "difference", "reasons"}; the
-        same answer for ever for one pair of models.
+        same answer for ever for one pair of models, as the candidate was validated.
     """
     train, validated = record.ref("train"), record.ref("validate")
     if train is None or validated is None:
@@ -48,7 +48,8 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
         reference = ArtifactRef("train", champion["train"], champion["digest"])
         inputs = {name: ref for name in BY_NAME["validate"].reads if (ref := record.ref(name))} | {"train": reference}
         scored = execute(workspace, BY_NAME["validate"], config, inputs, services=services)
-        verdict = against_champion(candidate, workspace.store.artifact(scored.key), config)
+        selection = workspace.store.artifact(champion["select"]).files("selection") if "select" in champion else []
+        verdict = against_champion(candidate, workspace.store.artifact(scored.key), config, selection=selection)
     verdict |= {
         "decided": now().isoformat(),
         "run_id": record.run_id,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
+from pipeline_lib.tables.schemas import SELECTION
 from pipeline_lib.validation.intervals import Estimate, relative_difference
 from pipeline_lib.workspace.artifact import Artifact
 
@@ -17,7 +21,9 @@ from pipeline_lib.workspace.artifact import Artifact
 def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any]:
     """The first model's verdict: it must beat byte frequencies, and be surely above chance on at least one suite."""
     scores = candidate.details["scores"]
-    beaten, reasons = True, []
+    beaten, reasons = config.gate.metric in scores, []
+    if not beaten:
+        reasons.append(f"{config.gate.metric} was not scored: without it nothing is promoted (is the test side empty?)")
     for name, score in scores.items():
         if "/" in name:
             continue
@@ -44,49 +50,71 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
     }
 
 
-def _paired(candidate: Artifact, champion: Artifact, metric: str) -> pa.Table:
-    """Scores of the items that both models were asked, side by side."""
+def _paired(candidate: Artifact, champion: Artifact, metric: str, learned: Sequence[Path]) -> pa.Table:
+    """Scores of the items that both models were asked, side by side; `learned`: whether the champion was trained on the text."""
     suite, _, task = metric.partition("/")
     suite = "language" if suite == "bits_per_byte" else suite
-    with connect({"a": candidate.files("scores"), "b": champion.files("scores")}) as db:
+    nothing = SELECTION.empty_table()
+    tables = {"a": candidate.files("scores"), "b": champion.files("scores"), "chosen": learned}
+    with connect(tables, loaded={} if learned else {"chosen": nothing}) as db:
         return db.sql(
             """
-            SELECT a.score AS candidate, b.score AS champion, a.weight AS weight FROM a JOIN b USING (suite, task, item)
+            SELECT a.score AS candidate, b.score AS champion, a.weight AS weight, suite = 'language' AND item IN (
+              SELECT lower(hex(doc_id)) FROM chosen WHERE side = 'train'
+            ) AS learned FROM a JOIN b USING (suite, task, item)
             WHERE suite = ? AND (? = '' OR task = ?) ORDER BY task, item
             """,
             params=[suite, task, task],
         ).to_arrow_table()
 
 
-def against_champion(candidate: Artifact, champion: Artifact, config: PipelineConfig) -> dict[str, Any]:
-    """The verdict over two models' scores on the same items."""
+def against_champion(
+    candidate: Artifact, champion: Artifact, config: PipelineConfig, *, selection: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """The verdict over two models' scores on the same items.
+
+    Args:
+        candidate: of `validate`.
+        champion: of `validate`, over the same items.
+        config: metric, gain asked for, resamples, seed.
+        selection: what the champion was trained on. Another seed or other shares put documents on the test side that it has
+            learned; they are left out.
+
+    Raises:
+        NotFoundError: the metric was not scored.
+    """
     metric = config.gate.metric
     scores, others = candidate.details["scores"], champion.details["scores"]
     if metric not in scores or metric not in others:
         raise NotFoundError(
             f"gate.metric {metric!r} was not scored", where="gate.metric", fix=f"one of: {', '.join(sorted(scores))}"
         )
-    pairs = _paired(candidate, champion, metric)
-    columns = {name: np.asarray(pairs[name].to_numpy(), np.float64) for name in pairs.column_names}
+    pairs = _paired(candidate, champion, metric, selection)
+    fair = pairs.filter(pc.invert(pairs["learned"])).drop_columns("learned")
+    left_out = pairs.num_rows - fair.num_rows
+    told = [f"{left_out} test documents are left out: the champion was trained on them"] if left_out else []
+    both = {"metric": metric, "candidate": scores[metric], "champion": others[metric]}
+    if not fair.num_rows:
+        return {"outcome": "not_enough_evidence", **both, "reasons": ["no item is left that both models can be judged by", *told]}
+    columns = {name: np.asarray(fair[name].to_numpy(), np.float64) for name in fair.column_names}
     difference = relative_difference(
         columns["candidate"], columns["champion"], columns["weight"], n_resamples=config.validation.bootstrap, seed=config.seed
     )
     outcome, reason = judge(difference, lower_is_better=scores[metric]["lower_is_better"], min_gain=config.gate.min_gain)
     return {
         "outcome": outcome,
-        "metric": metric,
-        "candidate": scores[metric],
-        "champion": others[metric],
+        **both,
         "difference": difference.to_json(),
-        "reasons": [reason],
+        "reasons": [reason, *told],
     }
 
 
 def judge(difference: Estimate, *, lower_is_better: bool, min_gain: float) -> tuple[str, str]:
-    """Pass when the relative gain's whole interval is above `min_gain`, fail when it is wholly below, else not enough evidence."""
+    """Pass when the gain's whole interval is above `min_gain`, fail when it is wholly below, else not enough evidence."""
     sign = -1 if lower_is_better else 1
     gain, low, high = sign * difference.value, *sorted((sign * difference.low, sign * difference.high))
-    told = f"gain {gain:+.2%} (95 % interval {low:+.2%} to {high:+.2%}) over {difference.n} items, asked for {min_gain:+.2%}"
+    interval = f"95 % interval {low:+.2%} to {high:+.2%}"
+    told = f"gain {gain:+.2%} ({interval}) over {difference.n} items, asked for {min_gain:+.2%}"
     if low > min_gain:
         return "pass", told
     return ("fail" if high < min_gain else "not_enough_evidence"), told

@@ -1,0 +1,86 @@
+"""The gate over real score tables: what it compares, and what it must not be fooled by."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline_lib.config.fields import Section, setting
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.tables.parquet import write_table
+from pipeline_lib.tables.schemas import SCORES, SELECTION
+from pipeline_lib.validation.gate import against_champion, against_chance
+from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
+from pipeline_lib.workspace.workspace import Workspace
+
+DOCUMENTS = 200
+
+
+class Toy(Section):
+    bits: list[float] = setting(list, "bits of each test document of 100 bytes")
+    test: bool = setting(True, "whether the test side has documents")
+
+
+class Config(PipelineConfig):
+    toy: Toy = setting(Toy, "Scores")
+
+
+def doc_id(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def scored(run: StageRun, *, toy: Toy) -> Outcome:
+    rows = [
+        {"suite": "language", "task": "prose", "item": doc_id(n).hex(), "category": "prose", "score": bits, "weight": 100.0,
+         "model": ""}
+        for n, bits in enumerate(toy.bits)
+    ]  # fmt: skip
+    write_table(pa.Table.from_pylist(rows, schema=SCORES), run.path("scores", "scores.parquet"))
+    language = {"value": 1.0, "low": 0.9, "high": 1.1, "chance": 5.0, "lower_is_better": True}
+    grammar = {"value": 0.9, "low": 0.8, "high": 0.95, "chance": 0.5, "lower_is_better": False}
+    return Outcome(details={"scores": {"grammar": grammar, **({"bits_per_byte": language} if toy.test else {})}})
+
+
+def scores(folder: Path, bits: list[float], *, test: bool = True) -> tuple[Artifact, Config]:
+    workspace = Workspace.open(folder)
+    config = Config(toy=Toy(bits=bits, test=test))
+    ref = execute(workspace, Stage("validate", 1, "pure", "test_gate:scored", sections=("toy",)), config, {})
+    return workspace.store.artifact(ref.key), config
+
+
+def selection(path: Path, trained: int) -> Path:
+    rows = [{"doc_id": doc_id(n), "side": "train" if n < trained else "test", "repeats": 1} for n in range(DOCUMENTS)]
+    write_table(pa.Table.from_pylist(rows, schema=SELECTION), path)
+    return path
+
+
+def test_text_that_the_champion_has_learned_does_not_count(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 5, DOCUMENTS)
+    candidate, config = scores(tmp_path / "a", (200 + noise).tolist())
+    # It knows the first half by heart and is worse on the rest
+    champion, _ = scores(tmp_path / "b", (np.where(np.arange(DOCUMENTS) < 100, 100, 220) + noise).tolist())
+    assert against_champion(candidate, champion, config)["outcome"] == "fail"
+    fair = against_champion(candidate, champion, config, selection=[selection(tmp_path / "s.parquet", 100)])
+    assert fair["outcome"] == "pass"
+    assert fair["difference"]["n"] == 100
+    assert "100 test documents are left out" in fair["reasons"][1]
+    none_left = against_champion(candidate, champion, config, selection=[selection(tmp_path / "t.parquet", DOCUMENTS)])
+    assert none_left["outcome"] == "not_enough_evidence"
+
+
+def test_only_items_of_both_models_are_compared(tmp_path: Path) -> None:
+    candidate, config = scores(tmp_path / "a", [200.0] * DOCUMENTS)
+    champion, _ = scores(tmp_path / "b", [210.0] * 50)
+    found = against_champion(candidate, champion, config)
+    assert found["difference"]["n"] == 50
+    assert found["outcome"] == "pass"
+
+
+def test_a_first_model_without_test_text_is_not_promoted(tmp_path: Path) -> None:
+    whole, config = scores(tmp_path / "a", [200.0] * 10)
+    assert against_chance(whole, config)["outcome"] == "pass"
+    untested, config = scores(tmp_path / "b", [], test=False)
+    verdict = against_chance(untested, config)
+    assert verdict["outcome"] == "fail"
+    assert any("was not scored" in reason for reason in verdict["reasons"])
