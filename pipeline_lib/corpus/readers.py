@@ -54,9 +54,9 @@ def read_files(files: Sequence[SourceFile], source: SourceConfig) -> Iterator[pa
                 yield read_whole(whole)
                 whole = []
             yield from READERS[form](file, source)
+            file.check()
         else:
             whole.append(file)
-        file.check()
     if whole:
         yield read_whole(whole)
 
@@ -111,6 +111,8 @@ def read_whole(files: Sequence[SourceFile]) -> pa.RecordBatch:
         }  # fmt: skip
         for name, column in rows.items():
             column.append(values.get(name))
+    for file in files:
+        file.check()
     return pa.RecordBatch.from_pydict(rows, schema=RAW)
 
 

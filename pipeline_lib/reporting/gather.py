@@ -157,9 +157,10 @@ def _data(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) 
                       SELECT DISTINCT doc_id FROM rejected WHERE NOT kept AND rule = ? ORDER BY doc_id LIMIT ?
                     ) USING (doc_id) ORDER BY doc_id
                     """,
-                    [EXAMPLE_CHARACTERS, rule, EXAMPLES_PER_REASON],
+                    [2 * EXAMPLE_CHARACTERS, rule, EXAMPLES_PER_REASON],  # so that an address cut by the end is still seen whole
                 ).fetchall()
-                examples = [text if config.report.examples == "full" else redact(text.encode()).decode() for (text,) in found]
+                texts = [text if config.report.examples == "full" else redact(text.encode()).decode() for (text,) in found]
+                examples = [text[:EXAMPLE_CHARACTERS] for text in texts]
             facts.rejections.append((str(rule), int(documents), examples))
 
 

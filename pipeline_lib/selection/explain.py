@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline_lib.corpus.redact import head
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.workspace.artifact import Artifact
@@ -20,7 +21,7 @@ _LOOKUPS: Mapping[str, tuple[str, str, str]] = {
     "document": (
         "ingest", "documents",
         """SELECT source, url, kind, domain, licence, created_at, metadata, file_digest, record_index, byte_offset, byte_length,
-        text_hash, length(text) AS characters, left(text, 200) AS head FROM documents WHERE doc_id = $id""",
+        text_hash, length(text) AS characters, left(text, 300) AS head FROM documents WHERE doc_id = $id""",
     ),
     "signals": ("score", "signals", "SELECT * EXCLUDE (doc_id) FROM signals WHERE doc_id = $id"),
     "rules": (
@@ -78,6 +79,8 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[st
         rows = _rows(workspace.store.artifact(ref.key), table, query, bytes.fromhex(wanted)) if ref else None
         single = name in {"document", "signals", "split", "selection", "rejection"}
         found[name] = rows if rows is None or not single else next(iter(rows), None)
+    if found["document"]:
+        found["document"]["head"] = head(found["document"]["head"].encode()).decode("utf-8", "ignore")
     if not found["document"] and not found["rejection"]:
         raise NotFoundError(
             f"no document {wanted}", where=f"run {record.run_id}", fix="an id stays the same while source and position do"

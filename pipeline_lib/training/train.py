@@ -60,7 +60,7 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
     if not len(data) or not len(dev):
         raise RefusedError(
             f"{len(data)} training and {len(dev)} dev sequences: nothing to learn from or to be judged by",
-            where="stage train", fix="give the pipeline more text, or lower split.dev_share and pack.sequence_length",
+            where="stage train", fix="give the pipeline more text, or raise split.dev_share until dev has a document",
         )  # fmt: skip
     dev_batches = spread(dev, DEV_SEQUENCES, plan.micro_batch)
     length, vocabulary = int(packed["sequence_length"]), int(packed["vocabulary_size"])

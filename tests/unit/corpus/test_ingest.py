@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingest_toy import config, files, ingest, jsonl, reasons, run, table, texts
 
-from pipeline_lib.corpus.sources import file_digests
+from pipeline_lib.corpus.readers import read_files
+from pipeline_lib.corpus.sources import file_digests, list_files
 from pipeline_lib.errors import ConfigError, NotFoundError, RefusedError, StageFailedError
 from pipeline_lib.extensions import load_extensions
 from pipeline_lib.workspace.workspace import Workspace
@@ -42,6 +43,17 @@ def test_compression_is_told_by_content(tmp_path: Path, name: str, pack) -> None
     made = ingest(tmp_path / "w", files(tmp_path / name))
     assert texts(made) == [record["text"] for record in GOOD]
     assert made.manifest.counts == {"in": 40, "out": 40, "documents": 40, "quarantined": 0, "left_out": 0}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_file_that_changes_after_it_was_listed_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(jsonl(*GOOD))
+    (source,) = config(files(tmp_path / name)).ingest.sources
+    listed = list_files(source)
+    assert sum(batch.num_rows for batch in read_files(listed, source)) > 0
+    (tmp_path / name).write_bytes(jsonl(*GOOD[1:]))
+    with pytest.raises(StageFailedError, match="changed while it was read"):
+        list(read_files(listed, source))
 
 
 def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:

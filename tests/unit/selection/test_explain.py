@@ -19,7 +19,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunRecord]:
     rows = [
         document("good", " ".join(text), quality=0.9, created="2024-05-06"),
         document("near", " ".join(edited(rng, text, 0.01)), quality=0.1),
-        document("bad", "\x1b[31mred\u202e words", failed="too_short"),
+        document("bad", "\x1b[31mred\u202e words of ann@example.org", failed="too_short"),
         *[document(f"d{i}", " ".join(words(rng, 30))) for i in range(20)],
     ]
     run = Run(tmp_path_factory.mktemp("home"), rows)
@@ -58,6 +58,7 @@ def test_a_run_that_has_not_come_so_far(told: tuple[Run, RunRecord]) -> None:
     early = RunRecord(run_id="x", pipeline="toy", stages={"ingest": record.stages["ingest"], "score": record.stages["score"]})
     found = explain(run.workspace, early, doc_id("bad").hex())
     assert found["verdict"] == "dropped by score: too_short (toy rule)"
+    assert found["document"]["head"].endswith("words of [email]")
     assert found["pairs"] is None
 
 
