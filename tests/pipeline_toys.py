@@ -24,7 +24,7 @@ DEEDS = ["turns", "grinds", "carries", "fills", "opens", "warms", "follows", "cr
 PLACES = ["under the moon", "by the old road", "near the weir", "in the cold barn", "before dawn", "after the rain"]
 
 
-def small(**sections: dict[str, Any]) -> dict[str, Any]:
+def small(**sections: Any) -> dict[str, Any]:
     """A configuration of the text on this machine, with sections replaced key by key."""
     config: dict[str, Any] = {
         "name": "small",
@@ -45,12 +45,12 @@ def small(**sections: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def small_config(**sections: dict[str, Any]) -> PipelineConfig:
+def small_config(**sections: Any) -> PipelineConfig:
     """`small`, checked."""
     return PipelineConfig.model_validate(small(**sections))
 
 
-def write_config(path: Path, **sections: dict[str, Any]) -> Path:
+def write_config(path: Path, **sections: Any) -> Path:
     """`small` as a file for the command line."""
     path.write_text(yaml.safe_dump(small(**sections)), "utf-8")
     return path
