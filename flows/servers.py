@@ -132,7 +132,7 @@ def servers(
         ],
         "worker": [
             sys.executable, "-m", "prefect", "worker", "start",
-            "--pool", POOL, "--type", "process", "--name", f"millrace-{os.getpid()}",
+            "--pool", POOL, "--type", "process", "--name", worker_name(),
         ],
     }  # fmt: skip
     health = {"prefect": f"{url['prefect']}/api/health", "mlflow": f"{url['mlflow']}/health"}
@@ -168,6 +168,11 @@ def servers(
         yield Servers(url["prefect"], url["mlflow"], children, start_worker)
 
 
+def worker_name() -> str:
+    """What the worker of this process's servers is called in the pool."""
+    return f"millrace-{os.getpid()}"
+
+
 def _wait_for_worker(worker: subprocess.Popen[bytes], *, seconds: float = 60.0) -> None:
     """Until the pool knows the worker: a run started before would look stuck. A slow one is no error; `doctor` tells of it."""
     from prefect.client.orchestration import get_client
@@ -175,7 +180,8 @@ def _wait_for_worker(worker: subprocess.Popen[bytes], *, seconds: float = 60.0) 
     end = time.monotonic() + seconds
     with get_client(sync_client=True) as client:
         while worker.poll() is None and time.monotonic() < end:
-            if any(known.status == "ONLINE" for known in client.read_workers_for_work_pool(POOL)):
+            known = client.read_workers_for_work_pool(POOL)  # workers of an `up` before are in it, too
+            if any(one.name == worker_name() and one.status == "ONLINE" for one in known):
                 return
             time.sleep(0.2)
 
