@@ -13,7 +13,7 @@ STAGES: tuple[Stage, ...] = (
           extends=("signal", "rule_set")),
     Stage(
         "dedup", 2, "pure", "pipeline_lib.dedup.dedup:dedup",
-        reads={"ingest": ("documents",), "score": ("signals", "decisions"), "suites": ("suite_items",)},
+        reads={"ingest": ("documents", "details"), "score": ("signals", "decisions"), "suites": ("suite_items",)},
         sections=("dedup",),
     ),
     Stage("split", 1, "pure", "pipeline_lib.corpus.split:split", reads={"ingest": ("documents",), "dedup": ("clusters",)},

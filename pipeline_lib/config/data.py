@@ -113,7 +113,7 @@ class SelectConfig(Section):
     domain_balance: Literal["none", "temperature", "unimax"] = setting("temperature", "How domains share the budget")
     temperature: float = setting(0.7, "Exponent on domain sizes (1: as they are, 0: equal shares)", ge=0, le=1)
     max_repeats: int = setting(1, "Largest number of times a document may be seen in one pass", ge=1, le=16)
-    parent: str = setting("none", "`previous`: continue the last night's selection (add and tombstone); `none`: choose afresh")
+    parent: str = setting("none", "`previous`: continue the champion's selection (add and tombstone); `none`: choose afresh")
     replay_share: float = setting(
         0.3,
         "With a parent: share of the tokens that are old documents",

@@ -72,7 +72,14 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
         },
         summary=_summary(documents),
         details={
-            "sources": {name: {**_total(documents, "source", name), "files": len(found)} for name, found in listed.items()},
+            "sources": {
+                source.name: {
+                    **_total(documents, "source", source.name),
+                    "files": len(listed[source.name]),
+                    "priority": source.priority,
+                }
+                for source in ingest.sources
+            },
             "domains": {name: _total(documents, "domain", name) for name in sorted({row["domain"] for row in documents})},
         },
     )

@@ -26,6 +26,7 @@ class Documents:
     ids: Ids
     text_hash: Ids
     created: NDArray[np.int64]  # seconds since 1970, UNKNOWN_DATE when unknown
+    priority: NDArray[np.int64]  # of the source, as configured
     quality: NDArray[np.float64]
     words: NDArray[np.int64]
     place: Place
@@ -36,11 +37,12 @@ class Documents:
     def ranks(self, failed: NDArray[np.bool_], contaminated: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Place of each document in the order of survivors.
 
-        The order is: free of validation items, passed the rules, higher quality, more words, earlier date (unknown last), id. It
-        is a function of the documents alone: a better copy that arrives on a later night becomes the survivor here, and
-        `selection` keeps what it chose before (a new document of a cluster that has a chosen one is not chosen again).
+        The order is: free of validation items, passed the rules, higher priority of the source, higher quality, more words,
+        earlier date (unknown last), id. It is a function of the documents and the configured sources alone: a better copy that
+        arrives on a later night becomes the survivor here, and `selection` keeps what it chose before (a new document of a
+        cluster that has a chosen one is not chosen again).
         """
-        order = np.lexsort((self.created, -self.words, -self.quality, failed, contaminated))
+        order = np.lexsort((self.created, -self.words, -self.quality, -self.priority, failed, contaminated))
         rank = np.empty(len(self), dtype=np.int64)
         rank[order] = np.arange(len(self))
         return rank
@@ -63,7 +65,7 @@ def read_documents(ingest: Artifact, score: Artifact) -> Documents:
         StageFailedError: signals of other documents, or two documents with one id.
     """
     files: list[Path] = ingest.files("documents")
-    documents = read_tables(files, ["doc_id", "text_hash", "created_at"])
+    documents = read_tables(files, ["doc_id", "text_hash", "created_at", "source"])
     signals = read_tables(score.files("signals"), ["doc_id", "quality", "words", "bytes"])
     ids = ids_of(documents["doc_id"])
     if not np.array_equal(ids, ids_of(signals["doc_id"])):
@@ -71,6 +73,9 @@ def read_documents(ingest: Artifact, score: Artifact) -> Documents:
             "signals do not belong to these documents", where="stage dedup", fix="`millrace run --from score --force`"
         )
     order = np.argsort(ids, kind="stable")
+    sources = documents["source"].combine_chunks().fill_null("").dictionary_encode()
+    known = ingest.details.get("sources", {})
+    priorities = np.array([known.get(name, {}).get("priority", 0) for name in sources.dictionary.to_pylist()], dtype=np.int64)
     if len(doubled := np.flatnonzero(ids[order][1:] == ids[order][:-1])):
         shown = hex_of(ids[order][doubled[:1]])[0].decode()
         raise StageFailedError(
@@ -89,6 +94,7 @@ def read_documents(ingest: Artifact, score: Artifact) -> Documents:
         ids=ids[order],
         text_hash=ids_of(documents["text_hash"])[order],
         created=whole(documents["created_at"], UNKNOWN_DATE)[order],
+        priority=priorities[sources.indices.to_numpy()][order],
         quality=real(signals["quality"])[order],
         words=whole(signals["words"])[order],
         place=place,

@@ -12,7 +12,7 @@ from pipeline_lib.dedup.documents import Documents
 from pipeline_lib.tables.ids import Ids, hex_column, id_column, ids_of
 from pipeline_lib.tables.schemas import CLUSTERS, DECISIONS, PAIRS
 
-ALL_SAME = "best of its cluster: free of validation items, passed the rules, quality, length, date, id"
+ALL_SAME = "best of its cluster: free of validation items, passed the rules, priority, quality, length, date, id"
 NOT_DIRECT = "not a direct duplicate of a better document"
 
 

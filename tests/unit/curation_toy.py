@@ -35,6 +35,7 @@ SIGNALS = pa.schema(
 class ToyConfig(Section):
     documents: list[dict[str, Any]] = setting(list, "name, text; source, domain, created, quality, est_tokens, failed")
     items: list[dict[str, str]] = setting(list, "suite, item, text")
+    priorities: dict[str, int] = setting(dict, "of the sources")
     files: int = setting(1, "documents are spread over this many files")
 
 
@@ -78,7 +79,7 @@ def ingest(run: StageRun, *, toy: ToyConfig) -> Outcome:
                  "text_hash": bytes(blake3(normal.encode()).digest(length=16))}
             )  # fmt: skip
         write_table(pa.Table.from_pylist(rows, schema=DOCUMENTS), run.path("documents", f"{number:03}.parquet"))
-    return Outcome()
+    return Outcome(details={"sources": {name: {"priority": value} for name, value in toy.priorities.items()}})
 
 
 def score(run: StageRun, *, toy: ToyConfig) -> Outcome:
@@ -125,10 +126,11 @@ class Run:
         files: int = 1,
         items: list[dict[str, str]] | None = None,
         force: bool = False,
+        priorities: dict[str, int] | None = None,
         **sections: Any,
     ) -> None:
         self.workspace = Workspace.open(folder)
-        toy = {"documents": documents, "files": files, "items": items or []}
+        toy = {"documents": documents, "files": files, "items": items or [], "priorities": priorities or {}}
         self.config = Config.model_validate({"toy": toy, **sections})
         services = Services(mapper=thread_mapper(workers), workers=workers)
         self.refs: dict[str, ArtifactRef] = {}

@@ -93,6 +93,17 @@ def test_the_better_document_survives(tmp_path: Path, rng: np.random.Generator) 
     assert 0.8 <= decisions["dull"]["value"] < 1
 
 
+def test_a_source_of_higher_priority_wins(tmp_path: Path, rng: np.random.Generator) -> None:
+    text = words(rng, 100)
+    rows = [
+        document("mirror", " ".join(text), source="mirror", quality=0.9),
+        document("origin", " ".join(edited(rng, text, 0.01)), source="origin", quality=0.2),
+    ]
+    for priorities, winner in (({}, "mirror"), ({"origin": 1}, "origin")):
+        run = Run(tmp_path, rows, until="dedup", priorities=priorities)
+        assert [row["doc_id"] for row in run.rows("dedup", "clusters") if row["survivor"]] == [winner]
+
+
 def test_a_full_bucket_is_cut_to_a_star(tmp_path: Path, rng: np.random.Generator) -> None:
     text = words(rng, 300)
     rows = [document(f"d{i}", " ".join([*text, f"n{i}"]), quality=float(rng.random())) for i in range(30)]
