@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from flows.environment import answers, running_servers, server_url
 from pipeline_lib.config.resources import TrackingConfig
 from pipeline_lib.errors import MillraceError
-from pipeline_lib.tracking.server import tracking_uri
+from pipeline_lib.tracking.server import shown, tracking_uri
 from pipeline_lib.workspace.runs import RunBook
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -94,7 +94,9 @@ def _servers(workspace: Workspace) -> Iterator[Finding]:
     uri = tracking_uri(TrackingConfig(), workspace, running=str(up.get("mlflow", "")))
     if uri.startswith("http"):
         fit = answers(f"{uri}/health")
-        yield Finding("mlflow", "ok" if fit else "warn", uri, "" if fit else "it does not answer; metrics wait in the spool")
+        yield Finding(
+            "mlflow", "ok" if fit else "warn", shown(uri), "" if fit else "it does not answer; metrics wait in the spool"
+        )
     else:
         yield Finding("mlflow", "ok", "embedded: a database file in the workspace")
     url = server_url(workspace)
@@ -102,9 +104,9 @@ def _servers(workspace: Workspace) -> Iterator[Finding]:
         yield Finding("prefect", "ok", "embedded: started with every run; `millrace up` for a UI, schedules and triggers")
         return
     if not answers(f"{url}/health"):
-        yield Finding("prefect", "bad", f"{url} does not answer", "start it, or unset PREFECT_API_URL to run embedded")
+        yield Finding("prefect", "bad", f"{shown(url)} does not answer", "start it, or unset PREFECT_API_URL to run embedded")
         return
-    yield Finding("prefect", "ok", url)
+    yield Finding("prefect", "ok", shown(url))
     try:
         yield from _prefect(url)
     except Exception as error:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,8 @@ import psutil
 
 from flows.deploy import HEARTBEAT_SECONDS
 from flows.processes import free_port, start, stop, wait_until_healthy
-from pipeline_lib.errors import MillraceError
+from pipeline_lib.errors import MillraceError, ServiceError
+from pipeline_lib.tracking.server import shown
 from pipeline_lib.workspace.workspace import Workspace
 from tasks.live import EMBEDDED
 
@@ -68,6 +70,24 @@ def server_url(workspace: Workspace) -> str:
     return url if url and answers(f"{url}/health") else ""
 
 
+def require_server(url: str) -> None:
+    """See that somebody answers at a Prefect API, whatever the answer (one that asks for a key is there).
+
+    Raises:
+        ServiceError: nobody does; Prefect itself would try for minutes and end in a traceback.
+    """
+    try:
+        urllib.request.urlopen(f"{shown(url).rstrip('/')}/health", timeout=10.0).close()  # noqa: S310 - an operator's setting
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        raise ServiceError(
+            f"no Prefect server answers at {shown(url)} ({error})",
+            where="$PREFECT_API_URL",
+            fix="start it, or unset PREFECT_API_URL to run embedded; `millrace doctor` looks at all servers",
+        ) from None
+
+
 @contextlib.contextmanager
 def environ(changes: Mapping[str, str]) -> Iterator[None]:
     """Environment variables for a while."""
@@ -95,6 +115,7 @@ def prefect_for(workspace: Workspace, *, silent: bool = False) -> Iterator[str]:
     with environ({"MILLRACE_HOME": str(workspace.root), **quiet}), contextlib.ExitStack() as stack:
         server = None
         if url := server_url(workspace):
+            require_server(url)
             wanted = {"PREFECT_API_URL": url}
         else:
             port, log = free_port(), workspace.db_folder / "prefect" / "embedded.log"

@@ -22,16 +22,20 @@ from flows.options import RunOptions
 from flows.processes import no_children_left
 from flows.services import make_services
 from flows.tracking import close_tracker, note_address, reconcile_tracking
-from pipeline_lib.config.paths import allowed_roots, check_paths
+from pipeline_lib.config.load import check_secrets
+from pipeline_lib.config.paths import allowed_roots, check_paths, refusal
 from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.errors import ConfigError, RefusedError
 from pipeline_lib.extensions import check_extensions
 from pipeline_lib.promotion import decide, promote
 from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
 from pipeline_lib.stages import STAGES
+from pipeline_lib.status import status
 from pipeline_lib.workspace.resolve import read_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.services import now
+from pipeline_lib.workspace.usage import require_disk
 from pipeline_lib.workspace.workspace import Workspace
 from tasks.live import EMBEDDED, LiveRun
 from tasks.show import escape, show_markdown
@@ -46,12 +50,16 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
 
     Raises:
         ConfigError: the configuration or the options are refused; no run is opened.
+        RefusedError: the disk is too small; no run is opened.
         MillraceError: what a stage had to tell.
     """
     workspace = Workspace.open()
     clear_up(workspace, config)
     check_paths(config, allowed_roots(None, workspace.root))
+    check_secrets(config)
+    _check_recorded(options, workspace)
     check_extensions(config)
+    _check_disk(workspace, config, options)
     run = _open(workspace, config, options)
     listener().opened(run.record)
     error = ""
@@ -69,6 +77,28 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
         note_address(run.services.tracker, workspace, run.record)
         report(workspace, run.record)
         _end_tracking(run)
+
+
+def _check_recorded(options: RunOptions, workspace: Workspace) -> None:
+    """An exported file may be named in a form: it lies inside the allowed folders, like every configured path."""
+    if options.recorded.endswith(".json"):
+        what, fix = refusal(options.recorded, allowed_roots(None, workspace.root))
+        if what:
+            raise ConfigError(what, where=f"recorded = {options.recorded!r}", fix=fix)
+
+
+def _check_disk(workspace: Workspace, config: PipelineConfig, options: RunOptions) -> None:
+    """Refuse what does not fit, whoever starts it; what is there already, or not asked for, is not written.
+
+    Raises:
+        RefusedError: less than 1.2 times of the estimate is free.
+    """
+    unasked = {stage.name for stage in STAGES} - set(options.selection().stages)
+    try:
+        require_disk(workspace, config, reused=unasked)
+    except RefusedError:  # before giving up, look what is there
+        there = {stage.stage for stage in status(workspace, config) if stage.state == "reused"} - set(options.force)
+        require_disk(workspace, config, reused=unasked | there)
 
 
 def _end_tracking(run: LiveRun) -> None:

@@ -118,6 +118,8 @@ def servers(
         **server_environment(workspace),
         "MILLRACE_HOME": str(workspace.root),
         "MILLRACE_MLFLOW_URI": os.environ.get("MILLRACE_MLFLOW_URI") or url["mlflow"],
+        # not an argument: those are seen by everybody on the machine, and it may hold a password
+        "MLFLOW_BACKEND_STORE_URI": os.environ.get("MILLRACE_MLFLOW_DB") or f"sqlite:///{workspace.db_folder / 'mlflow.db'}",
         "PREFECT_API_URL": f"{url['prefect']}/api",  # the UI asks this address too; without it, port 4200
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -127,7 +129,6 @@ def servers(
         "prefect": [*SERVER, "--host", host, "--port", str(ports["prefect"])],
         "mlflow": [
             sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(ports["mlflow"]),
-            "--backend-store-uri", os.environ.get("MILLRACE_MLFLOW_DB") or f"sqlite:///{workspace.db_folder / 'mlflow.db'}",
             "--default-artifact-root", str(artifacts), "--no-serve-artifacts",
         ],
         "worker": [

@@ -66,6 +66,8 @@ def run(
         print_status(workspace, loaded, as_json=as_json)
         return
     allow([file.absolute().parent])  # a person named the file here, so its folder is allowed to the run, too
+    if recorded.endswith(".json"):
+        allow([Path(recorded).absolute().parent])
     if not as_json:
         _announce(workspace, loaded)
     from flows.launch import launch
@@ -134,10 +136,13 @@ def retry(run_id: RunId = "latest", no_wait: NoWait = False, as_json: Json = Fal
 
 def _allow_what_it_had(record: RunRecord) -> None:
     """A record's paths were checked when its run was opened; they stay allowed to its reruns from the command line."""
+    from flows.options import RunOptions
     from pipeline_lib.config.paths import allow, local_folders
     from pipeline_lib.config.pipeline import PipelineConfig
 
     allow(local_folders(PipelineConfig.model_validate(record.config)))
+    if (recorded := RunOptions.model_validate_json(record.prefect.get("options", "{}")).recorded).endswith(".json"):
+        allow([Path(recorded).absolute().parent])
 
 
 def _announce(workspace: Workspace, config: PipelineConfig) -> None:

@@ -22,10 +22,14 @@ from pipeline_lib.config.walk import section_of, texts
 from pipeline_lib.config.yaml_text import Place, Problem, dotted, dump, parse
 from pipeline_lib.errors import ConfigError
 
-__all__ = ["check_paths", "dump_yaml", "load_config", "with_overrides"]
+__all__ = ["check_paths", "check_secrets", "dump_yaml", "load_config", "with_overrides"]
 
 MAX_BYTES = 1 << 20
-_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
+# user:password@ in any URL, a token alone before the @ of a web address, a token in its query
+_PASSWORD = re.compile(
+    r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@|https?://[^/@\s]+@|[?&][^=&\s]*(?:token|secret|passw|signature|api_?key|sig)[^=&\s]*=[^&\s]",
+    re.IGNORECASE,
+)
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = (), *, sample: int = 0) -> PipelineConfig:
@@ -207,6 +211,16 @@ def _secrets(config: PipelineConfig, where: Callable[[Place], str]) -> list[Prob
     """A configuration is written into records, artifacts and MLflow, so it must hold no password."""
     fix = "put it into the environment, such as MILLRACE_MLFLOW_URI; `millrace config environment` lists the variables"
     return [Problem(place, "holds a password", fix, where(place)) for place, _, text in texts(config) if _PASSWORD.search(text)]
+
+
+def check_secrets(config: PipelineConfig) -> None:
+    """Refuse a configuration that holds a password or token. For forms; `load_config` does it for files.
+
+    Raises:
+        ConfigError: names every such field, never its value.
+    """
+    if problems := _secrets(config, lambda place: ""):
+        raise _refusal(problems, None)
 
 
 def _refusal(problems: Sequence[Problem], path: Path | None) -> ConfigError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -44,7 +45,7 @@ def open_client(uri: str, workspace: Workspace) -> Any:
         os.environ.setdefault(name, value)
     import logging
 
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils", "urllib3.connectionpool"):  # our own line says it once
         logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow
     from mlflow import MlflowClient
@@ -73,18 +74,23 @@ def experiment(client: Any, name: str, workspace: Workspace, uri: str) -> str:
         return str(client.get_experiment_by_name(name).experiment_id)
 
 
+def shown(uri: str) -> str:
+    """A server's address as it may be shown and written: without user and password (a browser asks for them)."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", uri)
+
+
 def run_link(base: str, experiment_id: str, run_id: str) -> str:
     """Address of a run's page, in the training view (the plain address opens the view for generative AI)."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING_VIEW}"
+    return f"{shown(base).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING_VIEW}"
 
 
 def experiments_link(base: str) -> str:
     """Address of the list of experiments, in the training view."""
-    return f"{base.rstrip('/')}/#/experiments?{TRAINING_VIEW}"
+    return f"{shown(base).rstrip('/')}/#/experiments?{TRAINING_VIEW}"
 
 
 def comparison_link(base: str, experiment_id: str, run_ids: list[str]) -> str:
     """Address of the comparison of runs."""
     runs = quote("[" + ",".join(f'"{run}"' for run in run_ids) + "]")
     experiments = quote(f'["{experiment_id}"]')
-    return f"{base.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING_VIEW}"
+    return f"{shown(base).rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING_VIEW}"

@@ -71,7 +71,20 @@ def disk_usage(workspace: Workspace) -> SummaryTable:
     """What the workspace holds on this machine: a row for each stage's artifacts and each folder, the sum, and what is free."""
     root = workspace.root
     parts = [(f"artifacts/{path.name}", path) for path in sorted((root / "artifacts").glob("*")) if path.is_dir()]
-    names = ("cache", "work", "quarantine", "runs", "reports", "db", "spool", "seen", "backup")
+    names = (
+        "cache",
+        "work",
+        "quarantine",
+        "runs",
+        "reports",
+        "mlartifacts",
+        "db",
+        "spool",
+        "seen",
+        "verdicts",
+        "approvals",
+        "backup",
+    )
     parts += [(name, root / name) for name in names if (root / name).exists()]
     rows: list[tuple[str, int, int]] = []
     counted: set[tuple[int, int]] = set()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from pipeline_lib.config.data import IngestConfig, SourceConfig
-from pipeline_lib.config.load import load_config
+from pipeline_lib.config.load import check_secrets, load_config
 from pipeline_lib.config.paths import allow, allowed_roots, check_paths, local_folders
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import ConfigError
@@ -89,3 +90,20 @@ def test_the_operator_can_allow_more(folder: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("MILLRACE_ALLOWED_ROOTS", "/nowhere")
     allow(local_folders(config))
     check_paths(config, allowed_roots(None))
+
+
+@pytest.mark.parametrize(
+    ("uri", "refused"),
+    [
+        ("http://me:secret@host", True),
+        ("https://token@host/x", True),
+        ("https://host/x?token=abc", True),
+        ("https://host/x?X-Amz-Signature=1", True),
+        ("https://host/x?page=2", False),
+        ("https://host/x", False),
+    ],
+)
+def test_a_form_that_holds_a_secret_is_refused(uri: str, refused: bool) -> None:
+    config = PipelineConfig.model_validate({"tracking": {"uri": uri}})
+    with pytest.raises(ConfigError, match=r"tracking\.uri: holds a password") if refused else contextlib.nullcontext():
+        check_secrets(config)
