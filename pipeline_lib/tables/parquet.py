@@ -1,4 +1,4 @@
-"""Parquet as every table is stored: zstd-1, row groups of 50,000, no statistics that differ between runs, synced by the commit."""
+"""Parquet as every table is stored: zstd-1, row groups of 50,000, the same bytes for the same rows; synced by the commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrow schemas of every table. Readable by DuckDB, polars, pandas, `datasets`. A decision never deletes: it is a row with a reason."""
+"""Arrow schemas of every table, for DuckDB, polars, pandas, `datasets`. A decision deletes nothing: it is a row with a reason."""
 
 from __future__ import annotations
 
