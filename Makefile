@@ -41,7 +41,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  { echo "Millrace needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "Python's venv or pip is missing. On Debian and Ubuntu: apt install python3-venv python3-pip" >&2; exit 2; }
-	@echo "Making the environment in $(VENV) (about 2 GB and a few minutes, once)"
+	@echo "Making the environment in $(VENV) (about 3 GB and a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed*
 	@grep '^torch==' requirements.lock | $(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH_INDEX_$(TORCH)) -r /dev/stdin

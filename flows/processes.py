@@ -65,11 +65,28 @@ def stop(pids: Collection[int], *, seconds: float = 10.0) -> None:
     for process in roots:  # an orderly parent ends its own children
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=seconds)
+    alive = _wait(family, seconds)
     for process in {p for left in alive for p in [left, *_children(left)]}:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=5.0)
+    _wait(alive, 5.0)
+
+
+def _wait(processes: Collection[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that live on after `seconds`. What has ended and waits for its parent to notice (a zombie) does not live."""
+    end, alive = time.monotonic() + seconds, list(processes)
+    while True:
+        _, alive = psutil.wait_procs(alive, timeout=0)  # collects children of ours
+        alive = [process for process in alive if not _is_zombie(process)]
+        if not alive or time.monotonic() > end:
+            return alive
+        time.sleep(0.05)
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    return True
 
 
 def _process(pid: int) -> psutil.Process | None:
