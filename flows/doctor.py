@@ -80,8 +80,9 @@ def _versions() -> Iterator[Finding]:
 
 
 def _runs(workspace: Workspace) -> Iterator[Finding]:
-    running = [record for record in RunBook(workspace.runs_folder).all() if record.outcome == "running"]
-    dead = [record.run_id for record in running if record.attempts and not record.attempts[-1].alive]
+    book = RunBook(workspace.runs_folder)
+    running = [record for record in book.all() if record.outcome == "running"]
+    dead = [record.run_id for record in running if not book.alive(record)]
     going = [record.run_id for record in running if record.run_id not in dead]
     if dead:
         yield Finding("runs", "warn", f"killed: {', '.join(dead)}", "the next run closes their records; `millrace retry RUN`")

@@ -183,7 +183,9 @@ def open_run(workspace: Workspace, config: PipelineConfig, *, parent: str = "", 
         attempts=[this_attempt()],
         machine=machine_identity(),
     )
-    RunBook(workspace.runs_folder).save(record)
+    book = RunBook(workspace.runs_folder)
+    book.hold(record.run_id)
+    book.save(record)
     return record
 
 
@@ -242,7 +244,9 @@ def close_run(workspace: Workspace, record: RunRecord, outcome: str, *, error: s
     if record.attempts:
         record.attempts[-1].ended, record.attempts[-1].state = record.ended, outcome
     record.features = features_of(workspace, record)
-    RunBook(workspace.runs_folder).save(record)
+    book = RunBook(workspace.runs_folder)
+    book.save(record)
+    book.let_go(record.run_id)
     return record
 
 

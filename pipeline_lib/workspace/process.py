@@ -26,7 +26,8 @@ def born(pid: int | None = None) -> float:
 
 
 def is_alive(pid: int, started: float, where: str) -> bool:
-    """Whether the process with this id and start lives. Of another machine nothing can be known: it is believed to live.
+    """Whether the process with this id and start lives. Of another machine nothing can be known: it is believed to live
+    (a run is therefore known by its lock, see `runs.RunBook.alive`).
 
     Args:
         pid: process id.

@@ -22,7 +22,7 @@ def reconcile(workspace: Workspace) -> list[RunRecord]:
     closed = []
     with workspace.catalogue():
         for record in book.all():
-            if record.outcome != "running" or (record.attempts and record.attempts[-1].alive):
+            if record.outcome != "running" or book.alive(record):
                 continue
             last_sign = datetime.fromtimestamp(book.path(record.run_id).stat().st_mtime, UTC).isoformat()
             record.outcome, record.ended, record.error = "killed", last_sign, "the process was killed"
@@ -33,6 +33,7 @@ def reconcile(workspace: Workspace) -> list[RunRecord]:
                 if entry.state == "running":
                     entry.state, entry.error = "killed", "the process was killed"
             book.save(record)
+            book.clear(record.run_id)
             closed.append(record)
     return closed
 
@@ -55,7 +56,7 @@ def resume_run(workspace: Workspace, run_id: str, *, automatic: bool = False) ->
         record = book.load(run_id)
         attempt = this_attempt()
         last = record.attempts[-1] if record.attempts else None
-        if record.outcome == "running" and last and last.alive and (last.pid, last.host) != (attempt.pid, attempt.host):
+        if record.outcome == "running" and last and not book.held_here(record.run_id) and book.alive(record):
             raise BusyError(f"run {record.run_id} is still going (process {last.pid})", fix="wait for it, or stop it first")
         now = datetime.now(UTC)
         if record.deadline and not automatic and now > datetime.fromisoformat(record.deadline):
@@ -65,6 +66,7 @@ def resume_run(workspace: Workspace, run_id: str, *, automatic: bool = False) ->
             detail = {"passed": record.deadline, "hours": round(length.total_seconds() / 3600, 3)}
             record.window_from, record.deadline = now.isoformat(), (now + length).isoformat()
             record.events.append({"time": now.isoformat(), "kind": "new_window", "detail": detail})
+        book.hold(record.run_id)
         record.attempts.append(attempt)
         record.outcome, record.ended, record.error = "running", "", ""
         book.save(record)

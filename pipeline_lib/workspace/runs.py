@@ -10,10 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from pipeline_lib.errors import ConfigError, DamagedError, MillraceError, NotFoundError
 from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import read_json, write_json
+from pipeline_lib.workspace.lease import is_free, lock_of
 from pipeline_lib.workspace.process import born, host, is_alive
 
 RECORD_FORMAT = 2
@@ -47,11 +50,6 @@ class Attempt:
     ended: str = ""
     state: str = "running"
     born: float = 0.0  # when the process started: ids are reused, this is not
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process still lives (one of another machine is believed to)."""
-        return is_alive(self.pid, self.born, self.host)
 
 
 @dataclass
@@ -115,8 +113,15 @@ class RunRecord:
         return ArtifactRef.from_json(record.ref) if record and record.ref else None
 
 
+_held: dict[tuple[str, int], FileLock] = {}  # by lock file and process: a forked child holds none of its parent's
+
+
 class RunBook:
-    """The folder of run records."""
+    """The folder of run records.
+
+    Beside the record of a run that goes on lies `<run_id>.lock`, locked by the run's process for as long as it lives: names of
+    machines and process ids change their meaning (containers), a lock of the operating system does not.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -129,6 +134,40 @@ class RunBook:
 
     def _pin(self, run_id: str) -> Path:
         return self.path(run_id).with_suffix(".pinned")
+
+    def _lock(self, run_id: str) -> Path:
+        return self.path(run_id).with_suffix(".lock")
+
+    def hold(self, run_id: str) -> None:
+        """Say that this process works on a run, until it ends or lets go; nothing where it does already."""
+        path = self._lock(run_id)
+        if (str(path), os.getpid()) not in _held:
+            lock = lock_of(path)
+            lock.acquire()
+            _held[str(path), os.getpid()] = lock
+
+    def let_go(self, run_id: str) -> None:
+        """The run is over for this process."""
+        path = self._lock(run_id)
+        if lock := _held.pop((str(path), os.getpid()), None):
+            path.unlink(missing_ok=True)  # while held: whoever waits for it opens a new file
+            lock.release()
+
+    def clear(self, run_id: str) -> None:
+        """Take away the lock file that a dead process left."""
+        self._lock(run_id).unlink(missing_ok=True)
+
+    def held_here(self, run_id: str) -> bool:
+        """Whether this very process works on a run."""
+        return (str(self._lock(run_id)), os.getpid()) in _held
+
+    def alive(self, record: RunRecord) -> bool:
+        """Whether the process that works on a run lives. Records of before the locks: by process id."""
+        path = self._lock(record.run_id)
+        if path.exists():
+            return not is_free(path)
+        last = record.attempts[-1] if record.attempts else None
+        return last is not None and is_alive(last.pid, last.born, last.host)
 
     def save(self, record: RunRecord) -> None:
         """Write a record atomically."""
