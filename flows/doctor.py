@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from flows.environment import answers, running_servers, server_url
 from pipeline_lib.config.resources import TrackingConfig
 from pipeline_lib.errors import MillraceError
+from pipeline_lib.secrets import told
 from pipeline_lib.tracking.server import shown, tracking_uri
 from pipeline_lib.workspace.runs import RunBook
 from pipeline_lib.workspace.workspace import Workspace
@@ -111,7 +112,9 @@ def _servers(workspace: Workspace) -> Iterator[Finding]:
     try:
         yield from _prefect(url)
     except Exception as error:
-        yield Finding("prefect", "bad", f"{type(error).__name__}: {error}", "is the server of the version in the lock file?")
+        yield Finding(
+            "prefect", "bad", f"{type(error).__name__}: {told(error)}", "is the server of the version in the lock file?"
+        )
 
 
 def _prefect(url: str) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ import psutil
 from flows.deploy import HEARTBEAT_SECONDS
 from flows.processes import free_port, start, stop, wait_until_healthy
 from pipeline_lib.errors import MillraceError, ServiceError
+from pipeline_lib.secrets import told
 from pipeline_lib.tracking.server import shown
 from pipeline_lib.workspace.workspace import Workspace
 from tasks.live import EMBEDDED
@@ -82,7 +83,7 @@ def require_server(url: str) -> None:
         return
     except (OSError, ValueError) as error:
         raise ServiceError(
-            f"no Prefect server answers at {shown(url)} ({error})",
+            f"no Prefect server answers at {shown(url)} ({told(error)})",
             where="$PREFECT_API_URL",
             fix="start it, or unset PREFECT_API_URL to run embedded; `millrace doctor` looks at all servers",
         ) from None

@@ -30,8 +30,10 @@ from pipeline_lib.extensions import check_extensions
 from pipeline_lib.promotion import decide, promote
 from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
+from pipeline_lib.secrets import mask, told
 from pipeline_lib.stages import STAGES
 from pipeline_lib.status import status
+from pipeline_lib.tracking.server import shown
 from pipeline_lib.workspace.resolve import read_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.services import now
@@ -70,7 +72,8 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
     except KeyboardInterrupt:  # swallowed: the flow ends as Cancelled, see `ending`
         run.outcome = "cancelled"
     except BaseException as problem:
-        run.outcome, error = outcome_of(problem), str(problem) or type(problem).__name__
+        mask(problem)
+        run.outcome, error = outcome_of(problem), told(problem)
         raise
     finally:
         close_run(workspace, run.record, run.outcome, error=error)
@@ -107,7 +110,7 @@ def _end_tracking(run: LiveRun) -> None:
         close_tracker(run.services.tracker, run.workspace, run.record)
     except Exception as problem:
         get_run_logger().exception("MLflow was not told how the run ended")
-        run.record.events.append({"time": now().isoformat(), "kind": "tracking_failed", "detail": {"error": str(problem)}})
+        run.record.events.append({"time": now().isoformat(), "kind": "tracking_failed", "detail": {"error": told(problem)}})
         RunBook(run.workspace.runs_folder).save(run.record)
 
 
@@ -117,7 +120,7 @@ def report(workspace: Workspace, record: RunRecord) -> None:
         path = write_report(workspace, record, tuple(stage.name for stage in STAGES))
     except Exception as problem:
         get_run_logger().exception("the report could not be written")
-        record.events.append({"time": now().isoformat(), "kind": "report_failed", "detail": {"error": str(problem)}})
+        record.events.append({"time": now().isoformat(), "kind": "report_failed", "detail": {"error": told(problem)}})
     else:
         record.report = str(path)
         show_markdown("report", f"**{record.outcome}** · run `{record.run_id}` · report: {escape(str(path))}")
@@ -226,7 +229,7 @@ def _address() -> str:
     """The flow run's page; "" for an embedded server, which has none and ends with this process."""
     if os.environ.get(EMBEDDED):
         return ""
-    base = PREFECT_UI_URL.value() or str(PREFECT_API_URL.value() or "").removesuffix("/api")
+    base = shown(PREFECT_UI_URL.value() or str(PREFECT_API_URL.value() or "").removesuffix("/api"))
     return f"{base}/runs/flow-run/{flow_run.get_id()}" if base else ""
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.window import deadline
 from pipeline_lib.errors import ConfigError, MillraceError, NotFoundError
+from pipeline_lib.secrets import hide_passwords, mask, told
 from pipeline_lib.stages import BY_NAME, STAGES
 from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.features import features_of
@@ -223,7 +224,8 @@ def step(
         ref = execute(workspace, stage, config, inputs, services=timed, force=force, wait=wait)
     except BaseException as error:
         entry.state = outcome_of(error)
-        entry.error = str(error) or type(error).__name__
+        mask(error)
+        entry.error = told(error)
         entry.seconds = round(time.monotonic() - begin, 3)
         book.save(record)
         raise
@@ -240,7 +242,7 @@ def outcome_of(error: BaseException) -> str:
 
 def close_run(workspace: Workspace, record: RunRecord, outcome: str, *, error: str = "") -> RunRecord:
     """End a run with its true outcome, and note what memory will recall it by."""
-    record.outcome, record.error, record.ended = outcome, error, datetime.now(UTC).isoformat()
+    record.outcome, record.error, record.ended = outcome, hide_passwords(error), datetime.now(UTC).isoformat()
     if record.attempts:
         record.attempts[-1].ended, record.attempts[-1].state = record.ended, outcome
     record.features = features_of(workspace, record)
@@ -313,6 +315,6 @@ def run_plain(
             for name in chosen.stages:
                 step(workspace, record, name, services=services, force=name in chosen.force, wait=wait)
     except BaseException as error:
-        close_run(workspace, record, outcome_of(error), error=str(error) or type(error).__name__)
+        close_run(workspace, record, outcome_of(error), error=told(error))
         raise
     return close_run(workspace, record, "completed")

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from pipeline_lib.secrets import told
 from pipeline_lib.workspace.services import Progress
 
 LINE_SECONDS = 10.0
@@ -52,5 +53,5 @@ class Announcer:
             else:
                 update_progress_artifact(self.bar, progress=percent)
         except Exception as error:  # a bar that cannot be drawn must not stop the work
-            self.log(f"the progress bar could not be drawn: {error}")
+            self.log(f"the progress bar could not be drawn: {told(error)}")
             self.barred = float("inf")

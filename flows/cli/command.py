@@ -17,6 +17,7 @@ import typer
 
 from flows.cli import show
 from pipeline_lib.errors import MillraceError
+from pipeline_lib.secrets import told
 
 if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
@@ -62,7 +63,7 @@ def _guarded(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except MillraceError as error:
-            show.warn(f"{_title(error)}: {error}")
+            show.warn(f"{_title(error)}: {told(error)}")
             raise typer.Exit(error.exit_code) from None
         except OSError as error:
             if error.errno not in SYSTEM_REFUSALS:

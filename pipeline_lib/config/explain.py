@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pipeline_lib.config.units import suggestion
 from pipeline_lib.config.walk import extra, field_at, fields, section_of, type_words
 from pipeline_lib.config.yaml_text import Place, Problem, dotted
+from pipeline_lib.secrets import hide_passwords
 
 _LIMITS = {
     "greater_than": ("gt", "must be more than"),
@@ -21,7 +22,6 @@ _LIMITS = {
     "less_than": ("lt", "must be less than"),
     "less_than_equal": ("le", "must be at most"),
 }
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _NAMES = re.compile(r"\b[a-z_]+(?:\.[a-z_]+)+\b")
 MAX_SHOWN = 80
 
@@ -30,11 +30,6 @@ def shown(value: Any) -> str:
     """A value for a message: short, on one line, passwords in URLs hidden."""
     text = hide_passwords(repr(value) if isinstance(value, str) else _plain(value))
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
-
-
-def hide_passwords(text: str) -> str:
-    """A text with the user part of every URL in it masked."""
-    return _USERINFO.sub("***", text)
 
 
 def _plain(value: Any) -> str:

@@ -15,12 +15,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline_lib.config.explain import explain, hide_passwords
+from pipeline_lib.config.explain import explain
 from pipeline_lib.config.paths import absolute, allowed_roots, check_paths, path_problems
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.walk import section_of, texts
 from pipeline_lib.config.yaml_text import Place, Problem, dotted, dump, parse
 from pipeline_lib.errors import ConfigError
+from pipeline_lib.secrets import hide_passwords
 
 __all__ = ["check_paths", "check_secrets", "dump_yaml", "load_config", "with_overrides"]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline_lib.secrets import told
 from pipeline_lib.tracking.server import experiment, open_client
 from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.workspace.workspace import Workspace
@@ -71,7 +72,7 @@ class Delivery:
         except (MlflowException, KeyError) as error:  # KeyError: a run that was never started
             if isinstance(error, MlflowException) and error.error_code not in REFUSED:
                 raise
-            self.refused.append(f"{operation['op']} of {operation['run']}: {str(error).splitlines()[0][:200]}")
+            self.refused.append(f"{operation['op']} of {operation['run']}: {told(error).splitlines()[0][:200]}")
 
     def _metrics(self, batch: list[tuple[int, dict[str, Any]]]) -> int:
         if not batch:

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline_lib.config.resources import TrackingConfig
+from pipeline_lib.secrets import told
 from pipeline_lib.tracking.delivery import Delivery
 from pipeline_lib.tracking.server import tracking_uri
 from pipeline_lib.tracking.spool import Spool
@@ -53,7 +54,7 @@ class Courier:
                 pass  # another process delivers this spool
             except Exception as error:  # whatever the client raises, the run must not suffer
                 if not self.away:
-                    what = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+                    what = f"{type(error).__name__}: {told(error).partition(chr(10))[0][:200]}"
                     self.log(f"MLflow cannot be reached ({what}); metrics wait in the spool")
                 self.away = True
             while self.delivery.refused:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_lib.errors import DamagedError, MillraceError, RefusedError
+from pipeline_lib.secrets import hide_passwords
 from pipeline_lib.workspace.files import remove_tree
 from pipeline_lib.workspace.lease import is_free, lease_if_free
 from pipeline_lib.workspace.resolve import key_of, read_champion
@@ -148,7 +149,7 @@ def _own_store(workspace: Workspace) -> None:
     if isinstance(workspace.store, RemoteStore) and (owner := workspace.store.owner(workspace.id)) != workspace.id:
         raise RefusedError(
             f"the store belongs to workspace {owner}; what its runs need is not known here",
-            where=workspace.store_url,
+            where=hide_passwords(workspace.store_url),
             fix="collect garbage in the workspace that owns the store",
         )
 

@@ -17,6 +17,7 @@ from typing import Any
 import fsspec
 
 from pipeline_lib.errors import ConfigError, DamagedError, NotFoundError
+from pipeline_lib.secrets import hide_passwords, told
 from pipeline_lib.workspace.artifact import Artifact, FileEntry, Manifest
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import remove_tree, sync_file, write_json
@@ -31,11 +32,15 @@ class RemoteStore:
 
     def __init__(self, url: str, *, mirror: LocalStore) -> None:
         if "://" not in url:
-            raise ConfigError(f"{url!r} is not a URL", where="$MILLRACE_STORE", fix="for example s3://bucket/folder")
+            raise ConfigError(
+                f"{hide_passwords(url)!r} is not a URL", where="$MILLRACE_STORE", fix="for example s3://bucket/folder"
+            )
         try:
             self.files, self.base = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise ConfigError(str(error), where=f"store {url}", fix="install what it needs: `pip install millrace[s3]`") from None
+            raise ConfigError(
+                told(error), where=f"store {hide_passwords(url)}", fix="install what it needs: `pip install millrace[s3]`"
+            ) from None
         self.base = self.base.rstrip("/")
         self.mirror = mirror
 

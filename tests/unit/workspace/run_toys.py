@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from pipeline_lib import run, status
+from pipeline_lib.errors import StageFailedError
 from pipeline_lib.workspace.stage import Outcome, Stage
 
 
@@ -22,8 +23,11 @@ def total(stage_run, *, temperature):
     if mark := os.environ.get("TOY_MARK"):
         Path(mark).touch()
         time.sleep(60)
-    if os.environ.get("TOY_FAIL"):
-        raise ValueError("asked to fail")
+    if why := os.environ.get("TOY_FAIL"):
+        try:
+            raise ConnectionError(why)
+        except ConnectionError as error:
+            raise StageFailedError(why, where="asked to fail") from error
     stage_run.path("total", "t.txt").write_text(f"{len(stage_run.input('letters').file('letters').read_text())} {temperature}")
     return Outcome(metrics={"parameters": 12, "dev_loss": 3.5, "tokens_per_second": 100.0})
 

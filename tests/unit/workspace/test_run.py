@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import run_toys
 
 from pipeline_lib import run, status
 from pipeline_lib.config.pipeline import PipelineConfig
-from pipeline_lib.errors import BusyError, ConfigError, DamagedError, NotFoundError
+from pipeline_lib.config.resources import TrackingConfig
+from pipeline_lib.errors import BusyError, ConfigError, DamagedError, NotFoundError, StageFailedError
 from pipeline_lib.run import open_run, reconcile, resume_run, run_plain, selection, step
 from pipeline_lib.status import difference
+from pipeline_lib.tracking.run import start_run
 from pipeline_lib.workspace.recorded import export_recorded
 from pipeline_lib.workspace.runs import RunBook
 from pipeline_lib.workspace.services import Services
@@ -159,10 +162,10 @@ def test_an_export_cannot_write_outside(workspace, tmp_path):
 
 def test_a_failed_stage_is_recorded_and_retried(workspace, monkeypatch):
     monkeypatch.setenv("TOY_FAIL", "1")
-    with pytest.raises(ValueError, match="asked to fail"):
+    with pytest.raises(StageFailedError, match="asked to fail"):
         run_plain(workspace, config())
     failed = RunBook(workspace.runs_folder).load("latest")
-    assert (failed.outcome, states(failed)["train"], failed.stages["train"].error) == ("failed", "failed", "asked to fail")
+    assert (failed.outcome, states(failed)["train"], failed.stages["train"].error) == ("failed", "failed", "asked to fail: 1")
     monkeypatch.delenv("TOY_FAIL")
     again = run_plain(workspace, config(), resume=failed.run_id)
     assert again.run_id == failed.run_id
@@ -180,6 +183,26 @@ def test_a_stop_is_no_failure(workspace):
     with pytest.raises(KeyboardInterrupt):
         step(workspace, record, "letters", services=Services(clock=lambda: stop("now")))
     assert RunBook(workspace.runs_folder).load(record.run_id).stages["letters"].state == "cancelled"
+
+
+def test_a_failing_stage_s_passwords_are_written_and_shown_nowhere(workspace, monkeypatch):
+    monkeypatch.setenv("TOY_FAIL", "no answer from https://anna:geheim@shop.example/x?api_key=schluessel&page=2")
+    lines = []
+    tracking = TrackingConfig(uri=f"sqlite:///{workspace.db_folder / 'mlflow.db'}")
+    opened = open_run(workspace, config())
+    tracker = start_run(workspace, tracking, opened, log=lines.append)
+    services = Services(tracker=tracker, log=lines.append)
+    with pytest.raises(StageFailedError, match="page=2") as raised:
+        run_plain(workspace, config(), resume=opened.run_id, services=services)
+    tracker.tags({"error": RunBook(workspace.runs_folder).load(opened.run_id).error})
+    tracker.end("FAILED")
+    tracker.close()
+    lines += traceback.format_exception(raised.value)  # what Prefect and loggers get
+    record = RunBook(workspace.runs_folder).load(opened.run_id)
+    assert "https://***@shop.example/x?api_key=***&page=2" in record.error
+    assert record.error == record.stages["train"].error
+    texts = ["".join(lines), *(path.read_bytes().decode("latin-1") for path in workspace.root.rglob("*") if path.is_file())]
+    assert not [text for text in texts if "geheim" in text or "schluessel" in text]
 
 
 def child(workspace, mark):
