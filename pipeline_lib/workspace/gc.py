@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.artifact import Manifest
     from pipeline_lib.workspace.workspace import Workspace
 
-Kind = Literal["artifact", "scrap", "cache", "work", "quarantine", "leftover"]
+Kind = Literal["artifact", "scrap", "cache", "work", "quarantine", "leftover", "spool"]
 BESIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 LEFTOVER_SECONDS = 3600.0  # a file written beside and not renamed within an hour belongs to a dead process
 
@@ -118,15 +118,23 @@ def apply_gc(workspace: Workspace, plan: GcPlan) -> list[Doomed]:
             with lease_if_free(_lease_path(workspace, key)) as free:
                 if free and _remove_under_lease(workspace, thing, key):
                     removed.append(thing)
-        else:
-            path = workspace.root / thing.name
-            if path.is_dir():
-                remove_tree(path)
-            else:
-                path.unlink(missing_ok=True)
+        elif _remove_path(workspace.root / thing.name, thing.kind):
             removed.append(thing)
     _clear_locks(workspace)
     return removed
+
+
+def _remove_path(path: Path, kind: Kind) -> bool:
+    if kind == "spool":
+        with lease_if_free(path.with_suffix(".lock")) as free:
+            for name in (".delivered", ".jsonl", ".lock") if free else ():  # killed in between: told once more, which is harmless
+                path.with_suffix(name).unlink(missing_ok=True)
+        return free
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
+    return True
 
 
 def _remove_under_lease(workspace: Workspace, thing: Doomed, key: str) -> bool:
@@ -288,9 +296,20 @@ def _aged(workspace: Workspace, keep: KeepConfig) -> Iterator[Doomed]:
     for folder in sorted(workspace.quarantine_folder.glob("*")):
         if _age_seconds(folder) > keep.days * 86400:
             yield Doomed("quarantine", f"quarantine/{folder.name}", folder_bytes(folder), f"older than {keep.days} days")
+    yield from _spools(workspace, keep)
     for path in _leftovers(workspace.root):
         if _age_seconds(path) > LEFTOVER_SECONDS:
             yield Doomed("leftover", path.relative_to(workspace.root).as_posix(), folder_bytes(path), "left by a killed process")
+
+
+def _spools(workspace: Workspace, keep: KeepConfig) -> Iterator[Doomed]:
+    """What MLflow was told long ago about runs that are over, once all of it has arrived."""
+    from pipeline_lib.tracking.spool import Spool
+
+    running = {record.run_id for record in RunBook(workspace.runs_folder).all() if record.outcome == "running"}
+    for path in sorted(workspace.spool_folder.glob("*.jsonl")):
+        if path.stem not in running and _age_seconds(path) > keep.days * 86400 and Spool(path).done():
+            yield Doomed("spool", f"spool/{path.name}", folder_bytes(path), f"delivered more than {keep.days} days ago")
 
 
 def _leftovers(root: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from workspace_toys import COUNT, config, make
 
 from pipeline_lib.config.resources import KeepConfig
 from pipeline_lib.errors import RefusedError
+from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.workspace.gc import apply_gc, plan_gc
 from pipeline_lib.workspace.resolve import reference, write_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord, StageRecord
@@ -193,3 +194,22 @@ def test_only_the_owner_of_a_store_collects(tmp_path):
         apply_gc(second, plan_gc(second, KEEP))
     assert len(apply_gc(first, plan)) == 1
     assert list(first.store.keys()) == []
+
+
+def test_a_spool_goes_when_all_of_it_arrived_long_ago_and_its_run_is_over(workspace):
+    record(workspace, "20200101-000000-aaaaaaaa")
+    record(workspace, "20200102-000000-aaaaaaaa", outcome="running")
+    spools = {}
+    for day, delivered, days_old in [("01", True, 20), ("02", True, 20), ("03", False, 20), ("04", True, 1)]:
+        spool = spools[day] = Spool(workspace.spool_folder / f"202001{day}-000000-aaaaaaaa.jsonl")
+        spool.append("tags", "run", values={})
+        if delivered:
+            spool.note(spool.path.stat().st_size)
+        spool.path.with_suffix(".lock").touch()
+        then = time.time() - days_old * 86400
+        os.utime(spool.path, (then, then))
+    plan = plan_gc(workspace, KeepConfig(runs=1, days=14))
+    assert names(plan, "spool") == {f"spool/{spools['01'].path.name}"}
+    apply_gc(workspace, plan)
+    assert not list(workspace.spool_folder.glob("20200101*"))
+    assert len(list(workspace.spool_folder.glob("*.jsonl"))) == 3
