@@ -26,12 +26,14 @@ def write_answer(workspace: Workspace, record: RunRecord, decision: Decision, *,
         )
     folder = workspace.root / "approvals"
     folder.mkdir(exist_ok=True)
-    write_json(folder / f"{record.run_id}.json", {"decision": decision, "by": by, "time": now().isoformat()})
+    answer = {"decision": decision, "by": by, "time": now().isoformat(), "attempt": len(record.attempts)}
+    write_json(folder / f"{record.run_id}.json", answer)
 
 
 def read_answer(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
-    """The answer given to a run, {} while there is none."""
+    """The answer given to this attempt of a run, {} while there is none: an earlier attempt had another model to ask about."""
     try:
-        return dict(read_json(workspace.root / "approvals" / f"{record.run_id}.json"))
+        answer = dict(read_json(workspace.root / "approvals" / f"{record.run_id}.json"))
     except FileNotFoundError:
         return {}
+    return answer if answer.get("attempt") == len(record.attempts) else {}

@@ -21,6 +21,7 @@ from flows.environment import QUIET, SERVER, environ, quiet_logs, running_server
 from flows.processes import free_port, start, stop, wait_until_healthy
 from pipeline_lib.errors import BusyError, ConfigError, ServiceError
 from pipeline_lib.workspace.files import read_json, write_json
+from pipeline_lib.workspace.lease import lease_if_free
 from pipeline_lib.workspace.workspace import Workspace
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -78,6 +79,22 @@ def _is(pid: int, created: float) -> bool:
 
 
 @contextmanager
+def _alone(workspace: Workspace) -> Iterator[None]:
+    """One `up` a workspace at a time, from before its first server starts until after its last has ended."""
+    with lease_if_free(workspace.lease_path("up")) as free:
+        state = running_servers(workspace)
+        if state or not free:
+            where = f": Prefect {state['prefect']} · MLflow {state['mlflow']} (process {state['pid']})" if state else ""
+            raise BusyError(
+                "the servers run already" + (where or ", or are being started"),
+                where=str(workspace.root),
+                fix="open these, or `millrace down` first",
+            )
+        clear_leftovers(workspace)
+        yield
+
+
+@contextmanager
 def servers(
     workspace: Workspace,
     *,
@@ -101,13 +118,6 @@ def servers(
         ServiceError: one did not start.
     """
     _checked(host, exposed)
-    if state := running_servers(workspace):
-        raise BusyError(
-            f"the servers run already: Prefect {state['prefect']} · MLflow {state['mlflow']} (process {state['pid']})",
-            where=str(workspace.root),
-            fix="open these, or `millrace down` first",
-        )
-    clear_leftovers(workspace)
     logs, artifacts = workspace.db_folder / "logs", workspace.root / "mlartifacts"
     artifacts.mkdir(exist_ok=True)
     ports = {"prefect": free_port(prefect_port, host=host), "mlflow": free_port(mlflow_port, host=host)}
@@ -137,7 +147,7 @@ def servers(
         ],
     }  # fmt: skip
     health = {"prefect": f"{url['prefect']}/api/health", "mlflow": f"{url['mlflow']}/health"}
-    with environ(environment), ExitStack() as stack:
+    with _alone(workspace), environ(environment), ExitStack() as stack:
         children: dict[str, subprocess.Popen[bytes]] = {}
         stack.callback((workspace.root / "up.json").unlink, missing_ok=True)
         stack.callback(lambda: stop([child.pid for child in children.values()]))
@@ -205,12 +215,21 @@ def serve(workspace: Workspace, *, opened: Callable[[Servers], None], **options:
     """Start the servers (`servers` tells the options), say where they are, and hold them until Ctrl-C or SIGTERM.
 
     Raises:
+        KeyboardInterrupt: asked to stop while they were starting; they are stopped.
         ServiceError: a server ended by itself; the others are stopped. A worker that was killed is started again.
     """
-    asked = threading.Event()
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked, started = threading.Event(), threading.Event()
+
+    def stop_asked(*_: object) -> None:
+        again = asked.is_set()
+        asked.set()
+        if not started.is_set() and not again:  # a second one must not disturb the stopping
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop_asked) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with servers(workspace, **options) as running:
+            started.set()
             opened(running)
             worker_since, early = time.monotonic(), 0
             while not asked.wait(0.5):
