@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_lib.config.data import IngestConfig
-from pipeline_lib.corpus.documents import refine
+from pipeline_lib.corpus.documents import REPLACED, refine
 from pipeline_lib.corpus.module import module_files
 from pipeline_lib.corpus.readers import read_files
+from pipeline_lib.corpus.replaced import NONE, replaced_places
 from pipeline_lib.corpus.sources import Part, list_files, parts
-from pipeline_lib.errors import RefusedError, StageFailedError
+from pipeline_lib.corpus.sums import from_json, merged, sums_of
+from pipeline_lib.errors import RefusedError
 from pipeline_lib.tables.parquet import read_tables, write_batches, write_table
-from pipeline_lib.tables.schemas import DOCUMENTS, EDITS, QUARANTINE
+from pipeline_lib.tables.schemas import DOCUMENTS, EDITS, IDS, QUARANTINE
 from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.files import link_or_copy
+from pipeline_lib.workspace.identity import fingerprint_of
+from pipeline_lib.workspace.shards import ShardWork, shard_at, silent
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 TABLES = {"documents": DOCUMENTS, "edits": EDITS, "quarantine": QUARANTINE}
@@ -27,13 +33,15 @@ TABLES = {"documents": DOCUMENTS, "edits": EDITS, "quarantine": QUARANTINE}
 def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
     """Read all sources.
 
-    Tables: documents, edits, quarantine. counts: in = records seen, out = documents + quarantined + left_out (records beyond
-    `max_mb` or `sample`). details: per source and per domain the documents and bytes.
+    Tables: documents, edits, quarantine; ids, where records have ids of their own. Of a source's records with the same id the
+    last in file-name order is the document; the earlier ones are rows of quarantine. counts: in = records seen, out = documents +
+    quarantined + replaced + left_out (records beyond `max_mb` or `sample`). details: per source and per domain the documents and
+    bytes.
 
     Raises:
         NotFoundError: a source has no files.
-        RefusedError: more than `quarantine_limit` of a source's records cannot be read.
-        StageFailedError: two files hold records with the same id, or a file changes while it is read.
+        RefusedError: more than `quarantine_limit` of a source's records cannot be read, or there is no document at all.
+        StageFailedError: a file changes while it is read.
     """
     listed = {
         source.name: module_files(source, run.keep("module")) if source.kind == "module" else list_files(source)
@@ -45,30 +53,40 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
     if ingest.sample:
         files, seen = _sample(run, work, ingest.sample)
     else:
-        shards = run.shards(work, read_part, key=Part.key, unit="parts")
-        files = {table: [shard.files[table] for shard in shards] for table in TABLES}
-        seen = [(part.source.name, dict(shard.metrics)) for part, shard in zip(work, shards, strict=True)]
+        files, seen = _all(run, work)
     for source in ingest.sources:
         _refuse_bad_source(source.name, [m for name, m in seen if name == source.name], files["quarantine"], ingest)
-    _refuse_equal_ids(files["documents"])
-    documents = _sums(files["documents"])
-    total = {name: sum(metrics[name] for _, metrics in seen) for name in ("records", "quarantined", "left_out")}
+    if ingest.sample:
+        documents = merged(sums_of(batch) for path in files["documents"] for batch in pq.ParquetFile(path).iter_batches())
+    else:
+        documents = merged(from_json(metrics["sums"]) for _, metrics in seen)
+    total = {name: sum(metrics[name] for _, metrics in seen) for name in ("records", "quarantined", "replaced", "left_out")}
     number = sum(row["documents"] for row in documents)
-    left_out = total["left_out"] + (total["records"] - total["quarantined"] - total["left_out"] - number if ingest.sample else 0)
+    if not number:
+        raise RefusedError(
+            f"no document is left of {total['records']} records: {total['quarantined']} cannot be read, "
+            f"{total['left_out']} are beyond max_mb",
+            where="sources " + ", ".join(source.name for source in ingest.sources),
+            fix="are file and `text_column` the right ones? `ingest.max_document_mb` and `max_mb` leave out what is larger",
+        )
+    if ingest.sample:
+        total["left_out"] = total["records"] - total["quarantined"] - total["replaced"] - number
     return Outcome(
         metrics={
             "documents": number,
             "megabytes": round(sum(row["bytes"] for row in documents) / 1e6, 3),
             "quarantined": total["quarantined"],
-            "left_out": left_out,
+            "replaced": total["replaced"],
+            "left_out": total["left_out"],
             "domains": len({row["domain"] for row in documents}),
         },
         counts={
             "in": total["records"],
-            "out": number + total["quarantined"] + left_out,
+            "out": number + total["quarantined"] + total["replaced"] + total["left_out"],
             "documents": number,
             "quarantined": total["quarantined"],
-            "left_out": left_out,
+            "replaced": total["replaced"],
+            "left_out": total["left_out"],
         },
         summary=_summary(documents),
         details={
@@ -85,31 +103,95 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
     )
 
 
-def read_part(part: Part, folder: Path) -> dict[str, Any]:
-    """Read one part into `documents`, `edits` and `quarantine` files; return the counts."""
-    edits, quarantine = [EDITS.empty_table()], [QUARANTINE.empty_table()]
-    counts = {"records": 0, "left_out": 0}
-    seen: set[bytes] = set()
+def read_part(part: Part, folder: Path, replaced: pa.Array = NONE) -> dict[str, Any]:
+    """Read one part into `documents`, `edits` and `quarantine` files; return the counts.
+
+    Args:
+        part: what to read.
+        folder: where the files go.
+        replaced: places of records that later ones replace; they go to `quarantine` and are not counted as quarantined.
+    """
+    return _read((part, replaced, False), folder)
+
+
+def _read(task: tuple[Part, pa.Array, bool], folder: Path) -> dict[str, Any]:
+    """`read_part`; where asked for, with a file `ids`."""
+    part, replaced, with_ids = task
+    edits, quarantine, ids, sums = [EDITS.empty_table()], [QUARANTINE.empty_table()], [IDS.empty_table()], []
+    counts = {"records": 0, "left_out": 0, "replaced": 0}
 
     def refined() -> Iterator[pa.RecordBatch]:
         for batch in read_files(part.files, part.source):
-            found = refine(batch, part, seen)
+            found = refine(batch, part, replaced)
             counts["records"] += batch.num_rows
             counts["left_out"] += found.left_out
+            counts["replaced"] += found.replaced
             edits.append(found.edits)
             quarantine.append(found.quarantine)
+            sums.append(sums_of(found.documents))
+            if with_ids:
+                ids.append(found.ids)
             yield found.documents
 
     documents = write_batches(refined(), DOCUMENTS, folder / "documents.parquet")
     write_table(pa.concat_tables(edits), folder / "edits.parquet")
     bad = write_table(pa.concat_tables(quarantine), folder / "quarantine.parquet")
-    return {**counts, "quarantined": bad, "documents": documents}
+    if with_ids:
+        write_table(pa.concat_tables(ids), folder / "ids.parquet")
+    return {**counts, "quarantined": bad - counts["replaced"], "documents": documents, "sums": merged(sums)}
+
+
+def _all(run: StageRun, work: Sequence[Part]) -> tuple[dict[str, list[Path]], list[tuple[str, dict[str, Any]]]]:
+    """Every part as a shard of its own. Where records have ids, the ids of all parts come first: which records are replaced is
+    known only then, and only the parts that hold such records are read again.
+    """
+    named = [part for part in work if part.has_ids]
+    read = run.keep("read")
+    first = run.shards(
+        [(part, read / fingerprint_of(part.key())) for part in named], _ids, key=lambda task: {"ids": task[0].key()}, unit="parts"
+    )
+    lost = dict(zip((id(part) for part in named), replaced_places([shard.files["ids"] for shard in first]), strict=True))
+    tasks = [(part, lost.get(id(part), NONE), read / fingerprint_of(part.key())) for part in work]
+    shards = run.shards(tasks, _take, key=_key, unit="parts")
+    files = {table: [shard.files[table] for shard in shards] for table in TABLES}
+    return files, [(part.source.name, dict(shard.metrics)) for part, shard in zip(work, shards, strict=True)]
+
+
+def _key(task: tuple[Part, pa.Array, Path]) -> dict[str, Any]:
+    part, replaced, _ = task
+    return {**part.key(), "replaced": replaced.to_pylist()} if len(replaced) else part.key()
+
+
+def _ids(task: tuple[Part, Path], folder: Path) -> dict[str, Any]:
+    """The ids of a part. What else was read stays in a folder of its own for `_take`."""
+    part, read = task
+    ShardWork(_read, partial(silent, 0))(((part, NONE, True), read))
+    link_or_copy(read / "ids.parquet", folder / "ids.parquet")
+    return {}
+
+
+def _take(task: tuple[Part, pa.Array, Path], folder: Path) -> dict[str, Any]:
+    """The shard of a part: what `_ids` read, if nothing of it is replaced."""
+    part, replaced, read = task
+    known = None if len(replaced) or not part.has_ids else shard_at(read)
+    if known is None:
+        return read_part(part, folder, replaced)
+    for table in TABLES:
+        link_or_copy(read / known.entries[table].path, folder / known.entries[table].path)
+    return dict(known.metrics)
 
 
 def _sample(run: StageRun, work: Sequence[Part], size: int) -> tuple[dict[str, list[Path]], list[tuple[str, dict[str, Any]]]]:
     """The documents with the `size` smallest ids: ids are hashes, so this is spread evenly and the same on every machine."""
     folders = [run.keep(f"sample/{number}") for number in range(len(work))]
-    metrics = run.services.mapper(_read_task, list(zip(work, folders, strict=True)))
+    first = [((part, NONE, part.has_ids), folder) for part, folder in zip(work, folders, strict=True)]
+    metrics = run.services.mapper(_read_task, first)
+    named = [number for number, part in enumerate(work) if part.has_ids]
+    lost = replaced_places([folders[number] / "ids.parquet" for number in named])
+    again = {number: gone for number, gone in zip(named, lost, strict=True) if len(gone)}
+    second = run.services.mapper(_read_task, [((work[number], gone, False), folders[number]) for number, gone in again.items()])
+    for number, counts in zip(again, second, strict=True):
+        metrics[number] = counts
     ids = read_tables([folder / "documents.parquet" for folder in folders], ["doc_id"]).column("doc_id")
     smallest = ids.take(pc.sort_indices(ids)[:size])
     files: dict[str, list[Path]] = {}
@@ -122,8 +204,8 @@ def _sample(run: StageRun, work: Sequence[Part], size: int) -> tuple[dict[str, l
     return files, [(part.source.name, counts) for part, counts in zip(work, metrics, strict=True)]
 
 
-def _read_task(task: tuple[Part, Path]) -> dict[str, Any]:
-    return read_part(*task)
+def _read_task(task: tuple[tuple[Part, pa.Array, bool], Path]) -> dict[str, Any]:
+    return _read(*task)
 
 
 def _refuse_bad_source(source: str, parts: Sequence[dict[str, Any]], quarantine: Sequence[Path], config: IngestConfig) -> None:
@@ -131,7 +213,7 @@ def _refuse_bad_source(source: str, parts: Sequence[dict[str, Any]], quarantine:
     if not records or bad / records <= config.quarantine_limit:
         return
     rows = read_tables(list(quarantine))
-    rows = rows.filter(pc.equal(rows.column("source"), source))
+    rows = rows.filter(pc.and_(pc.equal(rows.column("source"), source), pc.not_equal(rows.column("reason"), REPLACED)))
     common = sorted(rows.column("reason").value_counts().to_pylist(), key=lambda entry: (-entry["counts"], entry["values"]))
     told = []
     for entry in common[:3]:
@@ -145,57 +227,6 @@ def _refuse_bad_source(source: str, parts: Sequence[dict[str, Any]], quarantine:
     )
 
 
-def _refuse_equal_ids(files: Sequence[Path]) -> None:
-    ids = read_tables(list(files), ["doc_id"]).column("doc_id")
-    if pc.count_distinct(ids).as_py() == len(ids):
-        return
-    counts = ids.value_counts()
-    twice = pc.struct_field(counts, "values").filter(pc.greater(pc.struct_field(counts, "counts"), 1))
-    table = read_tables(list(files), ["doc_id", "source", "record_index", "file_digest"])
-    example = table.filter(pc.equal(table.column("doc_id"), twice[0])).to_pylist()
-    places = ", ".join(
-        f"{row['source']} record {row['record_index'] + 1} of file {row['file_digest'][:12]}…" for row in example[:3]
-    )
-    raise StageFailedError(
-        f"{len(twice)} ids occur more than once, e.g. {places}",
-        where="id_column",
-        fix="name a column whose values are unique in the source, or leave id_column empty to use the position in the file",
-    )
-
-
-def _sums(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Documents, bytes, dated and licensed documents by source and domain."""
-    tables = []
-    for path in files:
-        for group in pq.ParquetFile(path).iter_batches(columns=["source", "domain", "text", "created_at", "licence"]):
-            tables.append(
-                pa.table(
-                    {
-                        "source": group.column("source"),
-                        "domain": group.column("domain"),
-                        "bytes": pc.binary_length(group.column("text")),
-                        "dated": pc.cast(group.column("created_at").is_valid(), pa.int64()),
-                        "licensed": pc.cast(pc.not_equal(group.column("licence"), ""), pa.int64()),
-                        "first": group.column("created_at"),
-                        "last": group.column("created_at"),
-                    }
-                )
-            )
-    if not tables:
-        return []
-    sums = (
-        pa.concat_tables(tables)
-        .group_by(["source", "domain"], use_threads=False)
-        .aggregate(
-            [("bytes", "count"), ("bytes", "sum"), ("dated", "sum"), ("licensed", "sum"), ("first", "min"), ("last", "max")]
-        )
-    )
-    names = {"bytes_count": "documents", "bytes_sum": "bytes", "dated_sum": "dated", "licensed_sum": "licensed",
-             "first_min": "first", "last_max": "last"}  # fmt: skip
-    rows = sums.rename_columns([names.get(name, name) for name in sums.column_names]).to_pylist()
-    return sorted(rows, key=lambda row: (row["source"], row["domain"]))
-
-
 def _total(documents: Sequence[dict[str, Any]], column: str, name: str) -> dict[str, int]:
     rows = [row for row in documents if row[column] == name]
     return {"documents": sum(row["documents"] for row in rows), "bytes": sum(row["bytes"] for row in rows)}
@@ -205,7 +236,7 @@ def _summary(documents: Sequence[dict[str, Any]]) -> SummaryTable:
     rows: list[list[str | float | int]] = []
     for name in sorted({row["domain"] for row in documents}):
         found = [row for row in documents if row["domain"] == name]
-        years = [row[end].year for row in found for end in ("first", "last") if row[end]]
+        years = [row[end] for row in found for end in ("first", "last") if row[end]]
         number = sum(row["documents"] for row in found)
         dated, licensed = (sum(row[column] for row in found) for column in ("dated", "licensed"))
         rows.append(

@@ -18,6 +18,7 @@ from pipeline_lib.corpus.machine import machine_files
 from pipeline_lib.corpus.module import batches
 from pipeline_lib.corpus.streams import is_remote
 from pipeline_lib.errors import ConfigError, NotFoundError
+from pipeline_lib.workspace.files import inside
 from pipeline_lib.workspace.identity import bytes_digest, fingerprint_of
 
 _REMOTE_IDENTITY = ("ETag", "etag", "md5Hash", "crc32c", "checksum")  # what object stores say about content
@@ -31,6 +32,11 @@ class Part:
     files: tuple[SourceFile, ...]
     share: float  # share of the documents that is kept, by hash
     max_document_bytes: int
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether records may have ids of their own, and so the same id twice."""
+        return bool(self.source.id_column) or self.source.kind == "module"
 
     def key(self) -> dict[str, Any]:
         """Identity: contents and parameters, never places."""
@@ -126,7 +132,7 @@ def _local(path: str) -> Iterator[SourceFile]:
         root = Path(*_literal(place.parts))
         for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207  (an absolute pattern)
             file = Path(match)
-            if file.is_file():
+            if file.is_file() and inside(root, file):  # a link may lead out of what was named
                 yield local_file(file, file.relative_to(root).as_posix())
 
 

@@ -29,6 +29,7 @@ DOCUMENTS = _schema(
     ("text_hash", DOC_ID),  # 128-bit blake3 of the normalised text (case folded, white space collapsed)
 )
 EDITS = _schema(("doc_id", DOC_ID), ("stage", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("kind", pa.string()))
+IDS = _schema(("doc_id", DOC_ID), ("file", pa.string()), ("record_index", pa.int64()))  # of records with an id of their own
 QUARANTINE = _schema(("source", pa.string()), ("position", pa.string()), ("reason", pa.string()), ("head", pa.binary()))
 SUITE_ITEMS = _schema(
     ("suite", pa.string()),
@@ -105,7 +106,7 @@ TRIALS = _schema(  # one row a trial of the search, in the order they were made
 )
 
 TABLES = {
-    "documents": DOCUMENTS, "edits": EDITS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS, "decisions": DECISIONS,
+    "documents": DOCUMENTS, "edits": EDITS, "ids": IDS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS, "decisions": DECISIONS,
     "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "splits": SPLITS, "selection": SELECTION, "steps": STEPS,
     "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
     "trials": TRIALS,
