@@ -49,7 +49,7 @@ STAGES: tuple[Stage, ...] = (
           sections=("train", "model"), seeded=True,
           uses={"controller": "pipeline_lib.planning.controller:WindowController"}, extends=("model", "callback"),
           outside="pipeline_lib.training.start:file_digests"),
-    Stage("validate", 1, "pure", "pipeline_lib.validation.validate:validate",
+    Stage("validate", 2, "pure", "pipeline_lib.validation.validate:validate",
           reads={"suites": ("suite_items",), "ingest": ("documents",), "select": ("selection",), "train": ("model",)},
           sections=("validation",), seeded=True),
 )  # fmt: skip

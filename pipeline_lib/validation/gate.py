@@ -17,11 +17,18 @@ from pipeline_lib.tables.schemas import SELECTION
 from pipeline_lib.validation.intervals import Estimate, relative_difference
 from pipeline_lib.workspace.artifact import Artifact
 
+GATE_VERSION = 2  # of the rules in this module: a verdict by other rules is no verdict
+CHANCE_ITEMS = 30  # a suite with fewer is no evidence: with several small suites one is easily lucky
+PAIRED_ITEMS = 20  # with fewer pairs the percentile bootstrap's interval is too narrow to be called 95 %
+
 
 def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any]:
-    """The first model's verdict: it must beat byte frequencies, and be surely above chance on at least one suite."""
+    """The first model's verdict: it must beat byte frequencies, and be surely above chance on at least one suite.
+
+    A suite counts from `CHANCE_ITEMS` items on.
+    """
     scores = candidate.details["scores"]
-    beaten, reasons = config.gate.metric in scores, []
+    beaten, above, reasons = config.gate.metric in scores, False, []
     if not beaten:
         reasons.append(f"{config.gate.metric} was not scored: without it nothing is promoted (is the test side empty?)")
     for name, score in scores.items():
@@ -33,12 +40,14 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
                 f"{name} {score['value']:.3f} {'beats' if ok else 'does not beat'} byte frequencies ({score['chance']:.3f})"
             )
             beaten &= ok
+        elif score["n"] < CHANCE_ITEMS:
+            reasons.append(f"{name} has {score['n']} items, fewer than the {CHANCE_ITEMS} that tell anything about chance")
         else:
             ok = score["low"] > score["chance"]
+            above |= ok
             reasons.append(
                 f"{name} {score['value']:.3f} {'is above' if ok else 'is not surely above'} chance ({score['chance']:.3f})"
             )
-    above = any(not s["lower_is_better"] and s["low"] > s["chance"] for n, s in scores.items() if "/" not in n)
     return {
         "outcome": "pass" if beaten and above else "fail",
         "metric": config.gate.metric,
@@ -94,12 +103,18 @@ def against_champion(
     left_out = pairs.num_rows - fair.num_rows
     told = [f"{left_out} test documents are left out: the champion was trained on them"] if left_out else []
     both = {"metric": metric, "candidate": scores[metric], "champion": others[metric]}
-    if not fair.num_rows:
-        return {"outcome": "not_enough_evidence", **both, "reasons": ["no item is left that both models can be judged by", *told]}
+    if fair.num_rows < PAIRED_ITEMS:
+        reason = (
+            f"{fair.num_rows} items are left that both models can be judged by, fewer than the {PAIRED_ITEMS} that are needed"
+        )
+        return {"outcome": "not_enough_evidence", **both, "reasons": [reason, *told]}
     columns = {name: np.asarray(fair[name].to_numpy(), np.float64) for name in fair.column_names}
     difference = relative_difference(
         columns["candidate"], columns["champion"], columns["weight"], n_resamples=config.validation.bootstrap, seed=config.seed
     )
+    if difference is None:
+        reason = f"the champion's {metric} is 0, or nearly: a relative gain over it means nothing"
+        return {"outcome": "not_enough_evidence", **both, "reasons": [reason, *told]}
     outcome, reason = judge(difference, lower_is_better=scores[metric]["lower_is_better"], min_gain=config.gate.min_gain)
     return {
         "outcome": outcome,

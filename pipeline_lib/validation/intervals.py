@@ -1,4 +1,4 @@
-"""Uncertainty: bootstrap intervals of ratios (means are ratios with weight one), alone and paired."""
+"""Uncertainty: Wilson intervals of shares, bootstrap intervals of other ratios, alone and paired."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
+Z = 1.959964  # quantile of the normal distribution at (1 + LEVEL) / 2
 BLOCK = 1 << 24  # resampled counts held at once; bounds memory at 128 MiB
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % percentile interval and the number of items behind it."""
+    """A value with its 95 % interval and the number of items behind it."""
 
     value: float
     low: float
@@ -52,10 +53,26 @@ def resampled_ratios(
 
 
 def estimate(scores: NDArray[np.float64], weights: NDArray[np.float64], *, n_resamples: int, seed: int = 0) -> Estimate:
-    """Ratio Σ score / Σ weight with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13)."""
+    """Ratio Σ score / Σ weight with its interval.
+
+    The Wilson interval where every score is 0 or 1 with weight one: the bootstrap of 1 right of 1 would be sure of it. The
+    percentile bootstrap (Efron and Tibshirani 1993, chapter 13) for all other ratios.
+    """
+    if (weights == 1).all() and np.isin(scores, (0, 1)).all():
+        return wilson(int(scores.sum()), len(scores))
     resampled = resampled_ratios(scores, weights, n_resamples, seed)
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(scores.sum() / weights.sum()), float(low), float(high), len(weights))
+
+
+def wilson(right: int, n: int) -> Estimate:
+    """Share `right` / `n` with the score interval of Wilson 1927, "Probable inference, the law of succession, and statistical
+    inference" (JASA 22:209-212): it keeps its level for few items and for shares near 0 and 1.
+    """
+    share, shrink = right / n, 1 + Z**2 / n
+    middle = (share + Z**2 / (2 * n)) / shrink
+    half = Z / shrink * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return Estimate(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)), n)
 
 
 def relative_difference(
@@ -65,10 +82,15 @@ def relative_difference(
     *,
     n_resamples: int,
     seed: int = 0,
-) -> Estimate:
-    """(candidate − champion) / champion of two ratios over the *same* items, resampled together."""
+) -> Estimate | None:
+    """(candidate − champion) / champion of two ratios over the *same* items, resampled together.
+
+    None where the champion's score is 0, or is 0 in a resample: there is no finite relation to it.
+    """
     both = np.stack([candidate, champion], axis=1)
     resampled = resampled_ratios(both, weights, n_resamples, seed)
+    if not (champion.sum() and resampled[:, 1].all()):
+        return None
     differences = resampled[:, 0] / resampled[:, 1] - 1
     low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(candidate.sum() / champion.sum() - 1), float(low), float(high), len(weights))

@@ -1,5 +1,6 @@
 """The gate over real score tables: what it compares, and what it must not be fooled by."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ DOCUMENTS = 200
 
 class Toy(Section):
     bits: list[float] = setting(list, "bits of each test document of 100 bytes")
+    items: int = setting(100, "items of the suite")
     test: bool = setting(True, "whether the test side has documents")
 
 
@@ -37,14 +39,14 @@ def scored(run: StageRun, *, toy: Toy) -> Outcome:
         for n, bits in enumerate(toy.bits)
     ]  # fmt: skip
     write_table(pa.Table.from_pylist(rows, schema=SCORES), run.path("scores", "scores.parquet"))
-    language = {"value": 1.0, "low": 0.9, "high": 1.1, "chance": 5.0, "lower_is_better": True}
-    grammar = {"value": 0.9, "low": 0.8, "high": 0.95, "chance": 0.5, "lower_is_better": False}
+    language = {"value": 1.0, "low": 0.9, "high": 1.1, "chance": 5.0, "lower_is_better": True, "n": 50}
+    grammar = {"value": 0.9, "low": 0.8, "high": 0.95, "chance": 0.5, "lower_is_better": False, "n": toy.items}
     return Outcome(details={"scores": {"grammar": grammar, **({"bits_per_byte": language} if toy.test else {})}})
 
 
-def scores(folder: Path, bits: list[float], *, test: bool = True) -> tuple[Artifact, Config]:
+def scores(folder: Path, bits: list[float], *, test: bool = True, items: int = 100) -> tuple[Artifact, Config]:
     workspace = Workspace.open(folder)
-    config = Config(toy=Toy(bits=bits, test=test))
+    config = Config(toy=Toy(bits=bits, test=test, items=items))
     ref = execute(workspace, Stage("validate", 1, "pure", "test_gate:scored", sections=("toy",)), config, {})
     return workspace.store.artifact(ref.key), config
 
@@ -84,3 +86,27 @@ def test_a_first_model_without_test_text_is_not_promoted(tmp_path: Path) -> None
     verdict = against_chance(untested, config)
     assert verdict["outcome"] == "fail"
     assert any("was not scored" in reason for reason in verdict["reasons"])
+
+
+def test_few_items_are_no_evidence(tmp_path: Path) -> None:
+    for items, outcome in ((29, "fail"), (30, "pass")):
+        first, config = scores(tmp_path / f"first{items}", [200.0] * 10, items=items)
+        verdict = against_chance(first, config)
+        assert verdict["outcome"] == outcome
+        assert any("29 items" in reason for reason in verdict["reasons"]) == (items == 29)
+    champion, _ = scores(tmp_path / "champion", [210.0] * DOCUMENTS)
+    for pairs, outcome in ((19, "not_enough_evidence"), (20, "pass")):
+        candidate, config = scores(tmp_path / f"candidate{pairs}", [200.0] * pairs)
+        verdict = against_champion(candidate, champion, config)
+        assert verdict["outcome"] == outcome
+        assert ("19 items" in verdict["reasons"][0]) == (pairs == 19)
+
+
+def test_a_champion_without_a_score_gives_a_verdict_in_plain_numbers(tmp_path: Path) -> None:
+    candidate, config = scores(tmp_path / "a", [200.0] * DOCUMENTS)
+    for name, bits in (("zero", [0.0] * DOCUMENTS), ("nearly", [0.0] * (DOCUMENTS - 1) + [1.0])):
+        champion, _ = scores(tmp_path / name, bits)
+        verdict = against_champion(candidate, champion, config)
+        assert verdict["outcome"] == "not_enough_evidence"
+        assert "is 0, or nearly" in verdict["reasons"][0]
+        json.dumps(verdict, allow_nan=False)
