@@ -106,21 +106,29 @@ def supply(workspace: Workspace, record: RunRecord, chosen: Selection, *, lender
     Raises:
         NotFoundError: no run has what is needed.
     """
+    _lend(workspace, record, lent(workspace, chosen, lender=lender, besides=record.run_id))
+
+
+def lent(workspace: Workspace, chosen: Selection, *, lender: str = "", besides: str = "") -> dict[str, ArtifactRef]:
+    """What `supply` would take, without taking it; `besides`: a run that cannot lend.
+
+    Raises:
+        NotFoundError: no run has what is needed.
+    """
     needed = {name for stage in chosen.stages for name in BY_NAME[stage].reads} & set(chosen.supplied)
     book = RunBook(workspace.runs_folder)
     candidates: Sequence[RunRecord] = [book.load(lender)] if lender else list(reversed(list(book.all())))
     reason = "no earlier run is known"
     for candidate in candidates:
         refs = {name: ref for name in chosen.supplied if (ref := candidate.ref(name))}
-        if candidate.run_id == record.run_id:
+        if candidate.run_id == besides:
             continue
         if missing := sorted(needed - refs.keys()):
             reason = f"run {candidate.run_id} has no finished {missing[0]}"
         elif gone := _not_intact(workspace, {name: refs[name] for name in needed}):
             reason = f"run {candidate.run_id}: {gone}"
         else:
-            _lend(workspace, record, refs)
-            return
+            return refs
     raise NotFoundError(
         reason, where=f"inputs of {chosen.stages[0]}", fix="run without --from and --only: what is intact is reused"
     )
@@ -137,14 +145,23 @@ def supply_recorded(workspace: Workspace, record: RunRecord, source: str) -> Non
     """
     if Path(source).suffix == ".json":
         _lend(workspace, record, import_recorded(workspace, Path(source), RECORDED))
-        return
+    else:
+        _lend(workspace, record, recorded_of(workspace, source))
+
+
+def recorded_of(workspace: Workspace, source: str) -> dict[str, ArtifactRef]:
+    """The outputs of calibrate, tune and plan of a run, if they are intact.
+
+    Raises:
+        NotFoundError: no such run, or it did not finish these stages, or they are not intact.
+    """
     lender = RunBook(workspace.runs_folder).load(source)
     refs = {name: ref for name in RECORDED if (ref := lender.ref(name))}
     if missing := [name for name in RECORDED if name not in refs]:
         raise NotFoundError(f"run {lender.run_id} has no finished {missing[0]}", where="--recorded", fix="name a run that has")
     if gone := _not_intact(workspace, refs):
         raise NotFoundError(f"run {lender.run_id}: {gone}", where="--recorded", fix="name another run")
-    _lend(workspace, record, refs)
+    return refs
 
 
 def _not_intact(workspace: Workspace, refs: dict[str, ArtifactRef]) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import MillraceError
+from pipeline_lib.run import RECORDED, Selection, lent, recorded_of
 from pipeline_lib.stages import STAGES
 from pipeline_lib.workspace.artifact import Manifest
+from pipeline_lib.workspace.recorded import exported
 from pipeline_lib.workspace.resolve import resolve
 from pipeline_lib.workspace.stage import Stage, input_digests, look, parameters_of, recipe_fingerprint
 from pipeline_lib.workspace.workspace import Workspace
 
-State = Literal["would run", "reused", "stale", "damaged", "unknown"]
+State = Literal["would run", "reused", "stale", "damaged", "unknown", "supplied", "not asked"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class StageStatus:
 
     `would run`: nothing was made yet, or a test of the stage's own refuses reuse. `stale`: there is an artifact, of another
     recipe. `damaged`: there is one of this recipe, and it is not intact. `unknown`: an input would be made first.
+    `supplied`: another run's or a file's is taken as it is. `not asked`: outside of the selected stages.
     """
 
     stage: str
@@ -33,24 +37,51 @@ class StageStatus:
     @property
     def runs(self) -> bool:
         """Whether the stage would (or may) do work."""
-        return self.state != "reused"
+        return self.state not in {"reused", "supplied", "not asked"}
 
 
-def status(workspace: Workspace, config: PipelineConfig) -> list[StageStatus]:
-    """Every stage in order. Nothing is made, moved or protected.
+def status(
+    workspace: Workspace, config: PipelineConfig, *, chosen: Selection | None = None, recorded: str = ""
+) -> list[StageStatus]:
+    """Every stage in order. Nothing is made or moved.
+
+    Args:
+        workspace: where it would run.
+        config: the configuration.
+        chosen: which stages would run; None: all.
+        recorded: the run or file that would supply calibrate, tune and plan.
 
     Raises:
-        NotFoundError: the configuration names a champion whose artifact is gone.
+        NotFoundError: the configuration names a champion whose artifact is gone; nothing can supply what is asked.
+        ConfigError: the file is no export.
     """
     resolved, _ = resolve(config, workspace)
-    manifests: dict[str, Manifest] = {}
+    manifests = _supplied(workspace, chosen, recorded)
     found = []
     for stage in STAGES:
+        if stage.name in manifests:
+            found.append(StageStatus(stage.name, "supplied", "taken as it is", manifests[stage.name].key))
+            continue
+        if chosen and stage.name not in chosen.stages:
+            found.append(StageStatus(stage.name, "not asked", "outside of the selected stages"))
+            continue
         one = _of_stage(workspace, stage, resolved, manifests)
+        if chosen and stage.name in chosen.force and one.state != "unknown":
+            one = StageStatus(stage.name, "would run", "forced", one.key)
         if one.state == "reused":
             manifests[stage.name] = workspace.store.manifest(one.key)
         found.append(one)
     return found
+
+
+def _supplied(workspace: Workspace, chosen: Selection | None, recorded: str) -> dict[str, Manifest]:
+    refs = lent(workspace, chosen) if chosen and chosen.supplied else {}
+    given = {name: workspace.store.manifest(ref.key) for name, ref in refs.items() if workspace.store.has(ref.key)}
+    if recorded.endswith(".json"):
+        return given | exported(Path(recorded), RECORDED)
+    if recorded:
+        given |= {name: workspace.store.manifest(ref.key) for name, ref in recorded_of(workspace, recorded).items()}
+    return given
 
 
 def _of_stage(workspace: Workspace, stage: Stage, config: PipelineConfig, manifests: Mapping[str, Manifest]) -> StageStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,22 +55,24 @@ def run(
     from pipeline_lib.config.paths import allow
     from pipeline_lib.extensions import check_extensions
     from pipeline_lib.run import selection
+    from pipeline_lib.workspace.runs import RunBook
 
     file = config or default_pipeline()
-    selection(from_stage=from_stage, only=only, until=until, force=force, recorded=bool(recorded))
+    chosen = selection(from_stage=from_stage, only=only, until=until, force=force, recorded=bool(recorded))
     loaded = load_config(file, overrides, sample=sample)
     check_extensions(loaded)
     workspace = home()
     if dry_run:
         from flows.cli.workspace import print_status
 
-        print_status(workspace, loaded, as_json=as_json)
+        print_status(workspace, loaded, as_json=as_json, chosen=chosen, recorded=recorded)
         return
+    if recorded and not recorded.endswith(".json"):
+        RunBook(workspace.runs_folder).load(recorded)  # refused before a run is opened
     allow([file.absolute().parent])  # a person named the file here, so its folder is allowed to the run, too
     if recorded.endswith(".json"):
         allow([Path(recorded).absolute().parent])
-    if not as_json:
-        _announce(workspace, loaded)
+    _announce(workspace, loaded, say=show.warn if as_json else show.say)
     from flows.launch import launch
 
     record = launch(
@@ -145,8 +148,9 @@ def _allow_what_it_had(record: RunRecord) -> None:
         allow([Path(recorded).absolute().parent])
 
 
-def _announce(workspace: Workspace, config: PipelineConfig) -> None:
-    """The first line, before anything heavy is imported: how long at most, until when, how much disk.
+def _announce(workspace: Workspace, config: PipelineConfig, *, say: Callable[[str], None]) -> None:
+    """The first line, before anything heavy is imported: how long at most, until when, how much disk (beside JSON: on standard
+    error).
 
     Raises:
         RefusedError: the disk is too small for what the run is expected to write.
@@ -168,7 +172,7 @@ def _announce(workspace: Workspace, config: PipelineConfig) -> None:
         disk = require_disk(
             workspace, config, reused=[stage.stage for stage in status(workspace, config) if stage.state == "reused"]
         )
-    show.say(
+    say(
         f"{config.name}: at most {window} (until {end.astimezone():%Y-%m-%d %H:%M:%S %Z}), about {show.size(disk.total)} of disk "
         f"({show.size(free_bytes(workspace))} free), in {show.path(workspace.root)}"
     )

@@ -13,6 +13,7 @@ from flows.cli.command import CARE, LOOK, Json, Set, command, home
 
 if TYPE_CHECKING:
     from pipeline_lib.config.pipeline import PipelineConfig
+    from pipeline_lib.run import Selection
     from pipeline_lib.workspace.workspace import Workspace
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Pipeline YAML (default: the quickstart).")]
@@ -35,11 +36,13 @@ def status(config: Config = None, overrides: Set = [], as_json: Json = False) ->
     print_status(home(), load_config(config or default_pipeline(), overrides), as_json=as_json)
 
 
-def print_status(workspace: Workspace, config: PipelineConfig, *, as_json: bool) -> None:
-    """Every stage's state, for `status` and `run --dry-run`."""
+def print_status(
+    workspace: Workspace, config: PipelineConfig, *, as_json: bool, chosen: Selection | None = None, recorded: str = ""
+) -> None:
+    """Every stage's state, for `status` and `run --dry-run` (which knows a selection)."""
     from pipeline_lib.status import status as status_of
 
-    stages = status_of(workspace, config)
+    stages = status_of(workspace, config, chosen=chosen, recorded=recorded)
     if as_json:
         show.json_out([asdict(stage) for stage in stages])
     else:

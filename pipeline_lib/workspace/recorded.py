@@ -52,16 +52,28 @@ def import_recorded(workspace: Workspace, path: Path, names: Collection[str]) ->
         ConfigError: the file is not an export, or misses a stage.
         DamagedError: its bytes are not what they say.
     """
+    return {name: _import(workspace, manifest, files) for name, (manifest, files) in _read(path, names).items()}
+
+
+def exported(path: Path, names: Collection[str]) -> dict[str, Manifest]:
+    """The manifests in an exported file.
+
+    Raises:
+        ConfigError: the file is not an export, or misses a stage.
+    """
+    return {name: manifest for name, (manifest, _) in _read(path, names).items()}
+
+
+def _read(path: Path, names: Collection[str]) -> dict[str, tuple[Manifest, dict[str, str]]]:
     try:
         value = read_json(path)
         if value["format"] != EXPORT_FORMAT:
             raise ConfigError(f"format {value['format']} is not known here", where=str(path), fix="export it again")
-        found = {name: (Manifest.from_json(value["stages"][name]["manifest"]), value["stages"][name]["files"]) for name in names}
+        return {name: (Manifest.from_json(value["stages"][name]["manifest"]), value["stages"][name]["files"]) for name in names}
     except MillraceError:
         raise
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"not an export of recorded stages ({error!r})", where=str(path)) from error
-    return {name: _import(workspace, manifest, files) for name, (manifest, files) in found.items()}
 
 
 def _import(workspace: Workspace, manifest: Manifest, files: dict[str, str]) -> ArtifactRef:

@@ -123,6 +123,8 @@ def test_status_and_dry_run_say_what_would_happen_and_do_nothing(workspace: Work
     assert states["ingest"]["state"] != "reused"
     assert states["ingest"]["why"]
     assert read("run", "--dry-run") == list(states.values())
+    chosen = {stage["stage"]: stage["state"] for stage in read("run", "--dry-run", "--until", "ingest", "--force")}
+    assert chosen == {**dict.fromkeys(chosen, "not asked"), "suites": "would run", "ingest": "would run"}
     assert sorted(path for path in workspace.root.rglob("*") if path.is_file()) == before
     assert len(RunBook(workspace.runs_folder).ids()) == 1
 
