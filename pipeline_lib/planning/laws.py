@@ -73,6 +73,25 @@ def optimal_parameters(flops: float) -> float:
     return float(g * (flops / 6) ** (LOSS_BETA / total))
 
 
+def size_advice(parameters: float, tokens: float) -> str:
+    """In words: how the loss law would share this training's operations between parameters and tokens; advice, nothing more.
+
+    Args:
+        parameters: non-embedding parameters.
+        tokens: training tokens.
+    """
+    flops = training_flops(parameters, tokens)
+    best = optimal_parameters(flops)
+    enough = flops / (6 * best)
+    gain = 1 - loss(best, enough) / loss(parameters, tokens)
+    advice = (
+        f"the same operations spent on {best:.2g} parameters and {enough:.2g} tokens would lower the loss by {gain:.1%} "
+        f"({LOSS_LAW.name}, {LOSS_LAW.source})"
+    )
+    remark = LOSS_LAW.remark(parameters, tokens) or LOSS_LAW.remark(best, enough)
+    return f"{advice}; {remark}" if remark else advice
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A number and why it is this one."""

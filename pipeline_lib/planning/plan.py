@@ -15,6 +15,7 @@ from pipeline_lib.planning import laws
 from pipeline_lib.planning.forecast import Promise, forecast_loss, widened
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
 from pipeline_lib.planning.profiles import choose_profile
+from pipeline_lib.planning.recalled import features_asked, in_words, recall
 from pipeline_lib.planning.window import (
     AFTER_TRAINING_SECONDS,
     SUITE_TOKENS,
@@ -78,6 +79,8 @@ def plan(
         optimizer=train.optimizer,
         lora=train.lora,
     )
+    asked = features_asked(real, train, data, parameters.total)
+    recalled = recall(run, asked, float(profile["tokens_per_second"]))
     parts = window_parts(window, draft)
     details: dict[str, Any] = {
         "steps": draft.fit.steps,
@@ -108,6 +111,8 @@ def plan(
         "learning_rate_why": rate.why,
         "batch_tokens_of_the_law": round(laws.step_law_batch_tokens(tokens)),
         "flops": laws.training_flops(parameters.total, tokens),
+        "size_advice": laws.size_advice(parameters.without_embeddings, tokens),
+        "recalled": recalled,
         "gave_up": draft.gave_up,
         "window": [[part, round(seconds, 3)] for part, seconds in parts.items()],
         "memory_terms": estimate.terms,
@@ -330,4 +335,6 @@ def _summary(parts: Mapping[str, float], details: Mapping[str, Any]) -> SummaryT
         f"{details['steps']} steps of {details['batch_sequences']} sequences, {details['epochs']:.2f} epochs, "
         f"learning rate {details['learning_rate']:.2e}; limit: {details['limit']}"
     )
+    if words := in_words(details["recalled"]):
+        title += f"; {words}"
     return SummaryTable(("part", "seconds"), rows, title)

@@ -93,3 +93,13 @@ def test_a_model_larger_than_the_machine_is_refused_before_any_work(tmp_path):
     huge = Config(model=ModelConfig(width=65536, depth=400, heads=64, ffn_width=262144))
     with pytest.raises(RefusedError, match="GiB even with the smallest profile"):
         run_stages(Workspace.open(tmp_path), {}, "calibrate", huge, services=None)
+
+
+def test_size_advice_names_the_optimum_and_its_range():
+    best = laws.optimal_parameters(6 * 1e9 * 2e10)
+    assert "by 0.0%" in laws.size_advice(best, 2e19 / best)
+    wasteful = laws.size_advice(1e10, 2e9)
+    assert f"{best:.2g} parameters" in wasteful
+    assert "by 0.0%" not in wasteful
+    assert "extrapolated" not in wasteful
+    assert "extrapolated" in laws.size_advice(2e6, 5e6)

@@ -1,0 +1,83 @@
+"""What memory says about a training like this one, for `plan` to copy into its output: advice, and a check of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline_lib.config.model import ModelConfig, TrainConfig
+from pipeline_lib.memory.recall import guess_throughput, nearest
+from pipeline_lib.workspace.machine import machine_identity
+from pipeline_lib.workspace.runs import RunBook
+from pipeline_lib.workspace.stage import StageRun
+
+LIKE_RUNS = 3  # shown to people
+UNLIKE_SPEED = 0.3  # a calibrated speed further from the recalled one than this share is an event
+
+
+def features_asked(model: ModelConfig, train: TrainConfig, data: Mapping[str, Any], parameters: int) -> dict[str, float | str]:
+    """What is known of a training before it runs, under the names of `workspace.features`.
+
+    Args:
+        model: with the numbers of the model that is really trained.
+        train: its optimizer.
+        data: details of `fill_gaps`.
+        parameters: of the model, all of them.
+    """
+    machine = machine_identity()
+    return {
+        "family": model.family,
+        "width": model.width,
+        "depth": model.depth,
+        "parameters": parameters,
+        "vocabulary_size": int(data["vocabulary_size"]),
+        "sequence_length": int(data["sequence_length"]),
+        "optimizer": train.optimizer,
+        "cpu": machine["cpu"],
+        "cores": machine["cores"],
+        "gpu": ", ".join(machine["gpus"]),
+    }
+
+
+def recall(run: StageRun, asked: Mapping[str, float | str], calibrated_rate: float) -> dict[str, Any]:
+    """The most similar past runs, the speed they let expect, and what was calibrated against it (1: the same).
+
+    Says an event when the two differ by more than `UNLIKE_SPEED`: another process may be at work on this machine.
+
+    Args:
+        run: the stage run of `plan`.
+        asked: see `features_asked`.
+        calibrated_rate: tokens a second of the chosen profile.
+
+    Returns:
+        {"asked", "runs": [{"run_id", "distance", "reasons", "doubts"}], "tokens_per_second": {"value", "low", "high", "runs"} or
+        {}, "calibrated_share"}.
+    """
+    past = [record for record in RunBook(run.workspace.runs_folder).all() if record.outcome != "running"]
+    like = nearest(asked, LIKE_RUNS, past)
+    guess = guess_throughput(asked, past)
+    found: dict[str, Any] = {
+        "asked": dict(asked),
+        "runs": [
+            {"run_id": n.run_id, "distance": round(n.distance, 4), "reasons": list(n.reasons), "doubts": list(n.doubts)}
+            for n in like
+        ],
+        "tokens_per_second": {},
+        "calibrated_share": 1.0,
+    }
+    if guess:
+        share = calibrated_rate / guess.value
+        numbers = {"value": round(guess.value, 1), "low": round(guess.low, 1), "high": round(guess.high, 1)}
+        found |= {"tokens_per_second": {**numbers, "runs": list(guess.runs)}, "calibrated_share": round(share, 4)}
+        if abs(share - 1) > UNLIKE_SPEED:
+            why = "is the machine busy?" if share < 1 else "it was busy then, or has changed"
+            run.event("speed_differs", calibrated=round(calibrated_rate, 1), recalled=numbers["value"], why=why)
+    return found
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """One clause for the plan's summary; "" when no past run can tell."""
+    if not (rate := found["tokens_per_second"]):
+        return ""
+    seen = f"{rate['value']:,.0f} tokens/s ({rate['low']:,.0f} to {rate['high']:,.0f})"
+    return f"{len(rate['runs'])} past runs like it let expect {seen}, {found['calibrated_share']:.0%} of that calibrated"
