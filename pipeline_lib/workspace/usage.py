@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import glob
+import json
+import math
 import os
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.errors import MillraceError, RefusedError
 from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.resolve import key_of, read_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ PER_TEXT_BYTE = {
     "fill_gaps": 0.45,
 }
 FIXED = {"suites": 2_000_000, "calibrate": 1_000_000, "tune": 2_000_000, "plan": 100_000, "validate": 5_000_000}
+LONGEST_HEADER = 100_000_000  # bytes; the safetensors format allows no longer one
 BYTES_PER_PARAMETER = 4  # fp32 weights; a checkpoint also holds two Adam moments
 
 
@@ -112,20 +116,58 @@ def source_bytes(source: SourceConfig) -> int:
     return min(limit, sum(folder_bytes(item) for item in found))
 
 
-def model_parameters(config: PipelineConfig) -> int:
-    """Parameters of a Llama-style model with the configured numbers: embeddings, attention, gated feed-forward, norms."""
+def model_parameters(config: PipelineConfig, workspace: Workspace | None = None) -> int:
+    """Parameters of the model: what the files of its start hold; else, from scratch, a Llama-style model of these numbers.
+
+    Args:
+        config: `model.start` may still be the word `champion`.
+        workspace: where artifacts are looked up; without it, and where the start cannot be read, the numbers count.
+    """
+    if held := sum(_header_parameters(path) for path in _start_files(config.model.start, workspace)):
+        return held
     model, vocabulary = config.model, config.tokenizer.vocabulary_size
     kv = (model.kv_heads or model.heads) * (model.width // model.heads)
     layer = 2 * model.width * model.width + 2 * model.width * kv + 3 * model.width * model.ffn_width + 2 * model.width
     return vocabulary * model.width * (1 if model.tied_embeddings else 2) + model.depth * layer + model.width
 
 
-def disk_by_factors(config: PipelineConfig) -> dict[str, int]:
+def _start_files(start: str, workspace: Workspace | None) -> list[Path]:
+    """The safetensors files that a model starts from, none from scratch."""
+    if start == "scratch":
+        return []
+    try:
+        key = key_of(start)
+        if workspace and start == "champion":
+            key = str(read_champion(workspace).get("champion", {}).get("train", ""))
+        if not key:
+            return sorted(Path(start).expanduser().glob("*.safetensors"))
+        entries = workspace.store.manifest(key).files if workspace else []
+        paths = [(entry.home or key, entry.path) for entry in entries if entry.table == "model"]
+        return [workspace.store.place(*path) for path in paths if path[1].endswith(".safetensors")] if workspace else []
+    except MillraceError:  # said by the stage that needs it; here it is only an estimate
+        return []
+
+
+def _header_parameters(path: Path) -> int:
+    """Elements of all tensors, from the header of a safetensors file: 8 bytes of its length, then JSON with the shapes."""
+    try:
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if length > LONGEST_HEADER:
+                return 0
+            header: dict[str, dict[str, Any]] = json.loads(handle.read(length))
+        return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
+
+
+def disk_by_factors(config: PipelineConfig, workspace: Workspace | None = None) -> dict[str, int]:
     """Bytes by stage from the sources' sizes and the stated factors."""
     text = sum(source_bytes(source) for source in config.ingest.sources)
-    weights = model_parameters(config) * BYTES_PER_PARAMETER
-    # checkpoints: those that are kept and the one that is being written, each weights and two moments; then the model itself
-    training = weights * 3 * (config.train.keep_checkpoints + 1) + weights
+    weights = model_parameters(config, workspace) * BYTES_PER_PARAMETER
+    # checkpoints: those that are kept and the one that is being written, each weights and two moments; then the model itself,
+    # and MLflow's copy of it
+    training = weights * 3 * (config.train.keep_checkpoints + 1) + weights * (2 if config.tracking.enabled else 1)
     return {**{name: int(text * factor) for name, factor in PER_TEXT_BYTE.items()}, **FIXED, "train": training}
 
 
@@ -140,11 +182,11 @@ def disk_estimate(workspace: Workspace, config: PipelineConfig, *, reused: Colle
         config: the configuration.
         reused: stages that will not run, because their artifacts are there (`status` knows).
     """
-    now = disk_by_factors(config)
+    now = disk_by_factors(config, workspace)
     basis = "source sizes and stated factors"
     for record in reversed(list(RunBook(workspace.runs_folder).all())):
         if record.outcome == "completed" and record.pipeline == config.name and (real := _real_sizes(workspace, record)):
-            then = disk_by_factors(type(config).model_validate(record.config))
+            then = disk_by_factors(type(config).model_validate(record.config), workspace)
             now |= {name: int(size * max(1.0, now[name] / max(then[name], 1))) for name, size in real.items() if name in now}
             basis = f"sizes of run {record.run_id}"
             break
@@ -160,6 +202,8 @@ def _real_sizes(workspace: Workspace, record: RunRecord) -> dict[str, int]:
             except MillraceError:
                 continue
             sizes[name] = sum(entry.size for entry in manifest.files)
+            if name == "train" and record.config.get("tracking", {}).get("enabled", True):  # MLflow's copy
+                sizes[name] += sum(entry.size for entry in manifest.files if entry.table == "model")
             if name == "fill_gaps":  # its bytes lie in the cache, under the name of its pack artifact
                 pack = str(manifest.inputs.get("pack", {}).get("key", "")).partition("/")[2].partition(".")[0]
                 sizes[name] += folder_bytes(workspace.cache_folder / pack) if pack else 0

@@ -1,5 +1,6 @@
 """Verification, disk usage and estimates."""
 
+import json
 import shutil
 
 import pytest
@@ -74,6 +75,18 @@ def test_the_estimate_follows_the_sources_and_the_model(workspace, tmp_path):
 def test_parameters_are_those_of_the_real_model():
     """4096 · 192 + 4 · (4 · 192² + 3 · 192 · 512 + 2 · 192) + 192, counted by hand."""
     assert model_parameters(PipelineConfig()) == 786432 + 4 * (147456 + 294912 + 384) + 192
+
+
+def test_parameters_of_a_start_are_those_in_its_files(workspace, tmp_path):
+    header = {"a": {"dtype": "F32", "shape": [1000, 48]}, "b": {"dtype": "F32", "shape": [48]}, "__metadata__": {"format": "pt"}}
+    text = json.dumps(header).encode()
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    given = sized(1000, tmp_path / "a", model={"start": str(tmp_path / "base")})
+    assert model_parameters(given) == 48_048
+    assert disk_estimate(workspace, given).stages["train"] % 48_048 == 0
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"\xff" * 100)
+    assert model_parameters(given) == model_parameters(PipelineConfig())
 
 
 def test_real_sizes_count_when_there_are_some(workspace, tmp_path):
