@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from packaging.requirements import Requirement
 from flows.environment import answers, running_servers, server_url
 from pipeline_lib.config.resources import TrackingConfig
 from pipeline_lib.errors import MillraceError
+from pipeline_lib.hardware.machine import describe
 from pipeline_lib.secrets import told
 from pipeline_lib.tracking.server import shown, tracking_uri
 from pipeline_lib.workspace.runs import RunBook
@@ -49,21 +49,28 @@ def examine(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _machine(workspace: Workspace) -> Iterator[Finding]:
-    import psutil
-
     version = f"Python {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     fit = sys.version_info >= (3, 11)
     yield Finding("python", "ok" if fit else "bad", version, "" if fit else "install Python 3.11 or newer")
-    memory = psutil.virtual_memory().total / 2**30
-    what = f"{len(os.sched_getaffinity(0))} cores, {memory:.1f} GiB of memory"
-    little = memory < LITTLE_MEMORY_GIB
-    fix = f"{LITTLE_MEMORY_GIB:g} GiB are wanted: lower resources.memory_gib and execution.workers"
-    yield Finding("machine", "warn" if little else "ok", what, fix if little else "")
+    yield _hardware()
     free = shutil.disk_usage(workspace.root).free / 1e9
     state: Literal["ok", "warn", "bad"] = "ok" if free >= ENOUGH_DISK_GB else "warn" if free >= LITTLE_DISK_GB else "bad"
     yield Finding(
         "disk", state, f"{free:.0f} GB free at {workspace.root}", "" if state == "ok" else "`millrace gc` shows what could go"
     )
+
+
+def _hardware() -> Finding:
+    try:
+        machine = describe()
+    except (ImportError, OSError) as error:  # a library that torch loads is missing or of another system
+        return Finding("machine", "bad", f"torch cannot be loaded: {told(error)}", "install from the lock file: `make install`")
+    memory = machine.memory_bytes / 2**30
+    gpus = ", ".join(f"{gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in machine.gpus) or "no GPU"
+    what = f"{machine.cpu}, {machine.cores} cores, {memory:.1f} GiB of memory, {gpus}, bf16: {machine.bf16}"
+    little = memory < LITTLE_MEMORY_GIB
+    fix = f"{LITTLE_MEMORY_GIB:g} GiB are wanted: lower resources.memory_gib and execution.workers"
+    return Finding("machine", "warn" if little else "ok", what, fix if little else "")
 
 
 def _versions() -> Iterator[Finding]:
