@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline_lib.config.model import PackConfig, TokenizerConfig
+from pipeline_lib.errors import StageFailedError
 from pipeline_lib.packing.cache import Recipe, cache_folder, chunks_table, remember
 from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings
 from pipeline_lib.packing.ranges import SIDES, Range, plan_ranges, plan_rows, ranges_of
@@ -38,12 +39,13 @@ def pack(run: StageRun, *, pack: PackConfig, tokenizer: TokenizerConfig) -> Outc
     """Fix rows and ranges, train or copy the tokenizer, make the chunks that are not there yet.
 
     Raises:
-        StageFailedError: nothing to pack, or documents that do not belong to the selection.
+        StageFailedError: a side without documents, or documents that do not belong to the selection.
         ConfigError: `tokenizer.source` names no tokenizer.
     """
     documents = tuple(run.input("ingest").files("documents"))
     selection = read_tables(run.input("select").files("selection"))
     rows = plan_rows(selection, documents)
+    _refuse_empty_sides(rows)
     ranges_table = plan_ranges(rows, pack.range_tokens)
     rows_file = run.path("rows", "rows.parquet")
     write_table(rows, rows_file)
@@ -77,6 +79,18 @@ def pack(run: StageRun, *, pack: PackConfig, tokenizer: TokenizerConfig) -> Outc
             **{name: {side: values[name] for side, values in sides.items()} for name in columns[:4]},
         },
     )
+
+
+def _refuse_empty_sides(rows: pa.Table) -> None:
+    """Without dev training cannot tell when it is done, without test nothing is ever promoted: better told before the work."""
+    found = set(pc.unique(rows["side"]).to_pylist())
+    if empty := [side for side in SIDES if side not in found]:
+        raise StageFailedError(
+            f"no document to pack on the side {' and '.join(empty)} ({rows.num_rows} in all)",
+            where="select",
+            fix="more documents (more sources, a larger `max_mb`, `ingest.sample` or `select.target_tokens`, looser "
+            "`score.rules`) or a larger `split.dev_share`, `split.test_share` or `split.floor_per_domain`",
+        )
 
 
 def _tokenizer(run: StageRun, config: TokenizerConfig, rows: pa.Table, documents: Sequence[Path]) -> tuple[Path, TokenizerFacts]:

@@ -1,18 +1,16 @@
-"""Packed sequences as a map-style torch dataset, and the sampler whose state is one integer."""
+"""Packed sequences as a map-style torch dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from pipeline_lib.packing.cache import read_chunks
 from pipeline_lib.packing.chunk import ChunkFacts
-from pipeline_lib.packing.order import between
 from pipeline_lib.packing.sequences import PackedSequence, SequenceReader
 
 IGNORED = -100  # the label that no loss looks at
@@ -66,34 +64,3 @@ def as_tensors(sequence: PackedSequence, length: int, pad_id: int) -> dict[str, 
     positions = np.arange(length, dtype=np.int64) - np.repeat(starts, lengths)
     arrays = {"input_ids": tokens, "position_ids": positions, "labels": labels, "document_lengths": lengths}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def collate(batch: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Stack sequences into [batch, L] tensors: input_ids, position_ids, labels.
-
-    There is no attention mask on purpose: with none and no cache, the model separates documents by their positions; an all-ones
-    mask would let them see each other.
-    """
-    return {name: torch.stack([item[name] for item in batch]) for name in ("input_ids", "position_ids", "labels")}
-
-
-class PositionSampler(Sampler[int]):
-    """Positions `start`…`stop`-1 of the endless stream of epochs; a resumed run starts at the position it had reached."""
-
-    def __init__(self, n: int, seed: int, *, start: int = 0, stop: int | None = None) -> None:
-        self.n, self.seed, self.start = n, seed, start
-        self.stop = (start // n + 1) * n if stop is None else stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[int]:
-        at = self.start
-        while at < self.stop:
-            until = min(self.stop, (at // self.n + 1) * self.n)
-            yield from between(self.n, self.seed, at, until).tolist()
-            at = until
-
-    def state_dict(self, consumed: int) -> dict[str, Any]:
-        """The state after `consumed` more sequences: one integer, and what it counts in."""
-        return {"position": self.start + consumed, "n": self.n, "seed": self.seed}

@@ -107,7 +107,6 @@ TRIALS = _schema(  # one row a trial of the search, in the order they were made
 
 TABLES = {
     "documents": DOCUMENTS, "edits": EDITS, "ids": IDS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS,
-    "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "splits": SPLITS, "selection": SELECTION, "steps": STEPS,
-    "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
-    "trials": TRIALS,
+    "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "splits": SPLITS, "selection": SELECTION,
+    "steps": STEPS, "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS, "trials": TRIALS,
 }  # fmt: skip

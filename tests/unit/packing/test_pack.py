@@ -236,6 +236,13 @@ def test_refusals_say_what_is_wrong(tmp_path: Path) -> None:
         plan_rows(selection(["new"]), [documents])
 
 
+@pytest.mark.parametrize(("documents", "told"), [(8, "the side test "), (5, "the side dev and test ")])
+def test_an_empty_side_is_refused_before_the_work(tmp_path: Path, documents: int, told: str) -> None:
+    with pytest.raises(StageFailedError, match=told) as refused:
+        run_toy(tmp_path, Toy(toy=ToyCorpus(documents=documents)), until="pack")
+    assert "split.test_share" in refused.value.fix
+
+
 def test_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
     _, made = run_toy(tmp_path, until="pack")
     encoder = Encoder(made["pack"].files("tokenizer")[0])
