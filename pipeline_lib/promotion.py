@@ -8,10 +8,11 @@ from typing import Any
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError, RefusedError
 from pipeline_lib.stages import BY_NAME
-from pipeline_lib.validation.gate import against_champion, against_chance
+from pipeline_lib.validation.gate import GATE_VERSION, against_champion, against_chance
 from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import read_json, write_json
+from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.resolve import read_champion, write_champion
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.services import Services, now
@@ -26,7 +27,8 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
 
     Returns:
         {"outcome": pass | fail | not_enough_evidence | same, "metric", "candidate", "champion", "difference", "reasons"}; the
-        same answer for ever for one pair of models, as the candidate was validated.
+        same answer for ever for one pair of models, as the candidate was validated, and one set of rules (`gate.metric`,
+        `gate.min_gain`).
     """
     train, validated = record.ref("train"), record.ref("validate")
     if train is None or validated is None:
@@ -35,7 +37,8 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
         )
     config = PipelineConfig.model_validate(record.config)
     champion = read_champion(workspace).get("champion", {})
-    mark = f"{validated.digest[:16]}-{champion.get('digest', 'none')[:16]}"
+    rules = fingerprint_of({**config.gate.model_dump(mode="json", include={"metric", "min_gain"}), "version": GATE_VERSION})
+    mark = f"{validated.digest[:16]}-{champion.get('digest', 'none')[:16]}-{rules[:8]}"
     path = workspace.root / "verdicts" / f"{mark}.json"
     if path.exists():
         return dict(read_json(path))

@@ -8,10 +8,12 @@ import pyarrow as pa
 
 from pipeline_lib.config.fields import Section, setting
 from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.promotion import decide
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import SCORES, SELECTION
 from pipeline_lib.validation.gate import against_champion, against_chance
 from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.runs import RunRecord, StageRecord
 from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -110,3 +112,18 @@ def test_a_champion_without_a_score_gives_a_verdict_in_plain_numbers(tmp_path: P
         assert verdict["outcome"] == "not_enough_evidence"
         assert "is 0, or nearly" in verdict["reasons"][0]
         json.dumps(verdict, allow_nan=False)
+
+
+def test_a_verdict_holds_until_the_rules_change(tmp_path: Path) -> None:
+    candidate, _ = scores(tmp_path, [200.0] * DOCUMENTS)
+    workspace = Workspace.open(tmp_path)
+    record = RunRecord("toy-1", "toy", config=PipelineConfig().model_dump(mode="json"))
+    record.stages = {name: StageRecord("made", ref=candidate.ref().to_json()) for name in ("train", "validate")}
+    first = decide(workspace, record)
+    assert first["outcome"] == "pass"
+    assert decide(workspace, record) == first
+    record.config["gate"]["metric"] = "never_scored"
+    assert decide(workspace, record)["outcome"] == "fail"
+    record.config["gate"]["metric"] = "bits_per_byte"
+    record.config["gate"]["approval"] = True  # no rule of the verdict
+    assert decide(workspace, record) == first
