@@ -27,6 +27,15 @@ def read_pipeline(path: str) -> dict[str, Any]:
     return {"config": load_config(Path(path)).model_dump(mode="json")}
 
 
+def deployed_modules() -> set[str]:
+    """The dotted extension modules of the pipelines that `prefect.yaml` deploys."""
+    if not PREFECT_FILE.exists():
+        return set()
+    steps = [step for one in yaml.safe_load(PREFECT_FILE.read_text())["deployments"] for step in one.get("build") or []]
+    files = {step["flows.deploy.read_pipeline"]["path"] for step in steps if "flows.deploy.read_pipeline" in step}
+    return {name for file in files for name in load_config(ROOT / file).execution.extensions}
+
+
 def prepare() -> None:
     """Make the process work pool, the limit of one training at a time, and the automation that finds killed runs."""
     from prefect.client.orchestration import get_client
@@ -82,9 +91,7 @@ def deploy(prefect_file: Path = PREFECT_FILE) -> None:
         raise ConfigError(f"{prefect_file} is missing", fix="run from a checkout of the repository: deployments are files in it")
     # Prefect deploys code that cannot be imported without a word
     for entry in {d["entrypoint"] for d in yaml.safe_load(prefect_file.read_text())["deployments"]}:
-        importlib.import_module(
-            entry.partition(":")[0].removesuffix(".py").replace("/", ".")
-        )  # Prefect deploys broken code silently
+        importlib.import_module(entry.partition(":")[0].removesuffix(".py").replace("/", "."))
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(prefect_file), "--all"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     if done.returncode:

@@ -16,6 +16,7 @@ from flows.listener import Listener, listening
 from flows.options import RunOptions
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import ConfigError
+from pipeline_lib.extensions import allow_modules
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -59,6 +60,7 @@ def launch(
         KeyboardInterrupt: a person stopped it; the record says cancelled and everything is resumable.
         MillraceError: it failed; the record, the report and Prefect are closed.
     """
+    allow_modules(config)
     options = _options(parent=parent, from_stage=from_stage, only=only, until=until, recorded=recorded, wait=wait)
     options = options.forced() if force else options
 
@@ -97,6 +99,7 @@ def rerun(
 
     parent = find(run_id, workspace)
     config = config_of(parent, overrides)
+    allow_modules(config)
     options = options_of(parent, stage=stage, force=force, wait=wait)
 
     def start() -> State[Any]:
@@ -116,6 +119,7 @@ def retry(run_id: str, *, workspace: Workspace, wait: bool = True, listener: Lis
 
     record = find(run_id, workspace)
     config = config_of(record)
+    allow_modules(config)
     options = _options(resume=record.run_id, wait=wait)
 
     def start() -> State[Any]:
@@ -131,6 +135,7 @@ def nightly(config: PipelineConfig, *, workspace: Workspace, listener: Listener 
 
     Raises: as `launch`.
     """
+    allow_modules(config)
 
     def start() -> State[Any]:
         from flows.nightly import nightly as flow

@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from prefect.states import Cancelled, Completed, Crashed
 
 from flows.approval import ask
+from flows.deploy import deployed_modules
 from flows.listener import listener
 from flows.options import RunOptions
 from flows.processes import no_children_left
@@ -26,7 +27,7 @@ from pipeline_lib.config.load import check_secrets
 from pipeline_lib.config.paths import allowed_roots, check_paths, refusal
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import ConfigError, RefusedError
-from pipeline_lib.extensions import check_extensions
+from pipeline_lib.extensions import check_extensions, check_modules
 from pipeline_lib.promotion import decide, promote
 from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
@@ -60,6 +61,7 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
     check_paths(config, allowed_roots(None, workspace.root))
     check_secrets(config)
     _check_recorded(options, workspace)
+    check_modules(config, deployed_modules)
     check_extensions(config)
     _check_disk(workspace, config, options)
     run = _open(workspace, config, options)

@@ -32,17 +32,19 @@ The digest of the defining module's source is part of the fingerprint of these s
 package that is every `.py` file in it; what a module imports from elsewhere is not covered. Import heavy packages
 (torch, transformers) inside the functions: modules are loaded even when every stage is reused.
 
-Configured modules are code and run with the rights of the pipeline; that is why their paths are restricted.
+Configured modules are code and run with the rights of the pipeline; that is why their paths are restricted, and why a form may
+name only modules that are listed in $MILLRACE_ALLOWED_MODULES or in a deployed pipeline.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from pipeline_lib.config.pipeline import PipelineConfig
 
 Kind = Literal["source", "signal", "rule_set", "model", "callback", "suite"]
+ALLOWED = "MILLRACE_ALLOWED_MODULES"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -221,6 +224,41 @@ def check_extensions(config: PipelineConfig) -> None:
             near = get_close_matches(name, known, 1)
             fix = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"there is no rule set {name!r}", where="score.rules", fix=fix)
+
+
+def allow_modules(config: PipelineConfig) -> None:
+    """Allow a configuration's dotted modules in this process and its children: for what a person at this machine has named."""
+    os.environ[ALLOWED] = ",".join(sorted({*_allowed(), *_dotted(config)}))
+
+
+def check_modules(config: PipelineConfig, deployed: Callable[[], Collection[str]] = tuple) -> None:
+    """Refuse dotted modules that nobody at this machine has named: a form could otherwise import anything that is installed.
+
+    Paths of `.py` files are restricted as all paths are (`config.paths`).
+
+    Args:
+        config: what is about to run.
+        deployed: the modules of the deployed pipelines; asked only where needed.
+
+    Raises:
+        ConfigError: names the first such module.
+    """
+    if unknown := [name for name in _dotted(config) if name not in _allowed()]:
+        known = deployed()
+        if refused := [name for name in unknown if name not in known]:
+            raise ConfigError(
+                "a form may not name this module",
+                where=f"execution.extensions: {refused[0]}",
+                fix=f"whoever runs the servers can list it in ${ALLOWED}, or in a deployed pipeline's YAML",
+            )
+
+
+def _dotted(config: PipelineConfig) -> list[str]:
+    return [name for name in config.execution.extensions if not name.endswith(".py")]
+
+
+def _allowed() -> list[str]:
+    return [name for part in os.environ.get(ALLOWED, "").split(",") if (name := part.strip())]
 
 
 def _kind(kind: str) -> Kind:

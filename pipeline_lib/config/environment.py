@@ -17,6 +17,9 @@ class Variable(NamedTuple):
 ENVIRONMENT: tuple[Variable, ...] = (
     Variable("MILLRACE_HOME", "The workspace: everything a pipeline made and knows", "./workspace"),
     Variable("MILLRACE_ALLOWED_ROOTS", "Further folders that configured paths may lie in, separated like $PATH", "none"),
+    Variable(
+        "MILLRACE_ALLOWED_MODULES", "Dotted modules that forms may name as execution.extensions, separated by commas", "none"
+    ),
     Variable("MILLRACE_STORE", "Where artifacts are kept: an fsspec URL such as s3://bucket/folder", "the workspace"),
     Variable("MILLRACE_MLFLOW_URI", "MLflow tracking server, goes before tracking.uri", "tracking.uri", True),
     Variable("MILLRACE_MLFLOW_DB", "Database URL of the MLflow server of `millrace up`", "a file in the workspace", True),

@@ -14,7 +14,16 @@ from pipeline_lib.config.model import ModelConfig
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.resources import ExecutionConfig
 from pipeline_lib.errors import ConfigError
-from pipeline_lib.extensions import active_extensions, check_extensions, digests, extension, extensions, load_extensions
+from pipeline_lib.extensions import (
+    active_extensions,
+    allow_modules,
+    check_extensions,
+    check_modules,
+    digests,
+    extension,
+    extensions,
+    load_extensions,
+)
 from pipeline_lib.run import run_plain
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.tables.schemas import SUITE_ITEMS
@@ -228,3 +237,13 @@ def test_a_run_uses_source_signal_rule_set_and_suite(tmp_path: Path) -> None:
     assert record.outcome == "completed"
     again = run_plain(workspace, config, until="score")
     assert {entry.state for entry in again.stages.values()} == {"reused"}
+
+
+def test_a_form_names_only_modules_that_somebody_at_the_machine_has_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLRACE_ALLOWED_MODULES", "ours.sources, ours.rules")
+    check_modules(config_with("ours.rules", "any/path.py"))
+    with pytest.raises(ConfigError, match=r"antigravity.*\n.*MILLRACE_ALLOWED_MODULES"):
+        check_modules(config_with("ours.rules", "antigravity"), lambda: {"deployed.module"})
+    check_modules(config_with("deployed.module"), lambda: {"deployed.module"})
+    allow_modules(config_with("antigravity"))  # the command line
+    check_modules(config_with("antigravity", "ours.sources"))
