@@ -60,7 +60,8 @@ def rollback(as_json: Json = False) -> None:
 
     workspace = home()
     state = go_back(workspace)
-    _mirror(workspace, RunBook(workspace.runs_folder).load(state["champion"]["run_id"]))
+    if run_id := state["champion"].get("run_id"):
+        _mirror(workspace, RunBook(workspace.runs_folder).load(run_id))
     _show(state, as_json=as_json)
 
 
@@ -78,7 +79,12 @@ def _show(state: dict[str, Any], *, as_json: bool) -> None:
         show.say("no champion yet: the first model that beats chance becomes it")
         return
     rows = [
-        [name, entry["run_id"], entry["train"], entry["promoted"][:19].replace("T", " "), entry["by"]]
+        [
+            name,
+            *(str(entry.get(key, "?")) for key in ("run_id", "train")),
+            str(entry.get("promoted", "?"))[:19].replace("T", " "),
+            str(entry.get("by", "?")),
+        ]
         for name in ("champion", "previous")
         if (entry := state.get(name))
     ]

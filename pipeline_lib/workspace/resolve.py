@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pipeline_lib.config.pipeline import PipelineConfig
     from pipeline_lib.workspace.workspace import Workspace
 
+CHAMPION_ENTRY = ("train", "digest", "run_id", "promoted", "by")  # what promotion writes; "pack" and "select" where there are
 PREFIX = "artifact:"  # "artifact:<key>#<output digest>"
 
 
@@ -34,7 +35,8 @@ def read_champion(workspace: Workspace) -> dict[str, Any]:
     try:
         state = read_json(path)
         for role in ("champion", "previous"):
-            dict(state.get(role) or {})
+            if not isinstance(state.get(role) or {}, dict):
+                raise TypeError(f"{role} is not an entry")
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline_lib.errors import MillraceError
+from pipeline_lib.errors import DamagedError, MillraceError
 from pipeline_lib.workspace.artifact import Artifact, output_digest, table_digests
 from pipeline_lib.workspace.files import read_json
 from pipeline_lib.workspace.gc import keys_in
+from pipeline_lib.workspace.resolve import CHAMPION_ENTRY, read_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 
 if TYPE_CHECKING:
@@ -85,15 +86,18 @@ def _records(workspace: Workspace) -> list[Finding]:
 
 
 def _champion(workspace: Workspace) -> list[Finding]:
-    path = workspace.root / "champion.json"
-    if not path.exists():
-        return []
     try:
-        value = read_json(path)
-        named = {role: set(keys_in(value.get(role) or {})) for role in ("champion", "previous")}
-    except (ValueError, AttributeError) as error:
-        return [Finding("champion.json", f"cannot be read ({error!r})", "restore it from a backup, or promote a run again")]
+        state = read_champion(workspace)
+    except DamagedError as error:
+        return [Finding("champion.json", error.what, error.fix)]
+    entries = {role: entry for role in ("champion", "previous") if (entry := state.get(role))}
+    named = {role: set(keys_in(entry)) for role, entry in entries.items()}
     return [
+        Finding("champion.json", f"{role} has no {name}", "restore it from a backup, or promote a run again")
+        for role, entry in entries.items()
+        for name in CHAMPION_ENTRY
+        if not isinstance(entry.get(name), str)
+    ] + [
         Finding("champion.json", f"{role} names {key}, which is gone", "`millrace rollback`, or promote another run")
         for role, keys in named.items()
         for key in sorted(keys)

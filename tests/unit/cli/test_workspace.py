@@ -155,3 +155,9 @@ def test_too_small_a_disk_is_refused_before_any_work(workspace: Workspace) -> No
     assert done.exit_code == 5
     assert "GB are free" in done.stderr
     assert RunBook(workspace.runs_folder).ids() == []
+
+
+def test_a_champion_that_lacks_something_is_shown_all_the_same(workspace: Workspace) -> None:
+    (workspace.root / "champion.json").write_text('{"champion": {"train": "train/0123.0"}}')
+    shown = millrace("champion")
+    assert (shown.exit_code, "train/0123.0" in shown.stdout) == (0, True)

@@ -40,6 +40,10 @@ def test_verification_names_every_damage(workspace):
     assert "cannot be read" in found["runs/20260101-000000-aaaaaa.json"]
     assert "is gone" in found["runs/20260102-000000-aaaaaa.json"]
     assert found["champion.json"].startswith("champion names train/")
+    (workspace.root / "champion.json").write_text('{"champion": 3}')
+    assert [one.where for one in verify_all(workspace, full=False) if "TypeError" in one.what] == ["champion.json"]
+    write_champion(workspace, {"champion": {"train": ref.key, "digest": ref.digest, "promoted": "2026-01-01", "by": "gate"}})
+    assert [one.what for one in verify_all(workspace, full=False) if one.where == "champion.json"] == ["champion has no run_id"]
 
 
 def test_usage_counts_every_byte_once(workspace):

@@ -24,7 +24,7 @@ def test_an_unreadable_record_is_told_and_never_taken_for_nothing(tmp_path: Path
         plan_gc(workspace, KeepConfig())
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"champion": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"champion": 3}', '{"previous": [["train", "x"]]}'])
 def test_an_unreadable_champion_is_told_and_stops_garbage_collection(tmp_path: Path, text: str) -> None:
     workspace = Workspace.open(tmp_path / "w")
     (workspace.root / "champion.json").write_text(text)
