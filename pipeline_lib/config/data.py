@@ -78,7 +78,13 @@ class DedupConfig(Section):
     shingle_words: int = setting(5, "Words in a shingle", unit="words", ge=1, le=20)
     bands: int = setting(21, "LSH bands", ge=1, le=128, why="21×6 proposes .998 of pairs at J = .8 where 16×8 proposes .947")
     rows: int = setting(6, "MinHash values in a band", ge=1, le=32)
-    bucket_limit: int = setting(1000, "A larger band bucket is cut to star pairs and reported", unit="documents", ge=2)
+    bucket_limit: int = setting(
+        200,
+        "A larger band bucket is cut to star pairs and reported",
+        unit="documents",
+        ge=2,
+        why="a bucket of n documents proposes n²/2 pairs, which are held in memory: 20,000 for 200, half a million for 1,000",
+    )
     decontaminate: bool = setting(True, "Drop documents that contain verbatim validation items")
     decontaminate_words: int = setting(
         13,
