@@ -17,7 +17,9 @@ import psutil
 import pytest
 
 from flows.processes import free_port
+from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.workspace import Workspace
+from tests.pipeline_toys import newest, write_config
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).parent.parent
@@ -145,3 +147,18 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     running = start_up(tmp_path_factory.mktemp("up") / "workspace")
     yield running
     stop_up(running)
+
+
+@pytest.fixture(scope="session")
+def shown_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole pipeline in small, tracked; a seed of its own, so that no other test has made a part of it before."""
+    return write_config(
+        tmp_path_factory.mktemp("shown") / "small.yaml", tracking={"enabled": True, "model_name": "small"}, seed=11
+    )
+
+
+@pytest.fixture(scope="session")
+def shown(up: Up, shown_config: Path) -> RunRecord:
+    """A finished small run in the workspace of the running servers: what MLflow, Prefect and the report show."""
+    millrace("run", "--config", str(shown_config), home=up.workspace.root)
+    return newest(up.workspace.root)

@@ -1,4 +1,4 @@
-"""A browser for these tests, and one small run that several of them look at."""
+"""A browser for these tests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline_lib.workspace.runs import RunRecord
 from tests.chromium import NO_ASSISTANT, REQUIRED, chromium, missing, required
-from tests.pipeline_toys import newest, write_config
-from tests.servers import Up, millrace
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,16 +32,8 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A fresh page of a desktop's size."""
     context = browser.new_context(viewport={"width": 1280, "height": 860})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     made = context.new_page()
     made.add_init_script(NO_ASSISTANT)
     yield made
     context.close()
-
-
-@pytest.fixture(scope="session")
-def shown(up: Up, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    """A finished small run in the workspace of the running servers, tracked in MLflow."""
-    config = write_config(tmp_path_factory.mktemp("shown") / "small.yaml", tracking={"enabled": True})
-    millrace("run", "--config", str(config), home=up.workspace.root)
-    return newest(up.workspace.root)

@@ -90,7 +90,7 @@ def test_a_run_from_the_form_and_then_one_that_reuses_it(up: Up) -> None:
     record = record_of(up, first)
     assert (record.outcome, record.prefect["url"]) == ("completed", f"{up.prefect}/runs/flow-run/{first.id}")
     assert record.run_id in first.name
-    assert {s.state for s in record.stages.values()} == {"made"}
+    assert {s.state for name, s in record.stages.items() if name != "suites"} == {"made"}  # another test may have made them
     assert "Completed" in set(tasks_of(up, first).values())
 
     second = ended(up, start(up, "data/data", config=config))
