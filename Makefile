@@ -5,7 +5,8 @@
 #   make lock    write requirements.lock anew from this environment
 #
 # TORCH=cpu takes PyTorch's own CPU builds, TORCH=cuda its CUDA 13.0 builds; without it, what the package index has
-# (on Linux usually a CUDA build of several gigabytes).
+# (on Linux usually a CUDA build of several gigabytes). The versions in requirements.lock were tested together with the CPU build;
+# a CUDA build brings its own nvidia-* and triton packages, which are not in the lock file and come in whatever version it asks for.
 PYTHON ?= python3
 TORCH  ?=
 VENV   := .venv
@@ -68,7 +69,7 @@ sbom: $(STAMP)
 	@echo "sbom.json written (CycloneDX)"
 
 lock: $(STAMP)
-	@{ echo "# Versions that were installed and tested together on Python 3.11 (Linux). \`make lock\` writes this file anew."; \
+	@{ echo "# Versions that were installed and tested together on Python 3.11 (Linux, PyTorch's CPU build). \`make lock\` writes this file anew."; \
 	   $(BIN)/python -m pip freeze --exclude millrace | sed 's/+[a-z0-9.]*$$//'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
