@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-from flows.environment import answers, running_servers, server_url
+from flows.environment import running_servers, server_url
+from flows.processes import answers
 from pipeline_lib.config.resources import TrackingConfig
 from pipeline_lib.errors import MillraceError
 from pipeline_lib.hardware.machine import describe

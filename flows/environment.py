@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from flows.deploy import HEARTBEAT_SECONDS
-from flows.processes import free_port, start, stop, wait_until_healthy
+from flows.processes import answers, free_port, start, stop, wait_until_healthy
 from pipeline_lib.errors import MillraceError, ServiceError
 from pipeline_lib.secrets import told
 from pipeline_lib.tracking.server import shown
@@ -50,17 +50,6 @@ def running_servers(workspace: Workspace) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, psutil.Error):
         return {}
     return state if alive else {}
-
-
-def answers(url: str, *, seconds: float = 2.0) -> bool:
-    """Whether something healthy answers at an http(s) URL."""
-    if not url.startswith(("http://", "https://")):
-        return False
-    try:
-        with urllib.request.urlopen(url, timeout=seconds) as reply:  # noqa: S310 - the scheme is checked above
-            return bool(reply.status == 200)
-    except (OSError, ValueError):
-        return False
 
 
 def server_url(workspace: Workspace) -> str:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -112,14 +113,23 @@ def no_children_left() -> Iterator[None]:
             stop(left)
 
 
+def answers(url: str, *, seconds: float = 2.0) -> bool:
+    """Whether something healthy answers at an http(s) URL."""
+    if not url.startswith(("http://", "https://")):
+        return False
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as reply:  # noqa: S310 - the scheme is checked above
+            return bool(reply.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes], *, log: Path, seconds: float = 60.0) -> None:
     """Wait for a server's health page.
 
     Raises:
         ServiceError: it ended, or did not answer in time; the end of its log is told.
     """
-    from flows.environment import answers
-
     end = time.monotonic() + seconds
     while not answers(url):
         if process.poll() is not None or time.monotonic() > end:
