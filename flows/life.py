@@ -41,7 +41,7 @@ from pipeline_lib.workspace.services import now
 from pipeline_lib.workspace.usage import require_disk
 from pipeline_lib.workspace.workspace import Workspace
 from tasks.live import EMBEDDED, LiveRun
-from tasks.show import escape, show_markdown
+from tasks.show import show_link
 
 
 @contextlib.contextmanager
@@ -110,6 +110,8 @@ def _end_tracking(run: LiveRun) -> None:
     """Tell MLflow how it ended. What goes wrong there is an event of the run, never its end."""
     try:
         close_tracker(run.services.tracker, run.workspace, run.record)
+        if url := run.record.mlflow.get("url"):
+            show_link("mlflow", url, f"{run.record.run_id} in MLflow")
     except Exception as problem:
         get_run_logger().exception("MLflow was not told how the run ended")
         run.record.events.append({"time": now().isoformat(), "kind": "tracking_failed", "detail": {"error": told(problem)}})
@@ -125,7 +127,7 @@ def report(workspace: Workspace, record: RunRecord) -> None:
         record.events.append({"time": now().isoformat(), "kind": "report_failed", "detail": {"error": told(problem)}})
     else:
         record.report = str(path)
-        show_markdown("report", f"**{record.outcome}** · run `{record.run_id}` · report: {escape(str(path))}")
+        show_link("report", path.absolute().as_uri(), f"{record.outcome} · run {record.run_id} · {path.name}")
     RunBook(workspace.runs_folder).save(record)
 
 

@@ -135,7 +135,7 @@ def lent(workspace: Workspace, chosen: Selection, *, lender: str = "", besides: 
 
 
 def supply_recorded(workspace: Workspace, record: RunRecord, source: str) -> None:
-    """Take the outputs of calibrate, tune and plan from an earlier run, or from a file that `export_recorded` described.
+    """Take the outputs of calibrate, tune and plan from an earlier run, or from a file (`millrace show RUN --recorded`).
 
     The run then needs `services.adaptive = False`: training follows the plan to the step.
 

@@ -35,13 +35,8 @@ def show_summary(manifest: Manifest, ref: ArtifactRef) -> None:
         _try(create_markdown_artifact, key=key, markdown=about)
 
 
-def show_markdown(key: str, markdown: str) -> None:
-    """A page of Markdown (already escaped)."""
-    _try(create_markdown_artifact, key=f"millrace-{key}", markdown=markdown)
-
-
 def show_link(key: str, url: str, text: str) -> None:
-    """A link, e.g. to the report."""
+    """A link: to the report, to the run in MLflow."""
     _try(create_link_artifact, key=f"millrace-{key}", link=url, link_text=text)
 
 

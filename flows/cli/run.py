@@ -41,7 +41,12 @@ def run(
     until: Annotated[str, typer.Option(metavar="STAGE", help="Stop after this stage.")] = "",
     force: Force = False,
     recorded: Annotated[
-        str, typer.Option(metavar="RUN|FILE", help="Take calibrate, tune and plan from this run, and do not re-plan.")
+        str,
+        typer.Option(
+            metavar="RUN|FILE",
+            help="Take calibrate, tune and plan from this run, or from a file that `millrace show RUN --recorded` printed; "
+            "do not re-plan.",
+        ),
     ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say for every stage what would happen, and why; do nothing.")

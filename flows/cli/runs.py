@@ -48,13 +48,24 @@ def runs(
     show.table(["run", "pipeline", "outcome", "lasted", "made", "reused", "gate", "", "goal"], rows)
 
 
-def show_run(run_id: RunId = "latest", as_json: Json = False) -> None:
+def show_run(
+    run_id: RunId = "latest",
+    recorded: Annotated[
+        bool, typer.Option("--recorded", help="Print calibrate, tune and plan as a file for `millrace run --recorded FILE.json`.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show one run: what happened to each stage, the scores, the report."""
     from pipeline_lib.workspace.runs import RunBook
 
     workspace = home()
     record = RunBook(workspace.runs_folder).load(run_id)
-    if as_json:
+    if recorded:
+        from pipeline_lib.run import RECORDED
+        from pipeline_lib.workspace.recorded import export_recorded
+
+        show.json_out(export_recorded(workspace, record, RECORDED))
+    elif as_json:
         show.json_out(record.to_json())
     else:
         print_run(workspace, record)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -27,18 +26,6 @@ def thread_mapper(workers: int) -> Mapper:
         if workers <= 1 or len(items) <= 1:
             return [function(item) for item in items]
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(function, items))
-
-    return apply
-
-
-def process_mapper(workers: int) -> Mapper:
-    """A mapper over `workers` fresh processes, for work that does not release the GIL; function and items must be picklable."""
-
-    def apply(function: Callable[[T], R], items: Sequence[T], /) -> list[R]:
-        if workers <= 1 or len(items) <= 1:
-            return [function(item) for item in items]
-        with ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context("spawn")) as pool:
             return list(pool.map(function, items))
 
     return apply

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline_lib.run import run_plain
-from pipeline_lib.workspace.services import Services, process_mapper, thread_mapper
+from pipeline_lib.workspace.services import Services, thread_mapper
 from pipeline_lib.workspace.workspace import Workspace
+from tests.mappers import process_mapper
 from tests.pipeline_toys import PURE, digests, small_config, write_stories
 
 DATA = PURE[: PURE.index("train")]

@@ -8,8 +8,9 @@ from workspace_toys import CLOCK, COUNT, EVEN, HUNGRY, LOSING, Config, config, f
 
 from pipeline_lib.errors import DamagedError, NotFoundError, StageFailedError
 from pipeline_lib.workspace.files import read_json
-from pipeline_lib.workspace.services import Services, process_mapper, thread_mapper
+from pipeline_lib.workspace.services import Services, thread_mapper
 from pipeline_lib.workspace.workspace import Workspace
+from tests.mappers import process_mapper
 
 
 @pytest.fixture
