@@ -13,12 +13,13 @@ class SourceConfig(Section):
     """Where documents come from."""
 
     name: str = setting("machine", "Name of the source, as it appears in tables and reports", pattern=r"^[A-Za-z0-9_.-]{1,60}$")
-    kind: Literal["machine", "files", "module"] = setting(
+    kind: Literal["machine", "files", "module", "dataset"] = setting(
         "machine",
         "machine: the standard library and the packages of this environment (no download); files: a folder, file or glob; "
-        "module: a function registered by an extension under this source's name",
+        "module: a function registered by an extension under this source's name; dataset: a local folder that the library "
+        "`datasets` saved or can load (split train)",
     )
-    path: str = setting("", "Path, glob or fsspec URL (kind files)", identity=False, path=())
+    path: str = setting("", "Path, glob or fsspec URL (kind files), folder (kind dataset)", identity=False, path=())
     domain: str = setting("", "Domain of every document of this source; empty: the source says it per document", max_length=40)
     licence: str = setting("", "SPDX identifier of every document; empty: per document, else unknown")
     text_column: str = setting("text", "Column that holds the text (JSONL, CSV, Parquet)")
@@ -29,8 +30,8 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> SourceConfig:
-        if self.kind == "files" and not self.path:
-            raise ValueError("a source of kind 'files' needs a path")
+        if self.kind in {"files", "dataset"} and not self.path:
+            raise ValueError(f"a source of kind '{self.kind}' needs a path")
         return self
 
 

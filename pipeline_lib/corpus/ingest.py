@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.config.data import IngestConfig
 from pipeline_lib.corpus.documents import REPLACED, refine
-from pipeline_lib.corpus.module import module_files
+from pipeline_lib.corpus.module import BATCHED, module_files
 from pipeline_lib.corpus.readers import read_files
 from pipeline_lib.corpus.replaced import NONE, replaced_places
 from pipeline_lib.corpus.sources import Part, list_files, parts
@@ -44,7 +44,7 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
         StageFailedError: a file changes while it is read.
     """
     listed = {
-        source.name: module_files(source, run.keep("module")) if source.kind == "module" else list_files(source)
+        source.name: module_files(source, run.keep("module")) if source.kind in BATCHED else list_files(source)
         for source in ingest.sources
     }
     work = [part for source in ingest.sources for part in parts(source, listed[source.name], ingest.max_document_mb)]

@@ -1,4 +1,4 @@
-"""Sources that an extension's Python function yields as record batches."""
+"""Sources that come as record batches: from an extension's Python function, or from a data set of the library `datasets`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline_lib.config.data import SourceConfig
+from pipeline_lib.corpus.dataset import dataset_batches
 from pipeline_lib.corpus.files import PART_BYTES, SourceFile, local_file
 from pipeline_lib.errors import MillraceError, StageFailedError
 from pipeline_lib.extensions import extension
 from pipeline_lib.tables.parquet import write_table
 
+BATCHED = ("module", "dataset")  # kinds of sources
+
 
 def batches(source: SourceConfig) -> Iterator[pa.RecordBatch]:
-    """What the function registered under the source's name yields.
+    """What the function registered under the source's name yields (kind module), or the rows of its data set (kind dataset).
 
     Raises:
         StageFailedError: it raises, or yields something else. Its own `MillraceError`s are passed on.
     """
-    function = extension("source", source.name)
+    made = source.kind == "module"
+    function = extension("source", source.name) if made else dataset_batches
     try:
         for batch in function(source):
             if not isinstance(batch, pa.RecordBatch):
@@ -30,12 +34,14 @@ def batches(source: SourceConfig) -> Iterator[pa.RecordBatch]:
         raise
     except Exception as error:
         raise StageFailedError(
-            f"the extension raised {type(error).__name__}: {error}", where=f"source {source.name}", fix="mend the module"
+            f"{'the extension' if made else '`datasets`'} raised {type(error).__name__}: {error}",
+            where=f"source {source.name}",
+            fix="mend the module" if made else "is the folder a data set that `datasets` can load?",
         ) from error
 
 
 def module_files(source: SourceConfig, folder: Path) -> list[SourceFile]:
-    """Write what the function yields into Parquet files of some megabytes, in order, and list them."""
+    """Write what `batches` yields into Parquet files of some megabytes, in order, and list them."""
     files: list[SourceFile] = []
     waiting: list[pa.RecordBatch] = []
 

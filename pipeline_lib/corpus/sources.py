@@ -15,7 +15,7 @@ from blake3 import blake3
 from pipeline_lib.config.data import IngestConfig, SourceConfig
 from pipeline_lib.corpus.files import PART_BYTES, SourceFile, form_of, local_file
 from pipeline_lib.corpus.machine import machine_files
-from pipeline_lib.corpus.module import batches
+from pipeline_lib.corpus.module import BATCHED, batches
 from pipeline_lib.corpus.streams import is_remote
 from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.workspace.files import inside
@@ -60,7 +60,7 @@ def file_digests(*, ingest: IngestConfig) -> dict[str, Any]:
     for source in ingest.sources:
         if source.name in found:
             raise ConfigError(f"two sources are called {source.name!r}", where="ingest.sources", fix="give each its own name")
-        if source.kind == "module":
+        if source.kind in BATCHED:
             found[source.name] = _module_digest(source)
         else:
             found[source.name] = fingerprint_of([[f.name, f.digest, f.form, f.domain, f.licence] for f in list_files(source)])

@@ -381,3 +381,24 @@ def test_a_module_yields_documents(tmp_path: Path) -> None:
     assert set(rows.column("domain").to_pylist()) == {"support"}
     assert {day.date().isoformat() for day in rows.column("created_at").to_pylist()} == {"2024-05-06"}
     assert reasons(made) == {"replaced by a later record": 1}
+
+
+@pytest.mark.parametrize("saved", ["one", "splits", "files"])
+def test_a_data_set_in_a_folder_gives_documents(tmp_path: Path, saved: str) -> None:
+    import datasets
+
+    place = tmp_path / "set"
+    rows = [{"body": f"row {n}", "key": n % 1500, "day": f"2024-05-{n % 28 + 1:02d}"} for n in range(1600)]
+    data = datasets.Dataset.from_list(rows)
+    if saved == "files":
+        place.mkdir()
+        data.to_parquet(str(place / "train.parquet"))
+    else:
+        (data if saved == "one" else datasets.DatasetDict({"train": data, "test": data})).save_to_disk(str(place))
+    source = {"name": "set", "kind": "dataset", "path": str(place), "text_column": "body"}
+    made = ingest(tmp_path / "w", {**source, "id_column": "key", "date_column": "day", "domain": "d"})
+    assert texts(made) == [row["body"] for row in rows[100:]]
+    assert table(made, "documents").column("created_at")[0].as_py().day == 100 % 28 + 1
+    assert made.manifest.counts["replaced"] == 100
+    with pytest.raises(NotFoundError, match="no folder"):
+        ingest(tmp_path / "w", {**source, "path": str(tmp_path / "none")})
