@@ -104,11 +104,3 @@ def test_the_stage_deployment_does_the_same(up: Up, retried: RunRecord) -> None:
     assert (record.parent, record.outcome) == (retried.run_id, "completed")
     assert states(record) == {**dict.fromkeys(BEFORE, "reused"), "train": "made", "validate": "reused"}
     assert digests(record) == digests(retried)
-
-
-def test_a_change_runs_what_depends_on_it(up: Up, retried: RunRecord) -> None:
-    """Without force: what the change touches is made, whatever stage is named."""
-    millrace("rerun", retried.run_id, "--stage", "validate", "--set", "validation.bootstrap=200", home=up.workspace.root)
-    record = newest(up.workspace.root)
-    assert record.parent == retried.run_id
-    assert states(record) == {**dict.fromkeys([*BEFORE, "train"], "reused"), "validate": "made"}
