@@ -161,3 +161,13 @@ def test_a_champion_that_lacks_something_is_shown_all_the_same(workspace: Worksp
     (workspace.root / "champion.json").write_text('{"champion": {"train": "train/0123.0"}}')
     shown = millrace("champion")
     assert (shown.exit_code, "train/0123.0" in shown.stdout) == (0, True)
+
+
+def test_what_cannot_supply_recorded_stages_is_refused_before_any_run(workspace: Workspace, record: RunRecord) -> None:
+    for arguments in (["show", "latest", "--recorded"], ["run", "--dry-run", "--recorded", "latest"]):
+        refused = millrace(*arguments)
+        assert (refused.exit_code, "no finished calibrate" in refused.stderr) == (6, True)
+    for more in ([], ["--dry-run"]):
+        refused = millrace("run", "--recorded", "20200101-nobody", *more)
+        assert (refused.exit_code, "no run '20200101-nobody'" in refused.stderr) == (6, True)
+    assert RunBook(workspace.runs_folder).ids() == [record.run_id]
