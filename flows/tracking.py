@@ -87,7 +87,7 @@ def note_address(tracker: Tracker, workspace: Workspace, record: RunRecord) -> N
 def _compared_with(workspace: Workspace, record: RunRecord, experiment_id: str) -> str:
     """MLflow's id of the run that this one repeats, else of the champion's."""
     state = read_champion(workspace)
-    for name in (record.parent, *(state[alias]["run_id"] for alias in ("champion", "previous") if state.get(alias))):
+    for name in (record.parent, *((state.get(alias) or {}).get("run_id", "") for alias in ("champion", "previous"))):
         try:
             other = RunBook(workspace.runs_folder).load(name) if name and name != record.run_id else None
         except MillraceError:  # removed since
@@ -110,11 +110,15 @@ def _models(tracker: Run, workspace: Workspace, record: RunRecord, config: Pipel
     if trained is None:
         return
     train = workspace.store.artifact(trained.key)
-    if record.stages["train"].state == "reused" and (maker := _maker(workspace, record, trained.key)):
+    maker = None if record.stages["train"].state == "made" else _maker(workspace, record, trained.key)
+    made_by = maker.run_id if maker else ""
+    if maker:
         theirs = maker.mlflow.get("run_id", "")
         tracker.tags({"millrace.trained_in": maker.run_id, "millrace.trained_in.mlflow_run_id": theirs})
     steps = int(train.details["steps"])
-    if "checkpoints" in train.manifest.tables:  # the last one, to go on from; earlier ones are gone when a training ends
+    if (
+        not maker and "checkpoints" in train.manifest.tables
+    ):  # the last one, to go on from; earlier ones are gone when a training ends
         loss = {"dev_loss": float(train.metrics["dev_loss"])}
         folder = train.files("checkpoints")[0].parent
         tracker.model(f"step-{steps:08d}", folder, step=steps, metrics=loss, tags={"millrace.artifact": train.key})
@@ -124,8 +128,8 @@ def _models(tracker: Run, workspace: Workspace, record: RunRecord, config: Pipel
         scores = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
     verdict = {"millrace.verdict": record.verdict.get("outcome", "none"), "millrace.artifact": train.key}
     final = {"dev_loss": float(train.metrics["dev_loss"]), **scores}
-    tracker.model("model", train.files("model")[0].parent, step=steps, metrics=final, tags=verdict, upload=True)
-    tracker.register(config.tracking.model_name, "model", verdict)
+    tracker.model("model", train.files("model")[0].parent, step=steps, metrics=final, tags=verdict, upload=True, made_by=made_by)
+    tracker.register(config.tracking.model_name, "model", verdict, made_by=made_by)
     tracker.alias(config.tracking.model_name, "challenger", record.run_id)
     _champion_aliases(tracker, workspace, config)
 
@@ -133,8 +137,8 @@ def _models(tracker: Run, workspace: Workspace, record: RunRecord, config: Pipel
 def _champion_aliases(tracker: Run, workspace: Workspace, config: PipelineConfig) -> None:
     state = read_champion(workspace)
     for alias in ("champion", "previous"):
-        if entry := state.get(alias):
-            tracker.alias(config.tracking.model_name, alias, entry["run_id"])
+        if run_id := (state.get(alias) or {}).get("run_id"):
+            tracker.alias(config.tracking.model_name, alias, run_id)
 
 
 def mirror_aliases(workspace: Workspace, record: RunRecord) -> None:

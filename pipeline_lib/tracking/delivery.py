@@ -144,14 +144,21 @@ class Delivery:
             self.connect().log_artifact(self.run_id(operation["run"]), str(path), operation["folder"] or None)
 
     def _do_model(self, operation: dict[str, Any]) -> None:
-        """A checkpoint or a finished model as a LoggedModel: by reference, or with its files when `upload` is set."""
+        """A checkpoint or a finished model as a LoggedModel: by reference, or with its files when `upload` is set.
+
+        The model of a reused training is the one that the run which trained had made.
+        """
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
         client, run = self.connect(), self.run_id(operation["run"])
         name, mark = operation["name"], f"{operation['run']}/{operation['name']}"
-        found = client.search_logged_models([self.experiment_id], f"tags.`{RUN_TAG}` = '{mark}'", max_results=1)
-        if found:
-            self.models[mark] = found[0].model_id
+        if found := self._model(operation):
+            if found.source_run_id != run:
+                client.log_outputs(run, [LoggedModelOutput(found.model_id, step=int(operation["step"]))])
+                for key, value in operation["metrics"].items():
+                    if math.isfinite(value):
+                        client.log_metric(run, key, float(value), step=int(operation["step"]))
+            self.models[mark] = found.model_id
             return
         model = client.create_logged_model(
             self.experiment_id, name=name, source_run_id=run, tags={**operation["tags"], RUN_TAG: mark}, model_type="checkpoint"
@@ -165,6 +172,14 @@ class Delivery:
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         self.models[mark] = model.model_id
 
+    def _model(self, operation: dict[str, Any]) -> Any:
+        """The LoggedModel of a run of ours, or else of the run that made it; None where there is neither."""
+        for run in filter(None, (operation["run"], operation.get("made_by"))):
+            wanted = f"tags.`{RUN_TAG}` = '{run}/{operation['name']}'"
+            if found := self.connect().search_logged_models([self.experiment_id], wanted, max_results=1):
+                return found[0]
+        return None
+
     def _do_register(self, operation: dict[str, Any]) -> None:
         """A finished model as a version of the registered model, with its verdict; aliases follow `champion.json`."""
         client, run = self.connect(), self.run_id(operation["run"])
@@ -175,8 +190,7 @@ class Delivery:
         if version is None:
             mark = f"{operation['run']}/{operation['name']}"
             if mark not in self.models:
-                found = client.search_logged_models([self.experiment_id], f"tags.`{RUN_TAG}` = '{mark}'", max_results=1)
-                self.models[mark] = found[0].model_id
+                self.models[mark] = self._model(operation).model_id
             source = f"models:/{self.models[mark]}"
             made = client.create_model_version(
                 registered, source, run_id=run, tags={**operation["tags"], RUN_TAG: operation["run"]}, model_id=self.models[mark]

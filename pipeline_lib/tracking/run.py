@@ -105,17 +105,26 @@ class Run:
         self.spool.append("artifact", self.name, path=str(path), folder=folder)
 
     def model(
-        self, name: str, folder: Path, *, step: int, metrics: Mapping[str, float], tags: Mapping[str, str], upload: bool = False
+        self,
+        name: str,
+        folder: Path,
+        *,
+        step: int,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        upload: bool = False,
+        made_by: str = "",
     ) -> None:
-        """A checkpoint (by reference) or a finished model (uploaded)."""
+        """A checkpoint (by reference) or a finished model (uploaded). `made_by`: the run of ours whose model of this name it is;
+        where MLflow has that one, nothing is made or copied."""
         self.spool.append(
             "model", self.name, name=name, folder=str(folder), step=step, metrics=dict(metrics),
-            tags={**tags, "millrace.folder": str(folder)}, upload=upload,
+            tags={**tags, "millrace.folder": str(folder)}, upload=upload, made_by=made_by,
         )  # fmt: skip
 
-    def register(self, registered: str, name: str, tags: Mapping[str, str]) -> None:
-        """The finished model as a version of a registered model."""
-        self.spool.append("register", self.name, registered=registered, name=name, tags=dict(tags))
+    def register(self, registered: str, name: str, tags: Mapping[str, str], *, made_by: str = "") -> None:
+        """The finished model as a version of a registered model; `made_by` as in `model`."""
+        self.spool.append("register", self.name, registered=registered, name=name, tags=dict(tags), made_by=made_by)
 
     def alias(self, registered: str, alias: str, target: str) -> None:
         """Let an alias name the version that a run of ours made."""

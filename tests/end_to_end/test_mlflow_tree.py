@@ -9,28 +9,19 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline_lib.workspace.runs import RunRecord
-from tests.pipeline_toys import NAMES, STEPS, made, newest, states, write_config
+from tests.pipeline_toys import NAMES, STEPS, made, newest, states
 from tests.servers import Up, millrace
 
-EXPERIMENT = "tree"
-TRACKING = {"enabled": True, "experiment": EXPERIMENT, "model_name": "small"}
+
+@pytest.fixture(scope="module")
+def first(shown: RunRecord) -> RunRecord:
+    return shown
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_config(tmp_path_factory.mktemp("tree") / "small.yaml", tracking=TRACKING)
-
-
-@pytest.fixture(scope="module")
-def first(up: Up, config: Path) -> RunRecord:
-    millrace("run", "--config", str(config), home=up.workspace.root)
-    return newest(up.workspace.root)
-
-
-@pytest.fixture(scope="module")
-def second(up: Up, config: Path, first: RunRecord) -> RunRecord:
+def second(up: Up, shown_config: Path, first: RunRecord) -> RunRecord:
     """A run that differs in one parameter, and reuses the model."""
-    millrace("run", "--config", str(config), "--set", "gate.min_gain=0.01", home=up.workspace.root)
+    millrace("run", "--config", str(shown_config), "--set", "gate.min_gain=0.01", home=up.workspace.root)
     return newest(up.workspace.root)
 
 
@@ -97,6 +88,15 @@ def test_aliases_follow(client: MlflowClient, up: Up, first: RunRecord, second: 
 def test_two_runs_differ_in_exactly_the_changed_parameter(client: MlflowClient, first: RunRecord, second: RunRecord) -> None:
     one, other = run_of(client, first).data.params, run_of(client, second).data.params
     assert {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)} == {"gate.min_gain"}
+
+
+def test_a_reused_model_is_not_copied_again(client: MlflowClient, up: Up, first: RunRecord, second: RunRecord) -> None:
+    versions = {v.run_id: v for v in client.search_model_versions("name = 'small'")}
+    one, other = versions[first.mlflow["run_id"]], versions[second.mlflow["run_id"]]
+    assert other.source == one.source
+    assert other.tags["millrace.verdict"] == second.verdict["outcome"]
+    copies = list((up.workspace.root / "mlartifacts").rglob("model.safetensors"))
+    assert len(copies) == len({v.source for v in versions.values()})
 
 
 def test_a_reused_training_names_the_run_that_trained(client: MlflowClient, first: RunRecord, second: RunRecord) -> None:

@@ -76,6 +76,24 @@ def test_a_run_with_everything_is_read_back(workspace, tmp_path):
     assert [m.name for m in best] == ["model", "step-00000010"]
 
 
+def test_the_model_of_a_reused_training_is_registered_without_a_copy(workspace, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.bin").write_bytes(b"w")
+    names = ("20260101-000000-aaaaaa", "20260102-000000-bbbbbb")
+    for name, made_by, verdict in [(names[0], "", "pass"), (names[1], names[0], "same")]:
+        run = start_run(workspace, TrackingConfig(), record(name), log=print)
+        run.model("model", tmp_path / "model", step=20, metrics={"dev_loss": 3.1}, tags={}, upload=True, made_by=made_by)
+        run.register("millrace", "model", {"millrace.verdict": verdict}, made_by=made_by)
+        run.end()
+        run.close()
+    mlflow = client(f"sqlite:///{database(workspace)}")
+    assert [only_run(mlflow, name).data.metrics["dev_loss"] for name in names] == [3.1, 3.1]
+    versions = sorted(mlflow.search_model_versions("name = 'millrace'"), key=lambda version: int(version.version))
+    assert [version.tags["millrace.verdict"] for version in versions] == ["pass", "same"]
+    assert versions[0].source == versions[1].source
+    assert len(list((workspace.root / "mlartifacts").rglob("weights.bin"))) == 1
+
+
 def test_a_resumed_run_is_the_same_run_and_keeps_its_parameters(workspace):
     for attempt in range(2):
         run = start_run(workspace, TrackingConfig(), record(), log=print)
