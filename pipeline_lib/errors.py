@@ -28,6 +28,12 @@ class StageFailedError(MillraceError):
     exit_code = 1
 
 
+class StoppedError(StageFailedError):
+    """A stage stopped because it was asked to; what it has done is saved (exit code 130)."""
+
+    exit_code = 130
+
+
 class ConfigError(MillraceError):
     """The configuration is wrong or contradicts itself; refused before any work (exit code 2)."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.window import deadline
-from pipeline_lib.errors import ConfigError, MillraceError, NotFoundError
+from pipeline_lib.errors import ConfigError, MillraceError, NotFoundError, StoppedError
 from pipeline_lib.secrets import hide_passwords, mask, told
 from pipeline_lib.stages import BY_NAME, STAGES
 from pipeline_lib.workspace.artifact import ArtifactRef
@@ -253,8 +253,8 @@ def step(
 
 
 def outcome_of(error: BaseException) -> str:
-    """`failed`, or `cancelled` for what is no error: Ctrl-C, SIGTERM, a flow that was cancelled (all `BaseException` only)."""
-    return "failed" if isinstance(error, Exception) else "cancelled"
+    """`failed`, or `cancelled` for what is no error: Ctrl-C, SIGTERM, a cancelled flow (`BaseException` only), a wished stop."""
+    return "failed" if isinstance(error, Exception) and not isinstance(error, StoppedError) else "cancelled"
 
 
 def close_run(workspace: Workspace, record: RunRecord, outcome: str, *, error: str = "") -> RunRecord:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from pipeline_lib.errors import StageFailedError
+from pipeline_lib.errors import StoppedError
 from pipeline_lib.training.data import Batch
 from pipeline_lib.training.evaluate import mean_loss
 from pipeline_lib.training.hooks import Controller
@@ -114,11 +114,11 @@ class Stop(TrainerCallback):
         """Look after every step.
 
         Raises:
-            StageFailedError: a stop was asked for.
+            StoppedError: a stop was asked for.
         """
         if self.should_stop() and not self.session.finished:
             self.save(False)
-            raise StageFailedError(
+            raise StoppedError(
                 f"stopped on request after step {self.session.step:,}; a checkpoint is saved",
                 where="stage train",
                 fix="run it again: it goes on from there",

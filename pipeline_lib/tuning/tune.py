@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline_lib.config.model import ModelConfig, TrainConfig, TuneConfig
 from pipeline_lib.config.resources import ResourcesConfig
-from pipeline_lib.errors import StageFailedError
+from pipeline_lib.errors import StoppedError
 from pipeline_lib.planning.memory import count_parameters
 from pipeline_lib.planning.profiles import choose_profile
 from pipeline_lib.tables.parquet import write_table
@@ -44,7 +44,7 @@ def tune(run: StageRun, *, tune: TuneConfig, model: ModelConfig, train: TrainCon
     Raises:
         ConfigError: the space names something unknown or excludes the starting point.
         RefusedError: no calibrated profile fits into the memory limit.
-        StageFailedError: a clean stop was asked for.
+        StoppedError: a clean stop was asked for.
     """
     space = checked_space(tune.space, train)
     if not tune.trials or not space:
@@ -73,7 +73,7 @@ def tune(run: StageRun, *, tune: TuneConfig, model: ModelConfig, train: TrainCon
         values = values_at(factors, model=model, train=train, parameters=parameters, tokens=setup.tokens(data["sequence_length"]))
         ended = trainer(trial.number, values, {f"{name}_factor": factor for name, factor in factors.items()}, _report(trial))
         if run.services.should_stop():
-            raise StageFailedError("stopped as asked", where="stage tune", fix="run again: the search continues where it stood")
+            raise StoppedError("stopped as asked", where="stage tune", fix="run again: the search continues where it stood")
         tell(study, trial, values, ended)
     return _outcome(run, finished(study), setup, space)
 

@@ -30,6 +30,7 @@ from pipeline_lib.workspace.machine import code_revision, machine_identity, vers
 from pipeline_lib.workspace.peak import PeakMemory
 from pipeline_lib.workspace.services import Progress, Services
 from pipeline_lib.workspace.shards import Counter, Known, Shard, ShardWork, published_shards, salvage, shard_at
+from pipeline_lib.workspace.stoppable import stoppable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -62,6 +63,7 @@ class Stage:
     uses: Mapping[str, str] = field(default_factory=dict)
     intact: str = ""
     outside: str = ""
+    stoppable: bool = False  # looks at `services.should_stop`: a signal lets it save what is done before it ends
     extends: Sequence[str] = ()  # kinds of extensions the stage uses; their modules' digests enter the fingerprint
 
     def code_digest(self) -> str:
@@ -350,7 +352,7 @@ def execute(
         run.out.mkdir(parents=True)
         started, begin = services.clock(), time.monotonic()
         with PeakMemory() as peak:
-            outcome: Outcome = load(stage.function)(run, **arguments)
+            outcome = _work(run, arguments)
             _check_counts(stage, outcome)
             files, shards = _gather(run)
         tables = table_digests(files)
@@ -385,6 +387,19 @@ def execute(
         artifact = workspace.store.commit(run.out, manifest)
         remove_tree(work)
         return artifact.ref()
+
+
+def _work(run: StageRun, arguments: Mapping[str, Any]) -> Outcome:
+    function: Callable[..., Outcome] = load(run.stage.function)
+    if not run.stage.stoppable:
+        return function(run, **arguments)
+    given = run.services
+
+    def work(asked: Callable[[], bool]) -> Outcome:
+        run.services = replace(given, should_stop=lambda: asked() or given.should_stop())
+        return function(run, **arguments)
+
+    return stoppable(work, log=given.log)
 
 
 def _check_counts(stage: Stage, outcome: Outcome) -> None:
