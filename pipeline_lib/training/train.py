@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,16 @@ from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 EXPORT_TOLERANCE = 1e-5  # of the largest logit, exported against trained
+MERGE_TOLERANCE = 1e-3  # likewise, adapters folded in against beside: another order of sums, TF32 on a GPU
 
 
 def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
     """Train, resume, checkpoint, export.
 
     Raises:
-        StageFailedError: the plan cannot be followed, documents leak into each other, too many steps are not finite, a stop was
-            asked for, or the exported model is not the trained one.
+        StageFailedError: the plan cannot be followed, documents leak into each other, too many steps are not finite, or
+            the exported model is not the trained one.
+        StoppedError: a stop was asked for; a checkpoint of the step just done is saved.
         ConfigError: the model cannot be built.
         RefusedError: there is nothing to learn from.
     """
@@ -122,7 +124,7 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
 
     # 6. Publish: model, last checkpoint, log.
     last = dev_loss.at_end()
-    _publish_model(run, merged(), tokenizer_files, dev_batches[0], session)
+    _publish_model(run, merged, tokenizer_files, dev_batches[0], session)
     publish_checkpoint(committed(checkpoints)[-1], lambda name: run.path("checkpoints", name))
     publish(run.keep("journal"), run.observed("steps.parquet"), run.observed("events.parquet"))
     return _outcome(
@@ -163,23 +165,37 @@ def _extensions() -> list[Any]:
     return [make() for make in extensions.extensions("callback").values()]
 
 
-def _publish_model(run: StageRun, model: Any, tokenizer_files: list[Path], batch: Batch, session: Session) -> None:
-    """Export, add the tokenizer, load it back as a user would, and compare logits with the trained model's."""
+def _publish_model(run: StageRun, merged: Callable[[], Any], tokenizer_files: list[Path], batch: Batch, session: Session) -> None:
+    """Merge, export, add the tokenizer, load it back as a user would; logits must stay those of the trained model."""
+    inputs = {name: batch[name][:1].to(session.device) for name in ("input_ids", "position_ids")}
+    attached = _logits(session.model, inputs)
+    model = merged()
+    trained = _logits(model, inputs)
+    if not (difference := _difference(attached, trained)) <= MERGE_TOLERANCE:
+        raise StageFailedError(
+            f"the model with its adapters merged is not the trained one: logits differ by {difference:.2g} of their size",
+            where="stage train", fix="peft cannot merge adapters into this model family; train it without train.lora",
+        )  # fmt: skip
     folder = run.path("model", "config.json").parent
     export_model(model, folder)
     for path in tokenizer_files:
         link_or_copy(path, folder / path.name)
-    inputs = {name: batch[name][:1].to(session.device) for name in ("input_ids", "position_ids")}
-    exported = load_exported(folder).to(session.device)
-    with torch.no_grad():
-        trained = model.eval()(**inputs, use_cache=False).logits
-        loaded = exported(**inputs, use_cache=False).logits
-    difference = float((trained - loaded).abs().max() / trained.abs().max())
-    if not difference <= EXPORT_TOLERANCE:
+    loaded = _logits(load_exported(folder).to(session.device), inputs)
+    if not (difference := _difference(trained, loaded)) <= EXPORT_TOLERANCE:
         raise StageFailedError(
             f"the exported model is not the trained one: logits differ by {difference:.2g} of their size",
             where="stage train", fix="this model family cannot be saved and loaded by transformers without loss",
         )  # fmt: skip
+
+
+def _logits(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(**inputs, use_cache=False).logits
+    return logits
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+    return float((expected - found).abs().max() / expected.abs().max())
 
 
 def _outcome(

@@ -14,13 +14,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline_lib.config.model import LoraConfig, ModelConfig, TrainConfig
 from pipeline_lib.config.resources import ExecutionConfig
-from pipeline_lib.errors import ConfigError, StageFailedError
+from pipeline_lib.errors import ConfigError, StageFailedError, StoppedError
 from pipeline_lib.planning.controller import WindowController
 from pipeline_lib.training.checkpoints import committed, damage, newest
 from pipeline_lib.training.hooks import Decision
 from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.features import features_of
 from pipeline_lib.workspace.resolve import reference
+from pipeline_lib.workspace.runs import RunRecord, StageRecord
 from pipeline_lib.workspace.services import Progress, Services
+from pipeline_lib.workspace.workspace import Workspace
 
 HERE = Path(__file__).parent
 SCRIPTED = "training_toy:Scripted"
@@ -59,7 +62,7 @@ class StopAt:
 
 def stopped(root: Path, after: int, config: Config | None = None, **options: str) -> None:
     """Train until a person asks for a stop after `after` steps."""
-    with pytest.raises(StageFailedError, match=f"stopped on request after step {after}"):
+    with pytest.raises(StoppedError, match=f"stopped on request after step {after}"):
         run_train(root, config, services=Services(should_stop=StopAt(after)), **options)
 
 
@@ -223,9 +226,24 @@ def test_a_night_goes_on_from_an_artifact_with_lora(tmp_path: Path) -> None:
     assert old.keys() == new.keys()  # merged: a plain model again
     changed = {name.rpartition("layers.")[2][2:] for name in old if not torch.equal(old[name], new[name])}
     assert changed == {f"self_attn.{name}_proj.weight" for name in "qkvo"}
+    told = {"model": {"family": "gpt2", "width": 999}, "tokenizer": {"vocabulary_size": 9}}  # a start brings its own numbers
+    record = RunRecord("r", "p", config=told, stages={"train": StageRecord("made", second.ref().to_json())})
+    features = features_of(Workspace.open(tmp_path), record)
+    expected = {"family": "llama", "width": 32, "depth": 2, "vocabulary_size": second.details["vocabulary_size"]}
+    assert expected.items() <= features.items()
     wrong = Config(model=ModelConfig(start=reference(first.key, "0" * 32)))
     with pytest.raises(ConfigError, match="its digest differs"):
         run_train(tmp_path, wrong)
+
+
+def test_a_merge_that_is_not_the_trained_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft.tuners.lora.layer import Linear
+
+    right = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 3 * right(self, adapter))
+    config = Config(train=TrainConfig(lora=LoraConfig(rank=2)), plan={**PLAN, "learning_rate": 1e-2})
+    with pytest.raises(StageFailedError, match="adapters merged is not the trained one"):
+        run_train(tmp_path, config)
 
 
 def test_extensions_bring_models_and_callbacks(tmp_path: Path) -> None:
