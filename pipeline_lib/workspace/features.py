@@ -5,10 +5,12 @@ Names end in their unit (`_seconds`, `_bytes`), so that a reader knows a size fr
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.errors import MillraceError
+from pipeline_lib.workspace.files import read_json
 
 if TYPE_CHECKING:
     from pipeline_lib.workspace.artifact import Manifest
@@ -38,6 +40,13 @@ SETTINGS = {
     "batch_tokens": "train.batch_tokens",
     "optimizer": "train.optimizer",
 }
+# the trained model's config.json; older families have names of their own
+MODEL_CONFIG = "model/config.json"
+MODEL_NAMES = {
+    "family": ("model_type",),
+    "width": ("hidden_size", "n_embd", "d_model"),
+    "depth": ("num_hidden_layers", "n_layer", "num_layers"),
+}
 MACHINE = ("cpu", "cores", "memory_gib")
 
 
@@ -51,6 +60,8 @@ def features_of(workspace: Workspace, record: RunRecord) -> dict[str, float | st
             except MillraceError:
                 continue
     found: dict[str, Any] = {name: _dotted(record.config, path) for name, path in SETTINGS.items()}
+    if "train" in manifests:
+        found |= _trained(workspace, manifests["train"])
     found |= {name: record.machine.get(name) for name in MACHINE}
     found["gpu"] = ", ".join(record.machine.get("gpus", []))
     for name, places in METRICS.items():
@@ -63,6 +74,16 @@ def features_of(workspace: Workspace, record: RunRecord) -> dict[str, float | st
         found["work_seconds"] = sum(manifest.seconds for manifest in manifests.values())
     found["run_seconds"] = sum(entry.seconds for entry in record.stages.values())
     return {name: value for name, value in found.items() if _usable(value)}
+
+
+def _trained(workspace: Workspace, manifest: Manifest) -> dict[str, Any]:
+    """What the trained model says of itself: one that was continued brings its own numbers, whatever `model.*` says."""
+    found = {"vocabulary_size": manifest.details.get("vocabulary_size")}
+    with contextlib.suppress(OSError, ValueError, AttributeError, MillraceError):
+        told = read_json(workspace.store.place(manifest.key, MODEL_CONFIG))
+        told = told.get("text_config", told)
+        found |= {feature: next((told[name] for name in names if name in told), None) for feature, names in MODEL_NAMES.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _dotted(config: dict[str, Any], path: str) -> Any:
