@@ -116,9 +116,8 @@ def _models(tracker: Run, workspace: Workspace, record: RunRecord, config: Pipel
         theirs = maker.mlflow.get("run_id", "")
         tracker.tags({"millrace.trained_in": maker.run_id, "millrace.trained_in.mlflow_run_id": theirs})
     steps = int(train.details["steps"])
-    if (
-        not maker and "checkpoints" in train.manifest.tables
-    ):  # the last one, to go on from; earlier ones are gone when a training ends
+    # the last one, to go on from; earlier ones are gone when a training ends
+    if not maker and "checkpoints" in train.manifest.tables:
         loss = {"dev_loss": float(train.metrics["dev_loss"])}
         folder = train.files("checkpoints")[0].parent
         tracker.model(f"step-{steps:08d}", folder, step=steps, metrics=loss, tags={"millrace.artifact": train.key})
