@@ -28,7 +28,7 @@ run: $(STAMP)
 	$(BIN)/millrace run
 
 test: $(STAMP) lint types
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

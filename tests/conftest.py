@@ -1,7 +1,9 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 
+import pytest
 from hypothesis import settings
 
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # before Prefect is imported: no server but those a test starts
@@ -10,7 +12,17 @@ from tests.servers import shown, shown_config, up
 
 __all__ = ["shown", "shown_config", "up"]
 
+# Started in the background by a shell, this process would ignore Ctrl-C, and so would every child that a test sends one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The suite draws the same examples every time; `make campaign` looks for new ones.
 settings.register_profile("suite", derandomize=True)
 settings.register_profile("campaign")
 settings.load_profile(os.environ.get("MILLRACE_HYPOTHESIS", "suite"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays together in one worker (its tests share runs), and so do all tests that use the session's servers."""
+    for item in items:
+        name = "servers" if "up" in getattr(item, "fixturenames", ()) else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(name))

@@ -1,10 +1,11 @@
-"""Peak memory of a stretch of work: this process and its children, sampled by a thread."""
+"""Peak memory of a stretch of work: this process and the children it starts meanwhile, sampled by a thread."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import threading
+import time
 from types import TracebackType
 
 import psutil
@@ -31,6 +32,7 @@ class PeakMemory:
         self.bytes = 0
         self._own = psutil.Process()
         self._children: list[psutil.Process] = []
+        self._begun = time.time()  # older children (servers) are not part of the work
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
 
@@ -49,7 +51,7 @@ class PeakMemory:
         while not self._done.wait(SAMPLE_SECONDS):
             if count % CHILDREN_EVERY == 0:
                 with contextlib.suppress(psutil.Error):
-                    self._children = self._own.children(recursive=True)
+                    self._children = [c for c in self._own.children(recursive=True) if c.create_time() >= self._begun]
             self._sample()
             count += 1
 

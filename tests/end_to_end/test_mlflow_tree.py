@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -109,3 +110,10 @@ def test_a_reused_training_names_the_run_that_trained(client: MlflowClient, firs
     scores = {name for name in maker.data.metrics if name.startswith("validate/") and not name.endswith(("seconds", "mib"))}
     assert scores
     assert {name: run.data.metrics[name] for name in scores} == {name: maker.data.metrics[name] for name in scores}
+
+
+def test_the_flow_run_links_to_it(up: Up, first: RunRecord) -> None:
+    with httpx.Client(base_url=up.api) as api:
+        body = {"artifacts": {"flow_run_id": {"any_": [first.prefect["flow_run_id"]]}, "key": {"any_": ["millrace-mlflow"]}}}
+        (link,) = api.post("/artifacts/filter", json=body).json()
+    assert first.mlflow["url"] in link["data"]

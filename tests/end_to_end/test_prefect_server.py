@@ -99,7 +99,7 @@ def test_a_run_from_the_form_and_then_one_that_reuses_it(up: Up) -> None:
     with client(up) as api:
         body = {"flow_runs": {"id": {"any_": [str(second.id)]}}}
         keys = {artifact["key"] for artifact in api.request("POST", "/artifacts/filter", json=body).json()}
-    assert {"millrace-ingest", "millrace-fill-gaps", "millrace-report", "millrace-mlflow"} <= keys
+    assert {"millrace-ingest", "millrace-fill-gaps", "millrace-report"} <= keys
 
 
 def test_a_failed_stage_is_rerun_in_three_ways(up: Up) -> None:
