@@ -1,8 +1,7 @@
 # Everything a user or a developer does begins here. Needs Python 3.11+ (with venv and pip), make, and a package index.
 #   make run     the quickstart, from nothing to a report           make test      linters, types, tests
-#   make bench   the environment of the benchmarks' peers           make campaign  the slow campaigns (hours)
-#   make docs    generated pages, picture and screenshots           make sbom      software bill of materials
-#   make lock    write requirements.lock anew from this environment
+#   make docs    generated pages, picture and screenshots           make campaign  the slow campaigns (hours)
+#   make lock    write requirements.lock anew from this environment make sbom      software bill of materials
 #
 # TORCH=cpu takes PyTorch's own CPU builds, TORCH=cuda its CUDA 13.0 builds; without it, what the package index has
 # (on Linux usually a CUDA build of several gigabytes). The versions in requirements.lock were tested together with the CPU build;
@@ -21,7 +20,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test lint types bench campaign docs sbom lock clean
+.PHONY: run test lint types campaign docs sbom lock clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -50,10 +49,6 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-bench: $(STAMP)
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install -q --disable-pip-version-check -r tests/benchmarks/peers.txt
-
 campaign: $(STAMP)
 	MILLRACE_HYPOTHESIS=campaign $(BIN)/python -m pytest -m '' --timeout 0
 	$(BIN)/python -m tests.benchmarks kills --kills 200
@@ -74,4 +69,4 @@ lock: $(STAMP)
 	@mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf .venv .venv-bench .venv-sbom .mypy_cache .ruff_cache .pytest_cache .hypothesis sbom.json
+	rm -rf .venv .venv-sbom .mypy_cache .ruff_cache .pytest_cache .hypothesis sbom.json
