@@ -11,10 +11,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, cast
+from uuid import UUID
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
+from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
@@ -51,6 +54,21 @@ def finished(record: RunRecord, name: str) -> Progress:
     return Progress(name, 1, 1, "stage", "reused" if entry.state == "reused" else f"{entry.state} in {entry.seconds:.1f} s")
 
 
+def _leave_if_cancelled() -> None:
+    """A cancellation that came before this process could be told of it: the server knows, so look before each stage.
+
+    Raises:
+        KeyboardInterrupt: the flow run is being cancelled, or is over already.
+    """
+    mine = flow_run.get_id()
+    if not mine:
+        return
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(mine)).state
+    if state is not None and (state.is_cancelling() or state.is_final()):
+        raise KeyboardInterrupt
+
+
 def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> StageTask:
     """Make the task of a stage.
 
@@ -77,6 +95,7 @@ def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> Stag
     )
     def run_stage(run: LiveRun, *upstream: Ref) -> Any:
         logger = get_run_logger()
+        _leave_if_cancelled()
         announcer = Announcer(logger.info, run.services.announce)
         services: Services = replace(run.services, log=logger.info, announce=announcer)
         with ExitStack() as held:

@@ -21,6 +21,7 @@ settings.register_profile("campaign")
 settings.load_profile(os.environ.get("MILLRACE_HYPOTHESIS", "suite"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file stays together in one worker (its tests share runs), and so do all tests that use the session's servers."""
     for item in items:

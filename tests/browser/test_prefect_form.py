@@ -57,8 +57,14 @@ def test_a_wrong_value_is_refused_and_a_right_one_starts_a_run(form: Any, up: Up
         (run,) = api.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])))
         assert run.parameters["config"]["resources"]["max_hours"] == 0.5
         assert run.parameters["config"]["name"] == "quickstart"
+        wait_for(lambda: is_running(api, run.id), seconds=120)
         api.set_flow_run_state(run.id, Cancelling(), force=True)
         wait_for(lambda: is_over(api, run.id), seconds=40)
+
+
+def is_running(api: SyncPrefectClient, run: UUID) -> bool:
+    state = api.read_flow_run(run).state
+    return state is not None and state.is_running()
 
 
 def is_over(api: SyncPrefectClient, run: UUID) -> bool:
