@@ -1,7 +1,8 @@
 # Everything a user or a developer does begins here. Needs Python 3.11+ (with venv and pip), make, and a package index.
 #   make run     the quickstart, from nothing to a report           make test      linters, types, tests
 #   make docs    generated pages, picture and screenshots           make campaign  the slow campaigns (hours)
-#   make lock    write requirements.lock anew from this environment make sbom      software bill of materials
+#   make bench   the environment of the tools compared with         make sbom      software bill of materials
+#   make lock    write requirements.lock anew from this environment
 #
 # TORCH=cpu takes PyTorch's own CPU builds, TORCH=cuda its CUDA 13.0 builds; without it, what the package index has
 # (on Linux usually a CUDA build of several gigabytes). The versions in requirements.lock were tested together with the CPU build;
@@ -20,7 +21,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test lint types campaign docs sbom lock clean
+.PHONY: run test lint types campaign bench docs sbom lock clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -54,6 +55,14 @@ campaign: $(STAMP)
 	$(BIN)/python -m tests.benchmarks kills --kills 200
 	$(BIN)/python -m tests.benchmarks pipeline
 
+bench: $(STAMP) .venv-bench/.installed
+
+.venv-bench/.installed: tests/benchmarks/peers.txt
+	@$(PYTHON) -m venv .venv-bench
+	@grep '^torch==' $< | .venv-bench/bin/python -m pip install -q --disable-pip-version-check $(TORCH_INDEX_$(TORCH)) -r /dev/stdin
+	@.venv-bench/bin/python -m pip install -q --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
 docs: $(STAMP)
 	$(BIN)/python -m tests.docs
 
@@ -69,4 +78,4 @@ lock: $(STAMP)
 	@mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf .venv .venv-sbom .mypy_cache .ruff_cache .pytest_cache .hypothesis sbom.json
+	rm -rf .venv .venv-bench .venv-sbom .mypy_cache .ruff_cache .pytest_cache .hypothesis sbom.json
