@@ -67,17 +67,15 @@ def plan_trials(
         return TrialPlan(trials if trials > 1 else 0, tune.steps, batch, micro, seconds)
     while trials > 1:
         tokens = max(seconds / trials - extra, 0.0) * rate
-        sequences = _batch(tokens, batch, micro, sequence_length)
+        sequences, passes = _batch(tokens, train, sequence_length, int(profile["micro_batch"]))
         steps = int(tokens / (sequences * sequence_length))
         if steps >= FEWEST_STEPS:
-            return TrialPlan(trials, steps, sequences, micro, seconds)
+            return TrialPlan(trials, steps, sequences, passes, seconds)
         trials -= 1
     return TrialPlan(0, 0, batch, micro, seconds)
 
 
-def _batch(tokens: float, batch: int, micro: int, sequence_length: int) -> int:
-    """Sequences in a step of a trial: the training's batch, smaller where it leaves too few steps, never below the law's."""
-    least = step_law_batch_tokens(max(tokens, 1.0))
-    while batch > micro and batch * sequence_length > max(least, tokens / WANTED_STEPS):
-        batch = max(batch // 2 // micro, 1) * micro
-    return batch
+def _batch(tokens: float, train: TrainConfig, sequence_length: int, micro_batch: int) -> tuple[int, int]:
+    """Sequences in a step and in a forward pass: the training's, fewer where that leaves too few steps, never under the law's."""
+    enough = max(step_law_batch_tokens(max(tokens, 1.0)), tokens / WANTED_STEPS)
+    return split_batch(min(train.batch_tokens, int(enough)), sequence_length=sequence_length, micro_batch=micro_batch)

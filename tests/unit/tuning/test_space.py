@@ -70,3 +70,13 @@ def test_configured_steps_and_no_window():
     fixed = trials(60.0, trials=50, steps=20)
     assert fixed.steps == 20
     assert 2 <= fixed.trials < 50
+
+
+def test_a_large_forward_pass_does_not_cost_a_trial():
+    """A trial's batch may be smaller than the micro-batch that is fastest in the training."""
+    wide = plan_trials(
+        TuneConfig(trials=3), TrainConfig(batch_tokens=65_536), calibrated=CALIBRATED,
+        profile={**PROFILE, "micro_batch": 256}, sequence_length=256, seconds=12.0,
+    )  # fmt: skip
+    assert wide.trials == 3
+    assert wide.micro_batch <= wide.batch_sequences < 256
