@@ -48,12 +48,36 @@ def hex_column(ids: Ids) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(ids), [None, pa.py_buffer(offsets), data])
 
 
+def _halves(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The first and the last eight bytes as numbers: comparing numbers is many times as fast as comparing bytes."""
+    halves = np.ascontiguousarray(ids).view(">u8").reshape(-1, 2)
+    return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
+
+
+def order_of(ids: Ids) -> NDArray[np.int64]:
+    """The indices that sort ids; equal ones stay in their order."""
+    high, low = _halves(ids)
+    order = np.argsort(high)
+    ordered = high[order]
+    if (ordered[1:] == ordered[:-1]).any():  # then only is the second half asked
+        order = np.lexsort((low, high))
+    return np.asarray(order, dtype=np.int64)
+
+
 def places_of(wanted: Ids, known: Ids) -> NDArray[np.int64]:
     """Index of each wanted id in the sorted array `known`; -1 where it is not there."""
     if not len(known):
         return np.full(len(wanted), -1, dtype=np.int64)
-    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1).astype(np.int64)
-    places[known[places] != wanted] = -1
+    high, low = _halves(known)
+    if (high[1:] == high[:-1]).any():
+        places = np.minimum(np.searchsorted(known, wanted), len(known) - 1).astype(np.int64)
+        places[known[places] != wanted] = -1
+        return places
+    wanted_high, wanted_low = _halves(wanted)
+    order = np.argsort(wanted_high)  # looked up in order: neighbours are near each other in memory
+    places = np.empty(len(wanted), dtype=np.int64)
+    places[order] = np.minimum(np.searchsorted(high, wanted_high[order]), len(known) - 1)
+    places[(high[places] != wanted_high) | (low[places] != wanted_low)] = -1
     return places
 
 
