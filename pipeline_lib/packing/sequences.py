@@ -2,29 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import DTypeLike
 from pyarrow import ipc
 
 from pipeline_lib.errors import DamagedError
+from pipeline_lib.packing.buffers import BUFFERS_OF_A_LIST, OFFSETS, VALUES, buffer_places
 from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, read_settings
 from pipeline_lib.workspace.identity import bytes_digest
 
+FIX = "`millrace cache fill` makes it again"
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True)
 class PackedSequence:
     """One packed sequence. Pieces of documents lie one after the other; the rest of the sequence is free."""
 
-    tokens: np.ndarray  # int64[used], used ≤ sequence_length
+    tokens: np.ndarray  # uint16[used] (uint32 for vocabularies beyond 65,536), used ≤ sequence_length
     doc_len: np.ndarray  # int32[pieces], sums to used
-    doc_row: np.ndarray  # int64[pieces]: row of the table `rows`
-    doc_off: np.ndarray  # int64[pieces]: where the piece starts in its document, in tokens
     no_loss: np.ndarray  # int32[spans, 2]: start and end of tokens that are read but not learned
+    _chunk: Chunk
+    _pieces: slice
+
+    @property
+    def doc_row(self) -> np.ndarray:
+        """int64[pieces]: row of the table `rows`."""
+        return self._chunk.provenance[0][self._pieces]
+
+    @property
+    def doc_off(self) -> np.ndarray:
+        """int64[pieces]: where the piece starts in its document, in tokens."""
+        return self._chunk.provenance[1][self._pieces]
+
+
+class Chunk:
+    """A chunk mapped into memory, its bytes digested: tokens are decoded by record batch, the other columns once, when
+    they are first asked for.
+
+    Raises:
+        DamagedError: the file is missing or is not what was committed.
+    """
+
+    def __init__(self, facts: ChunkFacts, folder: Path) -> None:
+        path = facts.file(folder)
+        try:
+            mapped = pa.memory_map(str(path))
+        except FileNotFoundError:
+            raise DamagedError("file is missing", where=str(path), fix=FIX) from None
+        self.data = mapped.read_buffer()
+        if self.data.size != facts.size or bytes_digest(memoryview(self.data)) != facts.file_digest:
+            raise DamagedError("bytes differ from what was committed", where=str(path), fix=FIX)
+        schema = ipc.open_file(self.data).schema
+        self.settings = read_settings(schema, str(path))
+        self.names = schema.names
+        self.codec = None if self.settings.codec == "none" else pa.Codec(self.settings.codec)
+        self.batch_rows = int(schema.metadata[b"millrace.batch_rows"])
+        self.places = buffer_places(memoryview(self.data), compressed=self.codec is not None)
+        self.planes = [self._buffer_of("tokens", VALUES)]
+        if "tokens_high" in schema.names:
+            self.planes.append(self._buffer_of("tokens_high", VALUES))
+
+    def _buffer_of(self, column: str, part: int) -> int:
+        return self.names.index(column) * BUFFERS_OF_A_LIST + part
+
+    def _decode(self, number: int, buffer: int) -> pa.Buffer:
+        at, size, decoded = self.places[number, buffer].tolist()
+        stored = self.data.slice(at, size)
+        return stored if decoded < 0 else self.codec.decompress(stored, decoded)
+
+    def _lists(self, column: str, item: DTypeLike) -> tuple[np.ndarray, np.ndarray]:
+        """Starts (int64[sequences + 1]) and values of a list column, over the whole chunk."""
+        offsets, values = self._buffer_of(column, OFFSETS), self._buffer_of(column, VALUES)
+        numbers = range(len(self.places))
+        lengths = [np.diff(np.frombuffer(self._decode(number, offsets), np.int32)) for number in numbers]
+        parts = [np.frombuffer(self._decode(number, values), item) for number in numbers]
+        return np.append(0, np.cumsum(np.concatenate(lengths), dtype=np.int64)), np.concatenate(parts)
+
+    @cached_property
+    def lengths(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens before each sequence int64[sequences + 1], pieces before it int64[sequences + 1], doc_len int32[pieces])."""
+        starts, doc_len = self._lists("doc_len", np.int32)
+        return np.append(0, np.cumsum(doc_len, dtype=np.int64))[starts], starts, doc_len
+
+    @cached_property
+    def no_loss(self) -> tuple[np.ndarray, np.ndarray]:
+        """(numbers before each sequence int64[sequences + 1], starts and ends of spans int32)."""
+        return self._lists("no_loss", np.int32)
+
+    @cached_property
+    def provenance(self) -> tuple[np.ndarray, np.ndarray]:
+        """doc_row and doc_off of all pieces, int64."""
+        return self._lists("doc_row", np.int64)[1], self._lists("doc_off", np.int64)[1]
+
+    def batch(self, number: int) -> np.ndarray:
+        """All tokens of a record batch, uint16 or uint32."""
+        low = np.frombuffer(self._decode(number, self.planes[0]), np.uint16)
+        if len(self.planes) == 1:
+            return low
+        return low | (np.frombuffer(self._decode(number, self.planes[1]), np.uint8).astype(np.uint32) << np.uint32(16))
+
+    def sequence(self, row: int) -> PackedSequence:
+        """Sequence `row` of the chunk."""
+        token_starts, piece_starts, doc_len = self.lengths
+        span_starts, spans = self.no_loss
+        number = row // self.batch_rows
+        base = int(token_starts[number * self.batch_rows])
+        tokens = self.batch(number)[int(token_starts[row]) - base : int(token_starts[row + 1]) - base]
+        pieces = slice(int(piece_starts[row]), int(piece_starts[row + 1]))
+        silent = spans[span_starts[row] : span_starts[row + 1]].reshape(-1, 2)
+        return PackedSequence(tokens, doc_len[pieces], silent, self, pieces)
 
 
 class SequenceReader:
@@ -41,8 +133,7 @@ class SequenceReader:
         self.folder, self.side, self.heal = folder, side, heal
         self.chunks = [facts for facts in chunks if facts.side == side]
         self.ends = np.cumsum([facts.sequences for facts in self.chunks], dtype=np.int64)
-        self._open: dict[int, tuple[ipc.RecordBatchFileReader, int]] = {}
-        self._settings: ChunkSettings | None = None
+        self._open: dict[int, Chunk] = {}
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -55,9 +146,7 @@ class SequenceReader:
         """Sequence length, vocabulary and special ids, as the first chunk says."""
         if not self.chunks:
             raise DamagedError(f"the side {self.side!r} has no chunk", where=str(self.folder))
-        if self._settings is None:
-            self._settings = read_settings(self._chunk(0)[0].schema, self.chunks[0].name)
-        return self._settings
+        return self.chunk(0).settings
 
     def __getitem__(self, index: int) -> PackedSequence:
         """Sequence `index`.
@@ -68,45 +157,25 @@ class SequenceReader:
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        at = int(np.searchsorted(self.ends, index, side="right"))
-        reader, batch_rows = self._chunk(at)
-        row = index - (int(self.ends[at - 1]) if at else 0)
-        batch = reader.get_batch(row // batch_rows)
-        row %= batch_rows
-        tokens = _values(batch, "tokens", row).astype(np.int64)
-        if "tokens_high" in batch.schema.names:
-            tokens |= _values(batch, "tokens_high", row).astype(np.int64) << 16
-        doc_len, doc_row, doc_off = (_values(batch, name, row) for name in ("doc_len", "doc_row", "doc_off"))
-        return PackedSequence(tokens, doc_len, doc_row, doc_off, _values(batch, "no_loss", row).reshape(-1, 2))
+        at = int(self.ends.searchsorted(index, side="right"))
+        return self.chunk(at).sequence(index - (int(self.ends[at - 1]) if at else 0))
 
-    def _chunk(self, at: int) -> tuple[ipc.RecordBatchFileReader, int]:
+    def scan(self) -> Iterator[np.ndarray]:
+        """The tokens of all sequences, a record batch at a time: uint16 (uint32 for vocabularies beyond 65,536)."""
+        for at in range(len(self.chunks)):
+            chunk = self.chunk(at)
+            for number in range(len(chunk.places)):
+                yield chunk.batch(number)
+
+    def chunk(self, at: int) -> Chunk:
+        """Chunk number `at` of this side, checked when it is first touched."""
         if at not in self._open:
             facts = self.chunks[at]
             try:
-                self._open[at] = _map(facts, self.folder)
+                self._open[at] = Chunk(facts, self.folder)
             except DamagedError:
                 if self.heal is None:
                     raise
                 self.chunks[at] = self.heal(facts.side, facts.chunk)
-                self._open[at] = _map(self.chunks[at], self.folder)
+                self._open[at] = Chunk(self.chunks[at], self.folder)
         return self._open[at]
-
-
-def _map(facts: ChunkFacts, folder: Path) -> tuple[ipc.RecordBatchFileReader, int]:
-    """Map a chunk and digest the mapped bytes, the ones that will be read."""
-    path = facts.file(folder)
-    fix = "`millrace cache fill` makes it again"
-    try:
-        mapped = pa.memory_map(str(path))
-    except FileNotFoundError:
-        raise DamagedError("file is missing", where=str(path), fix=fix) from None
-    data = mapped.read_buffer()
-    if data.size != facts.size or bytes_digest(memoryview(data)) != facts.file_digest:
-        raise DamagedError("bytes differ from what was committed", where=str(path), fix=fix)
-    reader = ipc.open_file(data, options=ipc.IpcReadOptions(use_threads=False))
-    return reader, int(reader.schema.metadata[b"millrace.batch_rows"])
-
-
-def _values(batch: pa.RecordBatch, name: str, row: int) -> np.ndarray:
-    values: np.ndarray = batch.column(name)[row].values.to_numpy(zero_copy_only=False)
-    return values
