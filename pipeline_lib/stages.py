@@ -8,7 +8,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("suites", 1, "pure", "pipeline_lib.validation.suites:suites", sections=("suites",), seeded=True,
           outside="pipeline_lib.validation.items:file_digests", extends=("suite",)),
     Stage("ingest", 2, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",),
-          outside="pipeline_lib.corpus.sources:file_digests", extends=("source",)),
+          outside="pipeline_lib.corpus.sources:file_digests", forgets="pipeline_lib.corpus.barred:forgets", extends=("source",)),
     Stage("score", 1, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
           extends=("signal", "rule_set")),
     Stage(

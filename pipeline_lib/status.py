@@ -86,7 +86,7 @@ def _supplied(workspace: Workspace, chosen: Selection | None, recorded: str) -> 
 
 def _of_stage(workspace: Workspace, stage: Stage, config: PipelineConfig, manifests: Mapping[str, Manifest]) -> StageStatus:
     newest = _newest(workspace, stage)
-    _, identity = parameters_of(stage, config)
+    _, identity = parameters_of(stage, config, workspace)
     if missing := [name for name in stage.reads if name not in manifests]:
         own = difference(newest.parameters, identity) if newest else ""
         why = f"depends on {missing[0]}, which would run" + (f"; also {own}" if own else "")

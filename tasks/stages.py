@@ -44,7 +44,7 @@ def _will_work(run: LiveRun, name: str) -> bool:
     if name in run.force or not all(refs.values()):
         return True
     manifests = {needed: run.workspace.store.manifest(ref.key) for needed, ref in refs.items() if ref}
-    fingerprint = recipe_fingerprint(stage, parameters_of(stage, run.config)[1], manifests)
+    fingerprint = recipe_fingerprint(stage, parameters_of(stage, run.config, run.workspace)[1], manifests)
     return look(run.workspace, stage, fingerprint).artifact is None
 
 

@@ -41,6 +41,17 @@ class IngestConfig(Section):
     sources: list[SourceConfig] = setting(lambda: [SourceConfig()], "Sources, in order", min_length=1)
     sample: int = setting(0, "Keep only this many documents, spread evenly by hash; 0: all", unit="documents", ge=0)
     max_document_mb: float = setting(10.0, "A longer document goes to quarantine", unit="MB", gt=0)
+    allow_licences: list[str] = setting(
+        list,
+        "SPDX identifiers of the licences whose documents are taken, `*` stands for anything (`CC-BY-*`); empty: all. Of "
+        "`A OR B` one is enough. Documents of unknown licence are a matter of `unknown_licence_limit`",
+    )
+    deny_licences: list[str] = setting(
+        list, "SPDX identifiers, in the same form, whose documents are left out even where `allow_licences` names them"
+    )
+    unknown_licence_limit: float = setting(
+        1.0, "Refuse to go on when a larger share of the documents has no known licence", unit="share", ge=0, le=1
+    )
     quarantine_limit: float = setting(
         0.05,
         "Refuse to go on when a larger share of records cannot be read",

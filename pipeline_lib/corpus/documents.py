@@ -13,8 +13,10 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline_lib.corpus import kernels
+from pipeline_lib.corpus.barred import BARRED, bar
 from pipeline_lib.corpus.redact import HEAD_BYTES, head
 from pipeline_lib.corpus.replaced import places
+from pipeline_lib.corpus.rights import canonical_column
 from pipeline_lib.corpus.sources import Part
 from pipeline_lib.tables.buffers import text_buffers, text_column
 from pipeline_lib.tables.schemas import DOC_ID, DOCUMENTS, EDITS, IDS, QUARANTINE
@@ -25,7 +27,7 @@ REPLACED = "replaced by a later record"
 
 @dataclass(frozen=True)
 class Refined:
-    """What a batch of raw records became. records = documents + quarantine (replaced ones included) + left_out."""
+    """What a batch of raw records became. records = documents + quarantine (replaced and barred ones included) + left_out."""
 
     documents: pa.RecordBatch
     ids: pa.Table  # schema IDS, a row a document
@@ -33,6 +35,7 @@ class Refined:
     quarantine: pa.Table
     left_out: int
     replaced: int
+    barred: int  # forgotten, or of a licence that is not allowed
 
 
 def refine(batch: pa.RecordBatch, part: Part, replaced: pa.Array) -> Refined:
@@ -51,9 +54,11 @@ def refine(batch: pa.RecordBatch, part: Part, replaced: pa.Array) -> Refined:
     if len(replaced):
         lost = pc.is_in(places(batch.column("file"), batch.column("index")), value_set=replaced)
         problem = pc.if_else(pc.and_(lost, problem.is_null()), REPLACED, problem)
+    licence = canonical_column(_chosen(part.source.licence, batch.column("licence"), ""))
+    problem = bar(problem, ids, licence, part.barred)
     good = problem.is_null().to_numpy(zero_copy_only=False)
     kept = good & _within_share(ids, part.share)
-    quarantine = _quarantine(batch, problem, ~good, part.source.name)
+    quarantine = _quarantine(batch, ids, problem, ~good, part.source.name)
     rows = batch.filter(pa.array(kept))
     kept_ids = ids.filter(pa.array(kept))
     text, edits = normalise(rows.column("text"), kept_ids, flags[kept])
@@ -64,7 +69,7 @@ def refine(batch: pa.RecordBatch, part: Part, replaced: pa.Array) -> Refined:
             text,
             _constant(part.source.name, len(rows)),
             _chosen(part.source.domain, rows.column("domain"), part.source.name),
-            _chosen(part.source.licence, rows.column("licence"), ""),
+            licence.filter(pa.array(kept)),
             dates(rows.column("date")),
             _chosen("", rows.column("url"), ""),
             _metadata(rows.column("title")),
@@ -77,8 +82,8 @@ def refine(batch: pa.RecordBatch, part: Part, replaced: pa.Array) -> Refined:
         schema=DOCUMENTS,
     )
     named = pa.table([kept_ids, rows.column("file"), rows.column("index")], schema=IDS)
-    again = pc.sum(pc.equal(problem, REPLACED), min_count=0).as_py()
-    return Refined(documents, named, edits, quarantine, int((good & ~kept).sum()), int(again))
+    again, out = (pc.sum(pc.is_in(problem, value_set=pa.array(names)), min_count=0).as_py() for names in ([REPLACED], BARRED))
+    return Refined(documents, named, edits, quarantine, int((good & ~kept).sum()), int(again), int(out))
 
 
 def _constant(value: str, rows: int) -> pa.Array:
@@ -105,8 +110,10 @@ def _problems(batch: pa.RecordBatch, flags: NDArray[np.uint8], sizes: NDArray[np
     return pc.coalesce(batch.column("problem"), reason)
 
 
-def _quarantine(batch: pa.RecordBatch, problem: pa.Array, bad: NDArray[np.bool_], source: str) -> pa.Table:
-    """The rows that cannot be read. A loop over bad rows only: they are few, or the stage refuses."""
+def _quarantine(batch: pa.RecordBatch, ids: pa.Array, problem: pa.Array, bad: NDArray[np.bool_], source: str) -> pa.Table:
+    """The rows that cannot be read or must stay out; of the latter no text is kept. A loop over bad rows only: they are few, or
+    the stage refuses.
+    """
     rows = np.flatnonzero(bad)
     if not len(rows):
         return QUARANTINE.empty_table()
@@ -114,13 +121,15 @@ def _quarantine(batch: pa.RecordBatch, problem: pa.Array, bad: NDArray[np.bool_]
     known = batch.column("head")
     data, offsets = text_buffers(batch.column("text"))
     heads, positions = [], []
-    for row in rows:
-        seen = known[row].as_py()
+    reasons = problem.filter(pa.array(bad))
+    silent = pc.is_in(reasons, value_set=pa.array(BARRED)).to_pylist()
+    for row, quiet in zip(rows, silent, strict=True):
+        seen = b"" if quiet else known[row].as_py()
         heads.append(head(data[offsets[row] : offsets[row + 1]][: HEAD_BYTES + 100].tobytes()) if seen is None else seen)
         number = index[row].as_py()
         positions.append(file[row].as_py() + (f":{number + 1}" if number >= 0 else ""))
-    reasons = problem.filter(pa.array(bad))
-    return pa.table([_constant(source, len(rows)), positions, reasons, pa.array(heads, pa.binary())], schema=QUARANTINE)
+    own = pc.if_else(pc.less(index, 0), None, ids).filter(pa.array(bad))
+    return pa.table([own, _constant(source, len(rows)), positions, reasons, pa.array(heads, pa.binary())], schema=QUARANTINE)
 
 
 def identities(batch: pa.RecordBatch, source: str) -> pa.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_lib.config.data import IngestConfig
+from pipeline_lib.corpus.barred import BARRED, barred
 from pipeline_lib.corpus.documents import REPLACED, refine
 from pipeline_lib.corpus.module import BATCHED, module_files
 from pipeline_lib.corpus.readers import read_files
@@ -23,11 +25,13 @@ from pipeline_lib.tables.parquet import read_tables, write_batches, write_table
 from pipeline_lib.tables.schemas import DOCUMENTS, EDITS, IDS, QUARANTINE
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.files import link_or_copy
+from pipeline_lib.workspace.forgotten import Forgotten
 from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.shards import ShardWork, shard_at, silent
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 TABLES = {"documents": DOCUMENTS, "edits": EDITS, "quarantine": QUARANTINE}
+COUNTED = ("records", "quarantined", "replaced", "barred", "left_out")
 
 
 def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
@@ -47,7 +51,12 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
         source.name: module_files(source, run.keep("module")) if source.kind in BATCHED else list_files(source)
         for source in ingest.sources
     }
-    work = [part for source in ingest.sources for part in parts(source, listed[source.name], ingest.max_document_mb)]
+    forgotten = Forgotten.read(run.workspace.root)
+    work = [
+        replace(part, barred=barred(source.name, [file.digest for file in part.files], forgotten, ingest))
+        for source in ingest.sources
+        for part in parts(source, listed[source.name], ingest.max_document_mb)
+    ]
     for part in {part.source.name: part for part in work if part.share < 1}.values():
         run.event("limited", source=part.source.name, share=round(part.share, 3), max_mb=part.source.max_mb)
     if ingest.sample:
@@ -60,8 +69,9 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
         documents = merged(sums_of(batch) for path in files["documents"] for batch in pq.ParquetFile(path).iter_batches())
     else:
         documents = merged(from_json(metrics["sums"]) for _, metrics in seen)
-    total = {name: sum(metrics[name] for _, metrics in seen) for name in ("records", "quarantined", "replaced", "left_out")}
+    total = {name: sum(metrics[name] for _, metrics in seen) for name in COUNTED}
     number = sum(row["documents"] for row in documents)
+    _refuse_unknown_licences(number, sum(row["licensed"] for row in documents), ingest.unknown_licence_limit)
     if not number:
         raise RefusedError(
             f"no document is left of {total['records']} records: {total['quarantined']} cannot be read, "
@@ -70,22 +80,24 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
             fix="are file and `text_column` the right ones? `ingest.max_document_mb` and `max_mb` leave out what is larger",
         )
     if ingest.sample:
-        total["left_out"] = total["records"] - total["quarantined"] - total["replaced"] - number
+        total["left_out"] = total["records"] - sum(total[name] for name in ("quarantined", "replaced", "barred")) - number
     return Outcome(
         metrics={
             "documents": number,
             "megabytes": round(sum(row["bytes"] for row in documents) / 1e6, 3),
             "quarantined": total["quarantined"],
             "replaced": total["replaced"],
+            "barred": total["barred"],
             "left_out": total["left_out"],
             "domains": len({row["domain"] for row in documents}),
         },
         counts={
             "in": total["records"],
-            "out": number + total["quarantined"] + total["replaced"] + total["left_out"],
+            "out": number + sum(total[name] for name in COUNTED[1:]),
             "documents": number,
             "quarantined": total["quarantined"],
             "replaced": total["replaced"],
+            "barred": total["barred"],
             "left_out": total["left_out"],
         },
         summary=_summary(documents),
@@ -118,7 +130,7 @@ def _read(task: tuple[Part, pa.Array, bool], folder: Path) -> dict[str, Any]:
     """`read_part`; where asked for, with a file `ids`."""
     part, replaced, with_ids = task
     edits, quarantine, ids, sums = [EDITS.empty_table()], [QUARANTINE.empty_table()], [IDS.empty_table()], []
-    counts = {"records": 0, "left_out": 0, "replaced": 0}
+    counts = {"records": 0, "left_out": 0, "replaced": 0, "barred": 0}
 
     def refined() -> Iterator[pa.RecordBatch]:
         for batch in read_files(part.files, part.source):
@@ -126,6 +138,7 @@ def _read(task: tuple[Part, pa.Array, bool], folder: Path) -> dict[str, Any]:
             counts["records"] += batch.num_rows
             counts["left_out"] += found.left_out
             counts["replaced"] += found.replaced
+            counts["barred"] += found.barred
             edits.append(found.edits)
             quarantine.append(found.quarantine)
             sums.append(sums_of(found.documents))
@@ -138,7 +151,7 @@ def _read(task: tuple[Part, pa.Array, bool], folder: Path) -> dict[str, Any]:
     bad = write_table(pa.concat_tables(quarantine), folder / "quarantine.parquet")
     if with_ids:
         write_table(pa.concat_tables(ids), folder / "ids.parquet")
-    return {**counts, "quarantined": bad - counts["replaced"], "documents": documents, "sums": merged(sums)}
+    return {**counts, "quarantined": bad - counts["replaced"] - counts["barred"], "documents": documents, "sums": merged(sums)}
 
 
 def _all(run: StageRun, work: Sequence[Part]) -> tuple[dict[str, list[Path]], list[tuple[str, dict[str, Any]]]]:
@@ -213,7 +226,8 @@ def _refuse_bad_source(source: str, parts: Sequence[dict[str, Any]], quarantine:
     if not records or bad / records <= config.quarantine_limit:
         return
     rows = read_tables(list(quarantine))
-    rows = rows.filter(pc.and_(pc.equal(rows.column("source"), source), pc.not_equal(rows.column("reason"), REPLACED)))
+    no_fault = pc.is_in(rows.column("reason"), value_set=pa.array([REPLACED, *BARRED]))
+    rows = rows.filter(pc.and_not(pc.equal(rows.column("source"), source), no_fault))
     common = sorted(rows.column("reason").value_counts().to_pylist(), key=lambda entry: (-entry["counts"], entry["values"]))
     told = []
     for entry in common[:3]:
@@ -225,6 +239,16 @@ def _refuse_bad_source(source: str, parts: Sequence[dict[str, Any]], quarantine:
         where=f"source {source}",
         fix="look at the examples: a changed format or column? If this share is expected, raise ingest.quarantine_limit",
     )
+
+
+def _refuse_unknown_licences(documents: int, licensed: int, limit: float) -> None:
+    if documents - licensed > limit * documents:
+        raise RefusedError(
+            f"{documents - licensed} of {documents} documents ({1 - licensed / documents:.1%}) have no known licence, more than "
+            f"ingest.unknown_licence_limit = {limit:.1%}",
+            where="stage ingest",
+            fix="name the licence of a source (`licence`), leave the source out, or raise ingest.unknown_licence_limit",
+        )
 
 
 def _total(documents: Sequence[dict[str, Any]], column: str, name: str) -> dict[str, int]:

@@ -13,6 +13,7 @@ import fsspec
 from blake3 import blake3
 
 from pipeline_lib.config.data import IngestConfig, SourceConfig
+from pipeline_lib.corpus.barred import Barred
 from pipeline_lib.corpus.files import PART_BYTES, SourceFile, form_of, local_file
 from pipeline_lib.corpus.machine import machine_files
 from pipeline_lib.corpus.module import BATCHED, batches
@@ -32,6 +33,7 @@ class Part:
     files: tuple[SourceFile, ...]
     share: float  # share of the documents that is kept, by hash
     max_document_bytes: int
+    barred: Barred = Barred()
 
     @property
     def has_ids(self) -> bool:
@@ -46,6 +48,7 @@ class Part:
             "files": [[f.name, f.digest, f.form, f.domain, f.licence] for f in self.files],
             "share": self.share,
             "max_document_bytes": self.max_document_bytes,
+            **self.barred.key(),
         }
 
 

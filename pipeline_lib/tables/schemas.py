@@ -30,7 +30,10 @@ DOCUMENTS = _schema(
 )
 EDITS = _schema(("doc_id", DOC_ID), ("stage", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("kind", pa.string()))
 IDS = _schema(("doc_id", DOC_ID), ("file", pa.string()), ("record_index", pa.int64()))  # of records with an id of their own
-QUARANTINE = _schema(("source", pa.string()), ("position", pa.string()), ("reason", pa.string()), ("head", pa.binary()))
+QUARANTINE = _schema(
+    ("doc_id", DOC_ID),  # that the record has, or would have had as a document; null: the file as a whole
+    ("source", pa.string()), ("position", pa.string()), ("reason", pa.string()), ("head", pa.binary()),
+)  # fmt: skip
 SUITE_ITEMS = _schema(
     ("suite", pa.string()),
     ("item", pa.string()),  # unique in the suite

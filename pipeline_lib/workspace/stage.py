@@ -49,7 +49,8 @@ class Stage:
     their last component; they are its parameters. `uses` are functions from subjects to the right, injected by name so that
     the import order holds. `intact` is an extra test of reuse: `(artifact, workspace) -> reason it cannot be reused, or ""`.
     `outside` names what the stage reads beside artifacts (source files): `(**sections) -> JSON` with digests of their content,
-    part of the fingerprint; without it a new file would go unnoticed.
+    part of the fingerprint; without it a new file would go unnoticed. `forgets` names what the stage must leave out:
+    `(workspace, **sections) -> digest, or "" for nothing`, part of the fingerprint where it is something.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Stage:
     uses: Mapping[str, str] = field(default_factory=dict)
     intact: str = ""
     outside: str = ""
+    forgets: str = ""
     stoppable: bool = False  # looks at `services.should_stop`: a signal lets it save what is done before it ends
     extends: Sequence[str] = ()  # kinds of extensions the stage uses; their modules' digests enter the fingerprint
 
@@ -199,7 +201,7 @@ class StageRun:
         return result
 
 
-def parameters_of(stage: Stage, config: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
+def parameters_of(stage: Stage, config: BaseModel, workspace: Workspace) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keyword arguments of the stage's function, and their identity (machine facts left out)."""
     arguments: dict[str, Any] = {}
     identity: dict[str, Any] = {}
@@ -216,6 +218,8 @@ def parameters_of(stage: Stage, config: BaseModel) -> tuple[dict[str, Any], dict
         identity["extensions"] = registered
     if stage.outside:
         identity["outside"] = load(stage.outside)(**arguments)
+    if stage.forgets and (forgotten := load(stage.forgets)(workspace, **arguments)):
+        identity["forgotten"] = forgotten
     return arguments, identity
 
 
@@ -326,7 +330,7 @@ def execute(
         MillraceError: whatever the stage has to tell.
     """
     services = services or Services()
-    arguments, identity = parameters_of(stage, config)
+    arguments, identity = parameters_of(stage, config, workspace)
     artifacts = {name: workspace.artifact(inputs[name].key) for name in stage.reads}
     fingerprint = recipe_fingerprint(stage, identity, {name: artifact.manifest for name, artifact in artifacts.items()})
     if not force and (artifact := _reusable(workspace, stage, fingerprint).artifact):

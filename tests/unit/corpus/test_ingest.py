@@ -42,7 +42,7 @@ def test_compression_is_told_by_content(tmp_path: Path, name: str, pack) -> None
     (tmp_path / name).write_bytes(pack(jsonl(*GOOD)))
     made = ingest(tmp_path / "w", files(tmp_path / name))
     assert texts(made) == [record["text"] for record in GOOD]
-    assert made.manifest.counts == {"in": 40, "out": 40, "documents": 40, "quarantined": 0, "replaced": 0, "left_out": 0}
+    assert made.manifest.counts == {"in": 40, "out": 40, "documents": 40, "quarantined": 0, "replaced": 0, "barred": 0, "left_out": 0}
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
@@ -202,7 +202,7 @@ def test_the_last_record_with_an_id_is_the_document_in_any_layout(tmp_path: Path
         assert sorted(text for text, _ in found[-1].values()) == ["\ta", "one", "third, last", "two"]
         assert reasons(made) == {"replaced by a later record": 2}
         assert sorted(table(made, "quarantine").column("position").to_pylist()) == ["0.jsonl:1", "0.jsonl:3"]
-        assert made.manifest.counts == {"in": 9, "out": 9, "documents": 7, "quarantined": 0, "replaced": 2, "left_out": 0}
+        assert made.manifest.counts == {"in": 9, "out": 9, "documents": 7, "quarantined": 0, "replaced": 2, "barred": 0, "left_out": 0}
     assert found[0] == found[1]
 
 
@@ -309,6 +309,7 @@ def test_a_sample_is_the_same_documents_whatever_the_workers(tmp_path: Path) -> 
         "documents": 500,
         "quarantined": 0,
         "replaced": 0,
+        "barred": 0,
         "left_out": 23_500,
     }
     shares = Counter(text[0] for text in texts(made[0]))
