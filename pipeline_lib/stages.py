@@ -25,9 +25,9 @@ STAGES: tuple[Stage, ...] = (
         },
         sections=("select",), seeded=True,
     ),
-    Stage("pack", 1, "pure", "pipeline_lib.packing.pack:pack", reads={"ingest": ("documents",), "select": ("selection",)},
+    Stage("pack", 2, "pure", "pipeline_lib.packing.pack:pack", reads={"ingest": ("documents",), "select": ("selection",)},
           sections=("pack", "tokenizer"), outside="pipeline_lib.tokens.load:file_digests"),
-    Stage("fill_gaps", 1, "pure", "pipeline_lib.packing.fill:fill_gaps",
+    Stage("fill_gaps", 2, "pure", "pipeline_lib.packing.fill:fill_gaps",
           reads={"ingest": ("documents",), "pack": ("rows", "ranges", "chunks", "tokenizer", "details")},
           sections=("fill_gaps",), intact="pipeline_lib.packing.fill:intact"),
     Stage(

@@ -1,7 +1,7 @@
 """Where the values of a list column lie in an Arrow IPC file, so that one sequence is read without decoding a whole record batch.
 
-pyarrow reads a record batch as a whole; for one sequence it spends more on the other columns than on the tokens. The places of the
-buffers stand in flatbuffers at fixed fields. Format: https://arrow.apache.org/docs/format/Columnar.html (IPC file format),
+pyarrow reads a record batch as a whole; for one sequence it spends more on the other columns than on the tokens. The places of
+the buffers stand in flatbuffers at fixed fields. Format: https://arrow.apache.org/docs/format/Columnar.html (IPC file format),
 `File.fbs`, `Message.fbs`; flatbuffers: https://flatbuffers.dev/internals. Only files whose digest was checked are read this way.
 """
 
@@ -54,7 +54,8 @@ def buffer_places(data: memoryview, *, compressed: bool) -> np.ndarray:
     for at, head, _, _ in blocks.tolist():
         message = _follow(data, at + 8)  # behind the continuation mark and the length
         batch = _follow(data, _field(data, message, HEADER))
-        batches.append(_vector(data, _field(data, batch, BUFFERS), PLACE, 2).reshape(-1, 2) + (at + head, 0))
+        places = _vector(data, _field(data, batch, BUFFERS), PLACE, 2).reshape(-1, 2)
+        batches.append(places + np.array([at + head, 0]))
     places = np.full((len(batches), batches[0].shape[0] if batches else 0, 3), -1, np.int64)
     if batches:
         places[:, :, :2] = batches

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline_lib.errors import DamagedError, NotFoundError, StageFailedError
-from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, commit_chunk, pack_texts
+from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, commit_chunk, pack_documents
 from pipeline_lib.packing.ranges import Range, chunk_name, ranges_of
-from pipeline_lib.packing.texts import read_texts
+from pipeline_lib.packing.texts import read_documents
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.tables.schemas import CHUNKS
+from pipeline_lib.tokens.chat import chat_template
 from pipeline_lib.tokens.encode import encoder_for
 from pipeline_lib.workspace.files import read_json, write_json
 from pipeline_lib.workspace.identity import file_digest
@@ -55,13 +56,14 @@ class Recipe:
         """
         encoder = encoder_for(self.tokenizer)
         rows = pa.concat_tables([_rows_between(self.rows, r.first_row, r.last_row) for r in ranges]).combine_chunks()
-        texts = read_texts(self.documents, rows["document"].to_numpy(), rows["doc_id"].combine_chunks())
+        found = read_documents(self.documents, rows["document"].to_numpy(), rows["doc_id"].combine_chunks())
+        chat = chat_template(self.tokenizer.parent) if found.turns.null_count < len(found.turns) else None
         start = 0
         for wanted in ranges:
-            table, cut = pack_texts(encoder, texts.slice(start, wanted.documents), wanted.first_row, self.settings)
+            packed = pack_documents(encoder, found.slice(start, wanted.documents), wanted.first_row, self.settings, chat)
             start += wanted.documents
             promised = (expected or {}).get(wanted.name, "")
-            yield commit_chunk(self.folder, wanted, table, self.settings, cut=cut, expected=promised)
+            yield commit_chunk(self.folder, wanted, packed, self.settings, expected=promised)
 
 
 def _rows_between(path: Path, first: int, last: int) -> pa.Table:
@@ -98,6 +100,8 @@ class Cache:
         tokenizer = next(path for path in pack.files("tokenizer") if path.name == "tokenizer.json")
         if file_digest(tokenizer) != pack.details["tokenizer_digest"]:
             raise StageFailedError("tokenizer.json is not the one that packed this cache", where=str(tokenizer))
+        if (told := pack.details["chat"]) and chat_template(tokenizer.parent).digest != told["digest"]:
+            raise StageFailedError("the chat template is not the one that packed this cache", where=str(tokenizer.parent))
         recipe = Recipe(
             cache_folder(workspace, pack.details["cache"]),
             tokenizer,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 BATCH_CHUNKS = 4
-SHARED = ("cache", "sequence_length", "vocabulary_size", "eos_id", "pad_id", "sequences", "tokens", "documents")
+SHARED = ("cache", "sequence_length", "vocabulary_size", "eos_id", "pad_id", "sequences", "tokens", "documents", "chat")
 
 
 def fill_gaps(run: StageRun, *, fill_gaps: FillGapsConfig) -> Outcome:

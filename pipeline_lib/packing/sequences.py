@@ -14,7 +14,7 @@ from pyarrow import ipc
 
 from pipeline_lib.errors import DamagedError
 from pipeline_lib.packing.buffers import BUFFERS_OF_A_LIST, OFFSETS, VALUES, buffer_places
-from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, read_settings
+from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, read_header, settings_in
 from pipeline_lib.workspace.identity import bytes_digest
 
 FIX = "`millrace cache fill` makes it again"
@@ -59,10 +59,11 @@ class Chunk:
         if self.data.size != facts.size or bytes_digest(memoryview(self.data)) != facts.file_digest:
             raise DamagedError("bytes differ from what was committed", where=str(path), fix=FIX)
         schema = ipc.open_file(self.data).schema
-        self.settings = read_settings(schema, str(path))
+        header = read_header(schema, str(path))
+        self.settings = settings_in(header)
         self.names = schema.names
         self.codec = None if self.settings.codec == "none" else pa.Codec(self.settings.codec)
-        self.batch_rows = int(schema.metadata[b"millrace.batch_rows"])
+        self.batch_rows = int(header["batch_rows"])
         self.places = buffer_places(memoryview(self.data), compressed=self.codec is not None)
         self.planes = [self._buffer_of("tokens", VALUES)]
         if "tokens_high" in schema.names:

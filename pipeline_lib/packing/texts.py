@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_lib.errors import StageFailedError
+from pipeline_lib.tables.schemas import DOC_ID, TURNS
 
 BATCH_ROWS = 1024  # documents decoded at a time while looking for those that are wanted
+COLUMNS = ["doc_id", "text", "turns"]
+_NONE = pa.schema([("doc_id", DOC_ID), ("text", pa.large_string()), ("turns", TURNS)]).empty_table()
 
 
 @lru_cache(maxsize=64)
@@ -20,8 +25,25 @@ def _row_counts(files: tuple[Path, ...]) -> np.ndarray:
     return np.cumsum([0, *(pq.read_metadata(path).num_rows for path in files)])
 
 
-def read_texts(files: Sequence[Path], positions: np.ndarray, expected: pa.Array | None = None) -> pa.LargeStringArray:
-    """Texts at positions of the documents table (its files one after the other), in the order asked for; null becomes "".
+@dataclass(frozen=True)
+class Documents:
+    """Texts with the turns of those that are conversations."""
+
+    texts: pa.LargeStringArray  # no nulls
+    turns: pa.Array  # null: a plain text
+
+    def slice(self, start: int, count: int) -> Documents:
+        """`count` documents from `start` on."""
+        return Documents(self.texts.slice(start, count), self.turns.slice(start, count))
+
+
+def read_texts(files: Sequence[Path], positions: np.ndarray) -> pa.LargeStringArray:
+    """The texts of `read_documents`."""
+    return read_documents(files, positions).texts
+
+
+def read_documents(files: Sequence[Path], positions: np.ndarray, expected: pa.Array | None = None) -> Documents:
+    """Documents at positions of the documents table (its files one after the other), in the order asked for; a null text becomes "".
 
     Args:
         files: Parquet files of the table, in order.
@@ -39,7 +61,7 @@ def read_texts(files: Sequence[Path], positions: np.ndarray, expected: pa.Array 
     for i in np.unique(np.searchsorted(starts, unique, side="right") - 1):
         inside = unique[np.searchsorted(unique, starts[i]) : np.searchsorted(unique, starts[i + 1])] - starts[i]
         found.extend(_read_rows(files[i], inside))
-    table = pa.concat_tables(found).take(pa.array(back)) if found else pa.table({"doc_id": [], "text": []})
+    table = pa.concat_tables(found).take(pa.array(back)) if found else _NONE
     if expected is not None and not table["doc_id"].combine_chunks().equals(expected):
         raise StageFailedError(
             "the documents at these positions are not the ones that were selected",
@@ -47,7 +69,17 @@ def read_texts(files: Sequence[Path], positions: np.ndarray, expected: pa.Array 
             fix="the documents table has changed since the selection was packed: run from `ingest`",
         )
     text = table["text"].cast(pa.large_string()).fill_null("")
-    return text.combine_chunks() if text.num_chunks != 1 else text.chunk(0)
+    return Documents(*(column.combine_chunks() if column.num_chunks != 1 else column.chunk(0) for column in (text, table["turns"])))
+
+
+def has_conversations(files: Sequence[Path], positions: np.ndarray) -> bool:
+    """Whether any document at these positions of the documents table is a conversation."""
+    starts = _row_counts(tuple(files))
+    for path, start, end in zip(files, starts, starts[1:], strict=False):
+        spoken = np.flatnonzero(pc.fill_null(pc.equal(pq.read_table(path, columns=["kind"])["kind"], "instruct"), False).to_numpy())
+        if len(spoken) and np.isin(spoken + start, positions[(positions >= start) & (positions < end)]).any():
+            return True
+    return False
 
 
 def _read_rows(path: Path, rows: np.ndarray) -> list[pa.Table]:
@@ -60,7 +92,7 @@ def _read_rows(path: Path, rows: np.ndarray) -> list[pa.Table]:
             low, high = np.searchsorted(rows, (start, end))
             if high > low:
                 at = start
-                for batch in source.iter_batches(BATCH_ROWS, row_groups=[group], columns=["doc_id", "text"]):
+                for batch in source.iter_batches(BATCH_ROWS, row_groups=[group], columns=COLUMNS):
                     first, last = np.searchsorted(rows, (at, at + batch.num_rows))
                     if last > first:
                         found.append(pa.Table.from_batches([batch.take(pa.array(rows[first:last] - at))]))

@@ -12,6 +12,7 @@ def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
     return pa.schema([pa.field(name, kind) for name, kind in fields])
 
 
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("start", pa.int64()), ("end", pa.int64())]))  # bytes of `text`
 DOCUMENTS = _schema(
     ("doc_id", DOC_ID),
     ("kind", pa.string()),  # text | instruct
@@ -27,6 +28,7 @@ DOCUMENTS = _schema(
     ("byte_offset", pa.int64()),
     ("byte_length", pa.int64()),
     ("text_hash", DOC_ID),  # 128-bit blake3 of the normalised text (case folded, white space collapsed)
+    ("turns", TURNS),  # kind instruct: who says what in `text`, an empty line between two turns; null for kind text
 )
 EDITS = _schema(("doc_id", DOC_ID), ("stage", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("kind", pa.string()))
 IDS = _schema(("doc_id", DOC_ID), ("file", pa.string()), ("record_index", pa.int64()))  # of records with an id of their own
@@ -55,7 +57,16 @@ PAIRS = _schema(
     ("bands_hit", pa.int32()), ("accepted", pa.bool_()),
 )  # fmt: skip
 CLUSTERS = _schema(("doc_id", DOC_ID), ("cluster_id", DOC_ID), ("survivor", pa.bool_()), ("why", pa.string()))
-BANDS = _schema(("band", pa.int32()), ("band_hash", pa.uint64()), ("doc_id", DOC_ID))
+BANDS = _schema(
+    ("doc_id", DOC_ID)
+)  # and a column `band_000`, `band_001` … (uint64; 0: no shingle) a band: see `dedup/minhash.py`
+BUCKETS = _schema(  # one row a band bucket over the limit
+    ("band", pa.int32()),
+    ("band_hash", pa.uint64()),
+    ("documents", pa.int64()),
+    ("cut", pa.int64()),  # documents of it that no further band could tell apart: only compared with the best of them
+)
+BOILERPLATE = _schema(("text", pa.large_string()), ("documents", pa.int64()), ("trimmed", pa.int64()))  # one row a line
 SPLITS = _schema(("doc_id", DOC_ID), ("side", pa.string()))  # train | dev | test
 SELECTION = _schema(
     ("doc_id", DOC_ID),
@@ -95,6 +106,7 @@ RANGES = _schema(  # one row a chunk: the source range it is a pure function of
 CHUNKS = _schema(  # one row a committed chunk
     ("side", pa.string()), ("chunk", pa.int64()), ("file_digest", pa.string()), ("content_digest", pa.string()),
     ("size", pa.int64()), ("sequences", pa.int64()), ("tokens", pa.int64()), ("documents", pa.int64()),
+    ("cut_documents", pa.int64()), ("text_bytes", pa.int64()), ("cache", pa.string()),  # cache: the folder it lies in
 )  # fmt: skip
 TRIALS = _schema(  # one row a trial of the search, in the order they were made
     ("number", pa.int32()),
@@ -110,6 +122,6 @@ TRIALS = _schema(  # one row a trial of the search, in the order they were made
 
 TABLES = {
     "documents": DOCUMENTS, "edits": EDITS, "ids": IDS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS,
-    "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "splits": SPLITS, "selection": SELECTION,
+    "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "buckets": BUCKETS, "boilerplate": BOILERPLATE, "splits": SPLITS, "selection": SELECTION,
     "steps": STEPS, "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS, "trials": TRIALS,
 }  # fmt: skip

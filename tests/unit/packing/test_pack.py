@@ -24,10 +24,12 @@ from pipeline_lib.config.model import PackConfig, TokenizerConfig
 from pipeline_lib.config.resources import KeepConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.packing.cache import chunks_table, read_chunks
-from pipeline_lib.packing.chunk import ChunkSettings, chunk_table, commit_chunk, content_digest, pack_texts
+from pipeline_lib.packing.chunk import ChunkSettings, Packed, chunk_table, commit_chunk, content_digest, pack_documents
+from pipeline_lib.packing.manifest import read_manifest
 from pipeline_lib.packing.ranges import SIDES, Range, plan_ranges, plan_rows
 from pipeline_lib.packing.sequences import SequenceReader
-from pipeline_lib.tables.schemas import CHUNKS, RANGES, ROWS, SELECTION
+from pipeline_lib.packing.texts import Documents
+from pipeline_lib.tables.schemas import CHUNKS, RANGES, ROWS, SELECTION, TURNS
 from pipeline_lib.tokens.encode import Encoder
 from pipeline_lib.tokens.train import train_tokenizer
 from pipeline_lib.workspace.artifact import Artifact
@@ -100,6 +102,10 @@ def test_every_token_of_every_selected_document_exactly_once(tmp_path: Path, len
             assert pa.compute.sum(mine[name]).as_py() == pack.details[name][side]
 
 
+def plain(texts: pa.LargeStringArray) -> Documents:
+    return Documents(texts, pa.nulls(len(texts), TURNS))
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -117,7 +123,7 @@ def test_pieces_are_whole_documents_cut_at_nothing_but_the_length(
     encoder: Encoder, texts: list[str], length: int, first: int
 ) -> None:
     array = pa.array(texts, pa.large_string())
-    table, cut = pack_texts(encoder, array, first, ChunkSettings(length, 300, 0, 1, "lz4"))
+    table, cut, _ = pack_documents(encoder, plain(array), first, ChunkSettings(length, 300, 0, 1, "lz4"))
     tokens, offsets = encoder.encode(array)
     whole = {first + i: [*tokens[offsets[i] : offsets[i + 1]].tolist(), 0] for i in range(len(texts))}
     got: dict[int, dict[int, list[int]]] = {}
@@ -161,7 +167,8 @@ def test_a_kill_costs_only_what_was_not_committed(tmp_path: Path, point: str) ->
     ended = subprocess.run([sys.executable, "-c", program, str(root)], env=environment, check=False, capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     committed = {path.name: path.stat().st_ino for path in root.glob("cache/*/*.arrow")}
-    recorded = {path.stem + ".arrow" for path in root.glob("work/pack-*/chunks/*.json")}
+    (cache,) = root.glob("cache/*")
+    recorded = {f"{name}.arrow" for name in read_manifest(cache).chunks}
     assert len(recorded) >= 2
     stopped = Workspace.open(root)
     assert "cache" not in {thing.kind for thing in apply_gc(stopped, plan_gc(stopped, KeepConfig()))}
@@ -247,7 +254,7 @@ def test_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
     _, made = run_toy(tmp_path, until="pack")
     encoder = Encoder(made["pack"].files("tokenizer")[0])
     with pytest.raises(StageFailedError, match="does not fit a vocabulary of 100"):
-        pack_texts(encoder, pa.array(["zebra ming"], pa.large_string()), 0, ChunkSettings(16, 100, 0, 1, "lz4"))
+        pack_documents(encoder, plain(pa.array(["zebra ming"], pa.large_string())), 0, ChunkSettings(16, 100, 0, 1, "lz4"))
 
 
 def test_a_tokenizer_from_a_folder_and_from_an_earlier_pack(tmp_path: Path) -> None:
@@ -278,7 +285,7 @@ def test_a_vocabulary_beyond_uint16_keeps_its_high_bits(tmp_path: Path, codec: s
         doc_off=np.array([0, 0]),
         wide=True,
     )
-    facts = commit_chunk(tmp_path, Range("train", 0, 0, 1), table, wide)
+    facts = commit_chunk(tmp_path, Range("train", 0, 0, 1), Packed(table, 0, 20), wide)
     reader = SequenceReader(tmp_path, [facts], "train")
     assert reader[0].tokens.tolist() + reader[1].tokens.tolist() == tokens.tolist()
     assert reader.settings == wide

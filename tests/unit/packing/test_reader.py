@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from pipeline_lib.errors import DamagedError
 from pipeline_lib.packing.cache import read_chunks
-from pipeline_lib.packing.chunk import ChunkSettings, chunk_table, commit_chunk
+from pipeline_lib.packing.chunk import ChunkSettings, Packed, chunk_table, commit_chunk
 from pipeline_lib.packing.order import order
 from pipeline_lib.packing.ranges import Range
 from pipeline_lib.packing.reader import PackedDataset, as_tensors
@@ -53,7 +53,7 @@ def small(folder: Path) -> SequenceReader:
         no_loss=pa.array([[1, 3, 6, 7], []], pa.list_(pa.int32())),
     )
     return SequenceReader(
-        folder, [commit_chunk(folder, Range("train", 0, 4, 9), table, ChunkSettings(16, 30, 0, 1, "lz4"))], "train"
+        folder, [commit_chunk(folder, Range("train", 0, 4, 9), Packed(table, 0, 90), ChunkSettings(16, 30, 0, 1, "lz4"))], "train"
     )
 
 

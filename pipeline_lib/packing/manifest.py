@@ -1,0 +1,119 @@
+"""What a cache folder knows of itself without any artifact: `manifest.jsonl`, append-only, one line a committed chunk.
+
+Every line carries its own digest; one that is torn or altered counts as not written. A chunk's last line is the valid one. A
+line of the kind `grown` says that a later cache continues this one: that is how readers notice growth. Readers take no lock: a line is
+one `write`, and what follows an unfinished one begins on a new line. The whole list can be made again from the chunks themselves
+(`rebuild`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.errors import DamagedError
+from pipeline_lib.packing.chunk import ChunkFacts, inspect_chunk
+from pipeline_lib.workspace.files import sync_folder, write_atomic
+from pipeline_lib.workspace.identity import canonical_json, fingerprint_of
+
+NAME = "manifest.jsonl"
+CHUNK, GROWN = "chunk", "grown"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the manifest of a folder says."""
+
+    chunks: Mapping[str, ChunkFacts] = field(default_factory=dict)  # by name
+    grown: Sequence[Mapping[str, Any]] = ()  # one entry a cache that continues this one, in the order they were made
+    lines: int = 0
+    damaged: int = 0  # lines that are not what was written
+
+
+def append_chunk(folder: Path, facts: ChunkFacts) -> None:
+    """Note a committed chunk; on disk when this returns."""
+    _append(folder, {"kind": CHUNK, **asdict(facts)})
+
+
+def append_growth(folder: Path, era: Mapping[str, Any]) -> None:
+    """Note a cache that continues this one."""
+    _append(folder, {"kind": GROWN, **era})
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return canonical_json({**value, "digest": fingerprint_of(value)}) + b"\n"
+
+
+def _append(folder: Path, value: Mapping[str, Any]) -> None:
+    new = not (folder / NAME).exists()
+    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, (b"\n" if torn else b"") + _line(value))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if new:
+        sync_folder(folder)
+
+
+def read_manifest(folder: Path) -> Listing:
+    """Every line of a folder's manifest that is what was written; an empty listing where there is none."""
+    try:
+        data = (folder / NAME).read_bytes()
+    except FileNotFoundError:
+        return Listing()
+    chunks: dict[str, ChunkFacts] = {}
+    grown: list[Mapping[str, Any]] = []
+    lines = [line for line in data.split(b"\n") if line]
+    whole = list(_whole(lines))
+    for value in whole:
+        if value.pop("kind") == CHUNK:
+            facts = ChunkFacts(**value)
+            chunks[facts.name] = facts
+        else:
+            grown.append(value)
+    return Listing(chunks, grown, len(lines), len(lines) - len(whole))
+
+
+def _whole(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            value = json.loads(line)
+            digest = value.pop("digest")
+            if digest == fingerprint_of(value) and value["kind"] in {CHUNK, GROWN}:
+                yield value
+        except (ValueError, TypeError, AttributeError, KeyError):  # torn, or altered
+            continue
+
+
+def rewrite(folder: Path, listing: Listing) -> None:
+    """Replace the manifest by one line a chunk, in the order of their names."""
+    chunks = [_line({"kind": CHUNK, **asdict(facts)}) for _, facts in sorted(listing.chunks.items())]
+    write_atomic(folder / NAME, b"".join([*chunks, *(_line({"kind": GROWN, **entry}) for entry in listing.grown)]))
+
+
+def rebuild(folder: Path) -> tuple[Listing, dict[str, str]]:
+    """Make the manifest again from the chunk files: what each says of itself, once all its columns have the digest in its header.
+
+    Returns:
+        The new listing, and the files that are no whole chunks, by name, with the reason.
+    """
+    chunks: dict[str, ChunkFacts] = {}
+    damaged: dict[str, str] = {}
+    for path in sorted(folder.glob("*.arrow")):
+        try:
+            facts, _ = inspect_chunk(path)
+            if facts.name != path.stem:
+                raise DamagedError(f"is the chunk {facts.name}", where=str(path))
+            chunks[facts.name] = facts
+        except DamagedError as error:
+            damaged[path.stem] = error.what
+    listing = Listing(chunks, read_manifest(folder).grown, len(chunks))
+    rewrite(folder, listing)
+    return listing, damaged
