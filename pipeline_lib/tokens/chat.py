@@ -145,9 +145,10 @@ class ChatTemplate:
         if not self._special:
             return []
         ordered = sorted(self._special.values(), key=lambda token: -len(token["content"]))
+        space = {True: r"\s*", False: ""}
         choices = "|".join(
-            rf"{r'\s*' if token.get('lstrip') else ''}(?P<t{number}>{re.escape(token['content'])}){r'\s*' if token.get('rstrip') else ''}"
-            for number, token in enumerate(ordered)
+            f"{space[bool(t.get('lstrip'))]}(?P<t{number}>{re.escape(t['content'])}){space[bool(t.get('rstrip'))]}"
+            for number, t in enumerate(ordered)
         )
         ids = {f"t{number}": self._ids[token["content"]] for number, token in enumerate(ordered)}
         return [(found.start(), found.end(), ids[str(found.lastgroup)]) for found in re.finditer(choices, text)]

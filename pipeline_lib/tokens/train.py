@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +34,16 @@ def _capped(batches: Iterable[pa.LargeStringArray], budget: int) -> Iterator[lis
         spent = int(ends[-1]) if len(ends) else spent
 
 
-def train_tokenizer(batches: Iterable[pa.LargeStringArray], vocabulary_size: int, folder: Path) -> None:
+def train_tokenizer(
+    batches: Iterable[pa.LargeStringArray], vocabulary_size: int, folder: Path, *, special_tokens: Sequence[str] = ()
+) -> None:
     """Train on batches of texts and write `tokenizer.json` and `tokenizer_config.json`, loadable by `AutoTokenizer`.
 
     Args:
         batches: texts without nulls, in a fixed order; what lies beyond `SAMPLE_BYTES` is not read.
-        vocabulary_size: entries wanted, both special tokens among them; a small corpus may give fewer.
+        vocabulary_size: entries wanted, all special tokens among them; a small corpus may give fewer.
         folder: existing folder to write into.
+        special_tokens: more of them, after the end and the padding token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -49,7 +52,7 @@ def train_tokenizer(batches: Iterable[pa.LargeStringArray], vocabulary_size: int
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
-        special_tokens=[EOS, PAD],
+        special_tokens=[EOS, PAD, *special_tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
