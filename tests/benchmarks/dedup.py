@@ -1,0 +1,369 @@
+"""Duplicates: recall and precision against brute force, labelled families beside other tools, speed, memory, nights."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline_lib.config.data import DedupConfig
+from pipeline_lib.dedup.minhash import band_hashes
+from pipeline_lib.dedup.texts import read_texts
+from pipeline_lib.tables.ids import Ids, ids_of
+from pipeline_lib.tables.parquet import read_tables
+from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.workspace import Workspace
+from tests.benchmarks.brute_force import all_pairs, shingle_sets, words_of
+from tests.benchmarks.dedup_texts import planted, thousand_bytes
+from tests.benchmarks.figures import Book, bench_data, timed
+from tests.benchmarks.peers import REPOSITORY, peer, peers_installed
+
+BANDS = {0.7: "25x5", 0.8: "21x6", 0.9: "14x9"}  # P(proposed at the threshold): .990, .998, .998
+GRID = ("32x4", "25x5", "21x6", "18x7", "16x8", "14x9", "12x10", "10x12")  # what every tool may choose from
+QUICK_GRID = ("21x6", "14x9", "12x10")
+TOOLS = ("datatrove", "datasketch", "rensa")
+PEERS = Path(__file__).with_name("dedup_peers.py")
+HALVINGS = 10  # of the families, each used both ways round
+LEVELS = np.arange(0.4, 1.0, 0.02)  # thresholds to choose from
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+
+CHILD = """
+import json, os, resource, sys
+from pathlib import Path
+home, source, until, cores, settings = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), json.loads(sys.argv[5])
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.dedup import dedup  # compiled kernels are loaded before the clock runs
+from pipeline_lib.run import run_plain
+from pipeline_lib.workspace.services import Services, thread_mapper
+from pipeline_lib.workspace.workspace import Workspace
+workspace, services, said = Workspace.open(home), Services(mapper=thread_mapper(cores), workers=cores), []
+for chosen in settings:
+    sources = [{"name": "bench", "kind": "files", "path": source, "id_column": "id", "max_mb": 1e6}]
+    config = PipelineConfig.model_validate({
+        "ingest": {"sources": sources}, "suites": {"names": ["zen"]}, "dedup": {"decontaminate": False, **chosen}})
+    record = run_plain(workspace, config, services=services, until=until)
+    artifact = workspace.store.artifact(record.ref(until).key)
+    said.append({"key": artifact.key, "ingest": record.ref("ingest").key, "seconds": artifact.manifest.seconds})
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"made": said, "peak_mib": peak}))
+"""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What takes long is asked for."""
+    parser.add_argument("--ten-million", action="store_true", help="also ten million documents (30 GB of disk, half an hour)")
+    parser.add_argument("--only", default="", help="one part: truth, families, speed, sizes")
+
+
+def run(book: Book, arguments: argparse.Namespace) -> None:
+    """All parts, in folders that go away."""
+    parts = {"truth": _truth, "families": _families, "speed": _speed, "sizes": _sizes}
+    for name, part in parts.items():
+        if arguments.only in {"", name}:
+            with tempfile.TemporaryDirectory(prefix="millrace-bench-") as folder:
+                part(book, Path(folder), arguments)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a child process made of documents."""
+
+    ingest: Artifact
+    artifacts: list[Artifact]  # one for each setting
+    seconds: list[float]
+    peak_mib: float
+
+
+def _stage(
+    home: Path, documents: Path, *, until: str = "dedup", cores: int = 2, settings: Sequence[dict[str, Any]] = ({},)
+) -> Made:
+    """Run the pipeline up to a stage in a process of its own, on so many cores; earlier stages are reused where they exist."""
+    command = [sys.executable, "-c", CHILD, str(home), str(documents), until, str(cores), json.dumps(list(settings))]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    store = Workspace.open(home).store
+    artifacts = [store.artifact(made["key"]) for made in said["made"]]
+    ingest = store.artifact(said["made"][0]["ingest"])
+    return Made(ingest, artifacts, [made["seconds"] for made in said["made"]], said["peak_mib"])
+
+
+def _setting(threshold: float, name: str) -> dict[str, Any]:
+    bands, rows = map(int, name.split("x"))
+    return {"threshold": threshold, "bands": bands, "rows": rows}
+
+
+def _write(texts: Sequence[str], folder: Path) -> Path:
+    """Texts as `documents/0.parquet`."""
+    (folder / "documents").mkdir(parents=True, exist_ok=True)
+    rows = pa.table({"id": [str(number) for number in range(len(texts))], "text": pa.array(texts, pa.large_string())})
+    pq.write_table(rows, folder / "documents" / "0.parquet")
+    return folder / "documents"
+
+
+def _looked_at(made: Made, number: int = 0) -> Pairs:
+    """Every pair the stage verified, as places of the documents in their one file, with the similarity it found."""
+    ids, rows = _documents(made)
+    order = np.argsort(ids)
+    table = read_tables(made.artifacts[number].files("pairs"), ["doc_id_a", "doc_id_b", "jaccard"])
+    ends = [rows[order[np.searchsorted(ids[order], ids_of(table[name]))]] for name in ("doc_id_a", "doc_id_b")]
+    return np.minimum(*ends), np.maximum(*ends), table["jaccard"].to_numpy()
+
+
+def _documents(made: Made) -> tuple[Ids, NDArray[np.int64]]:
+    """The documents' ids and their places in the source file."""
+    table = read_tables(made.ingest.files("documents"), ["doc_id", "record_index"])
+    return ids_of(table["doc_id"]), table["record_index"].to_numpy()
+
+
+# ---------------------------------------------------------------------------------------------- truth
+
+
+def _truth(book: Book, folder: Path, arguments: argparse.Namespace) -> None:
+    """Recall and precision against all pairs of planted and of real texts, at three thresholds with bands of their own."""
+    rng = np.random.default_rng(20)
+    texts, kinds = planted(rng, 4_000 if arguments.quick else 20_000)
+    _compare(book, folder / "planted", texts, kinds, "planted")
+    if (data := bench_data()) is None:
+        return book.leave_out("real texts ($MILLRACE_BENCH_DATA)")
+    real = _real(data, 5_000 if arguments.quick else 20_000)
+    _compare(book, folder / "real", [text for text, _ in real], [kind for _, kind in real], "real")
+    if arguments.quick:
+        book.leave_out("20,000 documents against brute force")
+    return None
+
+
+def _compare(book: Book, folder: Path, texts: Sequence[str], kinds: Sequence[str], name: str) -> None:
+    begin = time.perf_counter()
+    width = DedupConfig().shingle_words
+    left, right, true = all_pairs(shingle_sets(texts, width), 0.5)
+    print(f"  {name}: {len(texts):,} documents, brute force over all pairs in {time.perf_counter() - begin:.0f} s", flush=True)
+    made = _stage(folder / "home", _write(texts, folder), settings=[_setting(*setting) for setting in BANDS.items()])
+    kind = np.array(kinds)[left]
+    for number, (threshold, bands) in enumerate(BANDS.items()):
+        a, b, similarity = _looked_at(made, number)
+        wanted, key = true >= threshold, a * len(texts) + b
+        found = np.isin(left * len(texts) + right, key[similarity >= threshold])
+        recalls = [f"{one} {found[wanted & (kind == one)].mean():.4f}" for one in sorted(set(kind[wanted]))]
+        edges = np.linspace(threshold, 1.0, 11)[1:-1]
+        of_bin = np.digitize(true[wanted], edges)
+        even = float(np.mean([found[wanted][of_bin == one].mean() for one in np.unique(of_bin)]))
+        setup = f"bands {bands}, {wanted.sum():,} pairs; {', '.join(recalls)}"
+        book.add(f"{name}: recall at Jaccard ≥ {threshold}, evenly spread above", even, "share", least=0.99, setup=setup)
+        # what was looked at and is no true pair, or was given another similarity than brute force finds
+        place = np.searchsorted(left * len(texts) + right, key[similarity >= 0.5])
+        inside = place < len(true)
+        exact = inside & (np.abs(true[np.minimum(place, len(true) - 1)] - similarity[similarity >= 0.5]) < 1e-12)
+        exact &= (left * len(texts) + right)[np.minimum(place, len(true) - 1)] == key[similarity >= 0.5]
+        book.add(f"{name}: accepted pairs that are none, at {threshold}", int((~exact).sum()), "pairs", most=0)
+
+
+def _real(data: Path, count: int) -> list[tuple[str, str]]:
+    """Real texts, no two equal: licences, chapters of books in several editions, then other corpora in turn."""
+    found: dict[str, str] = {}
+    with gzip.open(data / "neardup" / "neardup_licences" / "docs.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            found.setdefault(_plain(json.loads(line)["text"]), "licences")
+    for path in sorted((data / "neardup" / "gutenberg_editions").rglob("*.txt.gz")):
+        book = gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
+        for chapter in re.split(r"\n\s*(?:CHAPTER|Chapter|LETTER|Letter) [^\n]*\n", book):
+            if len(chapter) > 1500:
+                found.setdefault(_plain(chapter), "editions")
+    for path in sorted((data / "text").rglob("corpus.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                if len(found) >= count:
+                    break
+                if (text := _plain(json.loads(line)["text"])).strip():
+                    found.setdefault(text[:100_000], path.parent.name)
+    return list(found.items())[:count]
+
+
+def _plain(text: str) -> str:
+    """Without what ingestion would change or refuse, and folded as it folds to know equal texts."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", unicodedata.normalize("NFC", text)).lower().split())
+
+
+# ---------------------------------------------------------------------------------------------- labelled families
+
+
+def _families(book: Book, folder: Path, arguments: argparse.Namespace) -> None:
+    """Licence texts in labelled families; a pair is right when both texts are of one family."""
+    if (data := bench_data()) is None:
+        return book.leave_out("labelled families ($MILLRACE_BENCH_DATA)")
+    with gzip.open(data / "neardup" / "neardup_licences" / "docs.jsonl.gz", "rt", encoding="utf-8") as lines:
+        labelled = [json.loads(line) for line in lines]
+    family = np.unique([one["family"] for one in labelled], return_inverse=True)[1]
+    grid = QUICK_GRID if arguments.quick else GRID
+    documents = _write([" ".join(words_of(one["text"])) for one in labelled], folder)
+    made = _stage(folder / "home", documents, settings=[_setting(LEVELS[0], name) for name in grid])
+    choices = [_all_members(made, number) for number in range(len(grid))]
+    ours = _chosen(family, choices)
+    book.add("licence families: macro F1", ours.f1, "share", setup=ours.told(grid))
+    config = DedupConfig()
+    usual = _scores(family, choices[grid.index(f"{config.bands}x{config.rows}")], config.threshold)[2].mean()
+    book.add(
+        "licence families: macro F1 as configured by default", float(usual), "share", setup=f"at {config.threshold}, all families"
+    )
+    if not peers_installed():
+        return book.leave_out("labelled families by other tools (`make bench` installs them)")
+    for tool in TOOLS:
+        peer(PEERS, "pairs", tool, str(folder), *grid)
+        found = [np.load(folder / f"{tool}-{name}.npz") for name in grid]
+        theirs = _chosen(family, [(one["left"], one["right"], one["estimate"]) for one in found])
+        name = f"licence families: macro F1, ours over {tool}'s"
+        book.add(name, ours.f1 / theirs.f1, "times", least=1.0001, setup=theirs.told(grid))
+    if arguments.quick:
+        book.leave_out(f"families with {len(GRID)} settings of bands to choose from")
+    return None
+
+
+def _all_members(made: Made, number: int) -> Pairs:
+    """The pairs with every copy of a text in the place of the one that was compared."""
+    left, right, similarity = _looked_at(made, number)
+    table = read_tables(made.ingest.files("documents"), ["text_hash", "record_index"])
+    order = np.argsort(table["record_index"].to_numpy())
+    group = np.unique(ids_of(table["text_hash"])[order], return_inverse=True)[1]
+    members = [np.flatnonzero(group == one) for one in range(group.max() + 1)]
+    pairs = {(group[a], group[b]): s for a, b, s in zip(left, right, similarity, strict=True) if group[a] != group[b]}
+    pairs |= {(one, one): 1.0 for one in range(len(members)) if len(members[one]) > 1}
+    rows = [
+        (a, b, s) for (x, y), s in pairs.items() for a in members[x] for b in members[y] if x != y or a < b
+    ]  # fmt: skip
+    a, b, s = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    return a.astype(np.int64), b.astype(np.int64), s
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Macro scores on the families that did not choose: means over all halvings, and what was chosen most often."""
+
+    precision: float
+    recall: float
+    f1: float
+    setting: int
+    threshold: float
+
+    def told(self, grid: Sequence[str]) -> str:
+        """In words."""
+        chosen = f"mostly {grid[self.setting]} at {self.threshold:.2f}"
+        return f"P {self.precision:.4f} R {self.recall:.4f} F1 {self.f1:.4f}, {chosen}"
+
+
+def _chosen(family: NDArray[np.int64], choices: Sequence[Pairs]) -> Choice:
+    """Choose bands and threshold by F1 on half of the families, report on the other half."""
+    scores = np.array([_scores(family, pairs, level) for pairs in choices for level in LEVELS])  # [choices, 3, families]
+    rng, picked, reported = np.random.default_rng(0), [], []
+    for _ in range(HALVINGS):
+        half = rng.permutation(scores.shape[2]) % 2 == 0
+        for known in (half, ~half):
+            picked.append(int(scores[:, 2, known].mean(axis=1).argmax()))
+            reported.append(scores[picked[-1]][:, ~known].mean(axis=1))
+    precision, recall, f1 = np.mean(reported, axis=0)
+    setting, level = divmod(int(np.bincount(picked).argmax()), len(LEVELS))
+    return Choice(precision, recall, f1, setting, float(LEVELS[level]))
+
+
+def _scores(family: NDArray[np.int64], pairs: Pairs, level: float) -> NDArray[np.float64]:
+    """Precision, recall and F1 of each family: a wrong pair counts against the families of both texts; no pairs, no precision."""
+    left, right = (family[end[pairs[2] >= level]] for end in pairs[:2])
+    sizes = np.bincount(family)
+    right_ones = np.bincount(left[left == right], minlength=len(sizes))
+    wrong = sum(np.bincount(end[left != right], minlength=len(sizes)) for end in (left, right))
+    wanted = sizes * (sizes - 1) // 2
+    precision = right_ones / np.maximum(right_ones + wrong, 1)
+    return np.stack([precision, right_ones / wanted, 2 * right_ones / np.maximum(right_ones + wrong + wanted, 1)])
+
+
+# ---------------------------------------------------------------------------------------------- speed
+
+
+def _speed(book: Book, folder: Path, arguments: argparse.Namespace) -> None:
+    """Signatures in memory; the whole stage on one core, beside datatrove's four steps on the same documents."""
+    count = 30_000 if arguments.quick else 200_000
+    documents = thousand_bytes(folder / "documents", count)
+    size = sum(pq.read_table(path, columns=["text"]).nbytes for path in documents.iterdir()) / 1e6
+    home = folder / "home"
+    ingest = _stage(home, documents, until="score").ingest
+    pieces = [texts for path in ingest.files("documents") for texts in read_texts(path)]
+    read = sum(int(texts.offsets[-1] - texts.offsets[0]) for texts in pieces) / 1e6
+    config = DedupConfig()
+    seconds, note = timed(lambda: [band_hashes(texts, config) for texts in pieces], times=5)
+    setup = f"{config.bands}×{config.rows}, documents of 1 kB, {note}"
+    book.add("signatures with bands, one core", read / seconds, "MB/s", least=200, setup=setup)
+    alone = [_fresh(folder / f"home-{turn}", documents, cores=1) for turn in range(1 if arguments.quick else 3)]
+    seconds = float(np.median([made.seconds[0] for made in alone]))
+    setup = f"{count:,} documents of 1 kB, {size:.0f} MB, median of {len(alone)}"
+    book.add("the whole stage, one core", size / seconds, "MB/s", least=60, setup=setup)
+    index = sum(path.stat().st_size for path in alone[0].artifacts[0].files("bands"))
+    book.add("index on disk", index / count, "B/document", setup=f"{config.bands} bands")
+    if not peers_installed():
+        return book.leave_out("datatrove's speed (`make bench` installs it)")
+    few = thousand_bytes(folder / "fewer" / "documents", 20_000 if arguments.quick else 100_000, seed=1)
+    ours = _fresh(folder / "fewer" / "home", few, cores=1).seconds[0]
+    took = peer(PEERS, "four_steps", str(few.parent))
+    parts = ", ".join(f"{name} {value:.1f} s" for name, value in took.items())
+    ratio = sum(took.values()) / ours
+    book.add("the whole stage over datatrove's four steps", ratio, "times", least=80, setup=f"ours {ours:.2f} s; {parts}")
+    return None
+
+
+def _fresh(home: Path, documents: Path, *, cores: int) -> Made:
+    """The stage alone in its process, in a workspace that holds nothing but what comes before it."""
+    _stage(home, documents, until="score")
+    return _stage(home, documents, cores=cores)
+
+
+# ---------------------------------------------------------------------------------------------- sizes
+
+
+def _sizes(book: Book, folder: Path, arguments: argparse.Namespace) -> None:
+    """Many documents, on two cores: seconds and memory; a skewed corpus; one per cent more."""
+    count = 100_000 if arguments.quick else 1_000_000
+    documents = thousand_bytes(folder / "plain", count)
+    plain = _fresh(folder / "home", documents, cores=2)
+    goal = None if arguments.quick else 20.0
+    book.add(f"{count:,} documents of 1 kB, two cores", plain.seconds[0], "s", most=goal)
+    book.add(f"{count:,} documents: peak of the process", plain.peak_mib, "MiB", most=2048)
+    thousand_bytes(documents, count // 100, seed=1, name="more")
+    _stage(folder / "home", documents, until="score")
+    more = _stage(folder / "home", documents)
+    share = 100 * more.seconds[0] / plain.seconds[0]
+    book.add("one per cent more documents, share of a full run", share, "%", most=5, setup=f"{more.seconds[0]:.2f} s")
+    for name in ("plain", "home"):
+        shutil.rmtree(folder / name)
+    skewed = thousand_bytes(folder / "skewed", count, bucket=count // 10, boilerplate=True)
+    made = _fresh(folder / "home", skewed, cores=2)
+    setup = f"one bucket of {count // 10:,}, boilerplate in half of the documents; {made.seconds[0]:.1f} s"
+    book.add("a skewed corpus, cost a document", made.seconds[0] / plain.seconds[0], "times", most=2, setup=setup)
+    book.add("a skewed corpus: peak of the process", made.peak_mib, "MiB", most=2048)
+    if arguments.quick:
+        book.leave_out("a million documents; a bucket of 100,000")
+    if not arguments.ten_million:
+        return book.leave_out("ten million documents (--ten-million)")
+    for name in ("skewed", "home"):
+        shutil.rmtree(folder / name)
+    for part in range(10):
+        thousand_bytes(folder / "ten", 1_000_000, seed=part, name=f"{part}-")
+    ten = _fresh(folder / "home", folder / "ten", cores=2)
+    book.add("10,000,000 documents of 1 kB, two cores", ten.seconds[0], "s")
+    book.add("10,000,000 documents: peak of the process", ten.peak_mib, "MiB", most=2048)
+    return None
