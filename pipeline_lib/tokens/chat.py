@@ -127,9 +127,10 @@ class ChatTemplate:
         text, closed = self._without_last_end(text, max(end for _, end in places))
         specials = self._specials_in(text)
         learned = [self._answer(text, messages, places, specials, i) for i, role in enumerate(roles) if role == "assistant"]
-        end_learned = closed and roles[-1] == "assistant"
-        if roles[-1] == "assistant" and learned[-1][1] == places[-1][1]:
-            end_learned = True  # no special token ends the answer: the end of the document does
+        end_learned = False
+        if roles[-1] == "assistant" and (closed or learned[-1][1] == places[-1][1]):
+            end_learned = True  # the end of the document ends the answer
+            learned[-1] = (learned[-1][0], len(text) if closed else learned[-1][1])
         return Plan(tuple(_segments(text, places, specials, learned)), end_learned)
 
     def _without_last_end(self, text: str, last: int) -> tuple[str, bool]:
