@@ -12,7 +12,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("score", 1, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
           extends=("signal", "rule_set")),
     Stage(
-        "dedup", 2, "pure", "pipeline_lib.dedup.dedup:dedup",
+        "dedup", 3, "pure", "pipeline_lib.dedup.dedup:dedup",
         reads={"ingest": ("documents", "details"), "score": ("signals", "decisions"), "suites": ("suite_items",)},
         sections=("dedup",),
     ),

@@ -1,13 +1,15 @@
 """Stage `dedup`: propose near-duplicates by MinHash, decide by exact similarity, keep one of each group, drop validation items.
 
-1. equal texts by `text_hash`; 2. band index, file by file (`bands`); 3. candidate pairs, band by band; 4. exact Jaccard on the
-texts (`pairs`, accepted and rejected); 5. survivors and clusters (`clusters`); 6. documents that contain validation items
-(`contamination`); 7. one decision with its reason for every document that is dropped (`decisions`).
+1. band index, file by file (`bands`); 2. equal texts by `text_hash`; 3. candidate pairs, band by band (`buckets`: those that had
+to be split); 4. exact Jaccard and containment on the texts (`pairs`, accepted and rejected); 5. documents that contain validation
+items (`contamination`); 6. survivors and clusters (`clusters`), and a decision with its reason for every document that is dropped
+(`decisions`). Pairs that an earlier night verified are taken over (`nights`).
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,102 +17,163 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline_lib.config.data import DedupConfig
-from pipeline_lib.dedup.candidates import propose
-from pipeline_lib.dedup.clusters import group, representatives
+from pipeline_lib.dedup.candidates import Candidates, propose
+from pipeline_lib.dedup.conclude import Circumstances, Conclusion, at_threshold, conclude, failed_rules, pairs_of
 from pipeline_lib.dedup.decontaminate import CONTAMINATION, needles_of, search_file, worst_of
-from pipeline_lib.dedup.documents import Documents, read_documents
-from pipeline_lib.dedup.evidence import (
-    clusters_table,
-    contamination_decisions,
-    duplicate_decisions,
-    ordered_decisions,
-    pairs_table,
-)
-from pipeline_lib.dedup.minhash import index_file, proposal_probability
-from pipeline_lib.dedup.verify import similarities
-from pipeline_lib.tables.ids import Ids, ids_of, places_of
+from pipeline_lib.dedup.documents import Corpus, Documents, EqualTexts
+from pipeline_lib.dedup.evidence import buckets_table
+from pipeline_lib.dedup.minhash import Index, index_file, proposal_probability, suggested_bands
+from pipeline_lib.dedup.nights import Lent, Seniors, borrow, index_identity, lender
+from pipeline_lib.dedup.settle import Pairs
+from pipeline_lib.dedup.shingles import Shingles
+from pipeline_lib.dedup.verify import Place, similarities
 from pipeline_lib.tables.parquet import read_tables, write_table
 from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.resolve import parent_of
 from pipeline_lib.workspace.shards import Shard
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 CURVE = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-LOW_RECALL = 0.9  # a smaller probability of proposing a pair at the threshold is worth a warning
+LOW_RECALL = 0.98  # a smaller probability of proposing a pair at the threshold is worth a warning
+MUCH_NOISE = 0.5  # so is a larger one of proposing a pair that lies a third below the threshold
 MANY_CONTAMINATED = 0.05  # a larger share of documents is more likely a common phrase in a suite than a leak
+SOURCE_SHRINKS = 0.5  # a larger share of a source removed as duplicates is worth a warning
 
 
 def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     """See the module. Reads documents, signals and decisions of the rules, suite items.
 
     Raises:
-        StageFailedError: the inputs do not belong together.
+        StageFailedError: the inputs do not belong together, or the parent is not what it was.
     """
-    at_threshold = proposal_probability(dedup.threshold, dedup.bands, dedup.rows)
-    if at_threshold < LOW_RECALL:
-        run.event(
-            "bands_miss_threshold", threshold=dedup.threshold, proposed=round(at_threshold, 3), bands=dedup.bands, rows=dedup.rows
-        )
-    documents = read_documents(run.input("ingest"), run.input("score"))
-    bands = _index(run, dedup)
-    found = _contamination(run, dedup)
-    contaminated = _marked(documents, ids_of(found["doc_id"]))
-    failed = _marked(documents, _failed_rules(run))
-
-    rank = documents.ranks(failed, contaminated)
-    best = representatives(documents.text_hash, rank)
-    alone = np.flatnonzero(best == np.arange(len(documents)))
-    files = list(dict.fromkeys(shard.files["bands"] for shard in bands))
-    proposed = propose(documents.ids[alone], alone, rank[alone], files, dedup.bands, dedup.bucket_limit)
-    if proposed.cut_buckets:
-        run.event("buckets_cut", buckets=proposed.cut_buckets, largest=proposed.largest_bucket, limit=dedup.bucket_limit)
-    jaccard, containment = similarities(proposed.left, proposed.right, documents.place, dedup.shingle_words)
-    accepted = jaccard >= dedup.threshold
-    groups = group(rank, best, proposed.left[accepted], proposed.right[accepted], jaccard[accepted])
-
-    copies = np.flatnonzero(best != np.arange(len(documents)))
-    ones = np.ones(len(copies))
-    pairs = pairs_table(
-        documents.ids,
-        left=np.concatenate([proposed.left, copies]),
-        right=np.concatenate([proposed.right, best[copies]]),
-        jaccard=np.concatenate([jaccard, ones]),
-        containment=np.concatenate([containment, ones]),
-        bands_hit=np.concatenate([proposed.bands_hit, np.zeros(len(copies), dtype=np.int32)]),
-        threshold=dedup.threshold,
+    _warn_of_bands(run, dedup)
+    corpus = Corpus.of(run.input("ingest"), run.input("score"))
+    corpus.check()
+    identity = index_identity(dedup.model_dump())
+    segments = _index(run, dedup)
+    index = Index([segment.files["bands"] for segment in segments], dedup.bands)
+    parent = parent_of(run, dedup.parent)
+    around = Circumstances(
+        corpus, corpus.sources(), failed_rules(run.input("score")), _contamination(run, dedup), Seniors.of(parent)
     )
-    clusters = clusters_table(documents, groups, rank)
-    decisions = ordered_decisions(duplicate_decisions(documents, groups), contamination_decisions(found))
-    for name, table in (("pairs", pairs), ("clusters", clusters), ("decisions", decisions)):
-        write_table(table, run.path(name, f"{name}.parquet"))
+    equal = corpus.equal_texts()
+    lookup = corpus.lookup()
+    base = lender(run, identity, segments)
+    lent = borrow(base, index, segments, lookup, equal) if base else None
+    proposed = _propose(run, dedup, index=index, equal=equal, around=around, lent=lent)
+    documents, pairs, verified = _verify(run, dedup, corpus=corpus, equal=equal, proposed=proposed, lent=lent)
+    found = conclude(documents, pairs, dedup, around)
 
-    rules = dict(zip(*np.unique(decisions["rule"].to_numpy(zero_copy_only=False).astype(str), return_counts=True), strict=True))
-    kept, dropped = int(((groups.removed_by < 0) & ~contaminated).sum()), len(pc.unique(decisions["doc_id"]))
+    write_table(found.pairs, run.path("pairs", "pairs.parquet"))
+    write_table(found.clusters, run.path("clusters", "clusters.parquet"))
+    write_table(found.decisions, run.path("decisions", "decisions.parquet"))
+    write_table(buckets_table(proposed.buckets), run.path("buckets", "buckets.parquet"))
+    _warn(run, dedup, around, proposed, found)
+
+    others = [_counted(conclude(documents, pairs, at_threshold(dedup, value), around), value) for value in dedup.thresholds]
     metrics = {
-        "documents": len(documents),
-        "bytes": int(documents.place.size.sum()),
+        "documents": len(corpus),
+        "bytes": corpus.bytes_of_text(),
         "pairs_proposed": len(proposed.left),
-        "pairs_accepted": int(accepted.sum()),
-        "pairs_rejected": int((~accepted).sum()),
-        "clusters": len(pc.unique(clusters["cluster_id"])),
-        "largest_cluster": int(np.bincount(groups.root).max()) if len(documents) else 0,
-        "exact_duplicates": int(rules.get("exact_duplicate", 0)),
-        "near_duplicates": int(rules.get("near_duplicate", 0)),
-        "contaminated": int(rules.get("contamination", 0)),
-        "dropped": dropped,
-        "buckets_cut": proposed.cut_buckets,
-        "proposed_at_threshold": round(at_threshold, 6),
+        **{name: number for name, number in found.numbers.items() if name != "kept"},
+        "buckets_cut": int((proposed.buckets.cut > 0).sum()),
+        "proposed_at_threshold": round(proposal_probability(dedup.threshold, dedup.bands, dedup.rows), 6),
     }
+    run.services.log(f"dedup: {verified} of {len(proposed.left)} proposed pairs were verified tonight")
     return Outcome(
         metrics=metrics,
-        counts={"in": len(documents), "out": kept + dropped, "kept": kept, "dropped": dropped},
-        summary=_summary(metrics, dedup),
+        counts={"in": len(corpus), "out": found.numbers["kept"] + found.numbers["dropped"], **_kept(found)},
+        summary=_summary(metrics, dedup, others),
         details={
             "threshold": dedup.threshold,
             "bands": dedup.bands,
             "rows": dedup.rows,
+            "index": identity,
             "collision_curve": {f"{s:.2f}": round(proposal_probability(s, dedup.bands, dedup.rows), 6) for s in CURVE},
+            "thresholds": others,
         },
     )
+
+
+def _kept(found: Conclusion) -> dict[str, int]:
+    return {name: found.numbers[name] for name in ("kept", "dropped")}
+
+
+def _counted(found: Conclusion, threshold: float) -> dict[str, Any]:
+    return {"threshold": threshold, **found.numbers}
+
+
+def _warn_of_bands(run: StageRun, config: DedupConfig) -> None:
+    """The wanted threshold and the bands should agree."""
+    at, below = (proposal_probability(s, config.bands, config.rows) for s in (config.threshold, config.threshold * 2 / 3))
+    setting = {"threshold": config.threshold, "bands": config.bands, "rows": config.rows}
+    better = "{} × {}".format(*suggested_bands(config.threshold, LOW_RECALL))
+    if at < LOW_RECALL:
+        run.event("bands_miss_threshold", **setting, proposed=round(at, 3), better=better)
+    elif below > MUCH_NOISE:
+        run.event("bands_below_threshold", **setting, proposed_a_third_below=round(below, 3), better=better)
+
+
+def _propose(
+    run: StageRun, config: DedupConfig, *, index: Index, equal: EqualTexts, around: Circumstances, lent: Lent | None
+) -> Candidates:
+    """Candidate pairs of documents with different texts."""
+    taking_part = np.ones(len(index), dtype=bool)
+    taking_part[equal.copies] = False
+
+    def ranks(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        documents = around.corpus.read(numbers)
+        places = documents.places(numbers)
+        own, senior = (around.rank(documents, config, seniority=seniority)[places] for seniority in (False, True))
+        return (own,) if np.array_equal(own, senior) else (own, senior)
+
+    return propose(
+        index,
+        taking_part,
+        ranks,
+        config.bucket_limit,
+        fresh=lent.fresh if lent else None,
+        known=lent.known if lent else None,
+        threads=run.services.workers,
+    )
+
+
+def _verify(
+    run: StageRun, config: DedupConfig, *, corpus: Corpus, equal: EqualTexts, proposed: Candidates, lent: Lent | None
+) -> tuple[Documents, Pairs, int]:
+    """Scores of all pairs, those of equal texts too; and how many were looked at now."""
+    count = len(proposed.left)
+    there, jaccard, containment = lent.scores(proposed) if lent else (np.zeros(count, bool), np.zeros(count), np.zeros(count))
+    new = np.flatnonzero(~there)
+    numbers, ends = np.unique(np.concatenate([proposed.left[new], proposed.right[new]]), return_inverse=True)
+    file = np.searchsorted(corpus.starts, numbers, side="right") - 1
+    place = Place(corpus.documents, file, numbers - corpus.starts[file])
+    left, right = np.split(ends, 2)
+    jaccard[new], containment[new] = similarities(
+        left, right, place, Shingles.of(config), mapper=run.services.mapper, scratch=run.keep("scratch")
+    )
+    same, none = np.ones(len(equal.copies)), np.zeros(len(equal.copies), dtype=np.int32)
+    columns = {
+        "jaccard": np.concatenate([jaccard, same]),
+        "containment": np.concatenate([containment, same]),
+        "bands_hit": np.concatenate([proposed.bands_hit, none]),
+    }
+    left, right = np.concatenate([proposed.left, equal.copies]), np.concatenate([proposed.right, equal.of])
+    return *pairs_of(corpus, left, right, columns), len(new)
+
+
+def _warn(run: StageRun, config: DedupConfig, around: Circumstances, proposed: Candidates, found: Conclusion) -> None:
+    """Events that a person should see."""
+    buckets = proposed.buckets
+    if len(buckets):
+        run.event("buckets_split", buckets=len(buckets), largest=int(buckets.documents.max()), limit=config.bucket_limit)
+    if cut := int((buckets.cut > 0).sum()):
+        run.event("buckets_cut", buckets=cut, documents=int(buckets.cut.max()), limit=config.bucket_limit)
+    if found.numbers["largest_cluster"] > config.cluster_alarm:
+        run.event("large_cluster", documents=found.numbers["largest_cluster"], alarm=config.cluster_alarm)
+    for name, removed in found.settled.removed_of.items():
+        if removed > SOURCE_SHRINKS * around.totals[name]:
+            run.event("source_shrinks", source=name, documents=around.totals[name], removed=removed)
 
 
 def _digests(run: StageRun) -> list[tuple[str, str]]:
@@ -148,20 +211,8 @@ def _contamination(run: StageRun, config: DedupConfig) -> pa.Table:
     return found
 
 
-def _failed_rules(run: StageRun) -> Ids:
-    decisions = read_tables(run.input("score").files("decisions"), ["doc_id", "kept"])
-    return ids_of(decisions.filter(pc.invert(decisions["kept"]))["doc_id"])
-
-
-def _marked(documents: Documents, ids: Ids) -> NDArray[np.bool_]:
-    marks = np.zeros(len(documents), dtype=bool)
-    places = places_of(ids, documents.ids)
-    marks[places[places >= 0]] = True
-    return marks
-
-
-def _summary(metrics: dict[str, float], config: DedupConfig) -> SummaryTable:
-    rows = [
+def _summary(metrics: dict[str, Any], config: DedupConfig, others: list[dict[str, Any]]) -> SummaryTable:
+    rows: list[tuple[str, float]] = [
         ("documents", metrics["documents"]),
         ("pairs proposed by MinHash", metrics["pairs_proposed"]),
         (f"… verified, Jaccard ≥ {config.threshold:g}", metrics["pairs_accepted"]),
@@ -169,6 +220,10 @@ def _summary(metrics: dict[str, float], config: DedupConfig) -> SummaryTable:
         ("dropped: same text", metrics["exact_duplicates"]),
         ("dropped: near duplicate", metrics["near_duplicates"]),
         ("dropped: contains a validation item", metrics["contaminated"]),
-        (f"P(proposed at {config.threshold:g})", metrics["proposed_at_threshold"]),
+        *((f"… near duplicates, were the threshold {row['threshold']:g}", row["near_duplicates"]) for row in others),
+        *(
+            (f"P(proposed at Jaccard {s:g})", round(proposal_probability(s, config.bands, config.rows), 4))
+            for s in sorted({*CURVE, config.threshold})
+        ),
     ]
     return SummaryTable(("what", "number"), rows, "Duplicates")

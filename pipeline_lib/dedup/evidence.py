@@ -2,56 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline_lib.dedup.clusters import Groups, cluster_names
+from pipeline_lib.dedup.candidates import Buckets
+from pipeline_lib.dedup.clusters import cluster_names
 from pipeline_lib.dedup.documents import Documents
+from pipeline_lib.dedup.settle import Pairs, Settled
 from pipeline_lib.tables.ids import Ids, hex_column, id_column, ids_of
-from pipeline_lib.tables.schemas import CLUSTERS, DECISIONS, PAIRS
+from pipeline_lib.tables.schemas import BUCKETS, CLUSTERS, DECISIONS, PAIRS
 
-ALL_SAME = "best of its cluster: free of validation items, passed the rules, priority, quality, length, date, id"
 NOT_DIRECT = "not a direct duplicate of a better document"
+BY_QUOTA = "duplicate that stays for the quota of its source"
 
 
-def pairs_table(
-    ids: Ids,
-    *,
-    left: NDArray[np.int64],
-    right: NDArray[np.int64],
-    jaccard: NDArray[np.float64],
-    containment: NDArray[np.float64],
-    bands_hit: NDArray[np.int32],
-    threshold: float,
-) -> pa.Table:
+def pairs_table(ids: Ids, pairs: Pairs, accepted: NDArray[np.bool_]) -> pa.Table:
     """Every looked-at pair, accepted or not; `bands_hit` 0 means found by equal text hashes."""
-    a, b = np.minimum(left, right), np.maximum(left, right)
-    order = np.lexsort((b, a))
     columns = [
-        id_column(ids[a[order]]),
-        id_column(ids[b[order]]),
-        jaccard[order],
-        containment[order],
-        bands_hit[order],
-        jaccard[order] >= threshold,
-    ]
+        id_column(ids[pairs.left]), id_column(ids[pairs.right]), pairs.jaccard, pairs.containment, pairs.bands_hit, accepted,
+    ]  # fmt: skip
     return pa.table(columns, schema=PAIRS)
 
 
-def clusters_table(documents: Documents, groups: Groups, rank: NDArray[np.int64]) -> pa.Table:
+def buckets_table(buckets: Buckets) -> pa.Table:
+    """Every bucket over the limit."""
+    return pa.table([buckets.band.astype(np.int32), buckets.hash, buckets.documents, buckets.cut], schema=BUCKETS)
+
+
+def best_of(survivor: Sequence[str]) -> str:
+    """The reason of a cluster's best document."""
+    return "best of its cluster: " + ", ".join(
+        ["free of validation items", "passed the rules", "there on an earlier night", *survivor, "id"]
+    )
+
+
+def clusters_table(documents: Documents, settled: Settled, rank: NDArray[np.int64], best: str) -> pa.Table:
     """A row for every document of a cluster of two or more. A document without a row is a cluster of its own."""
-    _, inverse, sizes = np.unique(groups.root, return_inverse=True, return_counts=True)
-    members = np.flatnonzero(sizes[inverse] > 1)
+    groups = settled.groups
+    sizes = np.bincount(groups.root, minlength=len(documents))
+    members = np.flatnonzero(sizes[groups.root] > 1)
     names = cluster_names(groups.root, documents.created)
     best_rank = np.full(len(documents), len(documents), dtype=np.int64)
     np.minimum.at(best_rank, groups.root, rank)
     remover = groups.removed_by[members]
     survivor = remover < 0
-    told = _told(documents, members, remover)
-    why = np.where(rank[members] == best_rank[groups.root[members]], 0, 1)
-    reason = pc.if_else(survivor, pc.if_else(why == 0, ALL_SAME, NOT_DIRECT), told)
+    why = pa.array([best, NOT_DIRECT, BY_QUOTA]).take(
+        pa.array(np.where(settled.by_quota[members], 2, np.where(rank[members] == best_rank[groups.root[members]], 0, 1)))
+    )
+    reason = pc.if_else(survivor, why, _told(documents, members, remover))
     return pa.table(
         [id_column(documents.ids[members]), id_column(documents.ids[names[members]]), survivor, reason], schema=CLUSTERS
     )
@@ -65,8 +67,9 @@ def _told(documents: Documents, removed: NDArray[np.int64], remover: NDArray[np.
     )
 
 
-def duplicate_decisions(documents: Documents, groups: Groups) -> pa.Table:
+def duplicate_decisions(documents: Documents, settled: Settled) -> pa.Table:
     """A decision for each removed document: `exact_duplicate` or `near_duplicate`, the survivor, and the Jaccard similarity."""
+    groups = settled.groups
     removed = np.flatnonzero(groups.removed_by >= 0)
     remover = groups.removed_by[removed]
     same = documents.text_hash[removed] == documents.text_hash[remover]

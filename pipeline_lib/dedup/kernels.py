@@ -6,8 +6,8 @@ U+3000–U+303F (CJK signs), U+FF00–U+FF0F and U+FF1A–U+FF20 (full-width sig
 stand as a word each, because their scripts have no spaces. Lower-casing covers ASCII, Latin-1, Greek and Cyrillic capitals; other
 letters stay as they are. A broken byte counts as a character of its own: nothing here raises on any input.
 
-**Shingles.** N words in a row, as a polynomial hash of the word hashes; a text with fewer words is one shingle, a text without
-any word has none.
+**Shingles.** N words in a row, as a polynomial hash of the word hashes; or N characters in a row, where every run of characters
+that are not in words is one space. A text with fewer is one shingle, a text without any word has none.
 
 **MinHash.** For each of K functions the smallest `a·x + b` modulo 2^64 (multiply-shift, Dietzfelbinger et al. 1997); its upper
 32 bits are the value. All hashing is unsigned: numba lets LLVM assume that signed numbers never overflow, and it then compares
@@ -142,40 +142,96 @@ def shingles_inplace(words, n, width):  # type: ignore[no-untyped-def]
     return n - first + 1
 
 
-@njit(types.int64(_OFFSETS), nogil=True, cache=True)
-def _most_words(offsets):  # type: ignore[no-untyped-def]
-    """More words than the longest document can have: a word takes two bytes, with the one that ends it."""
+@njit(types.int64(_BYTES, types.int64, types.int64, _U64_OUT), nogil=True, cache=True)
+def characters_into(data, start, end, out):  # type: ignore[no-untyped-def]
+    """Hashes of the characters of `data[start:end]` into `out` (`end - start` long); returns how many. Words as above."""
+    n = 0
+    space = False
+    i = start
+    while i < end:
+        c = np.int64(data[i])
+        i += 1
+        if c < 0x80:
+            if 65 <= c <= 90:
+                c += 32
+            elif not (97 <= c <= 122 or 48 <= c <= 57):
+                c = np.int64(0)
+        else:
+            more = 0
+            code = c
+            if 0xC2 <= c < 0xE0:
+                more, code = 1, c & 0x1F
+            elif 0xE0 <= c < 0xF0:
+                more, code = 2, c & 0x0F
+            elif 0xF0 <= c < 0xF5:
+                more, code = 3, c & 0x07
+            taken = 0
+            while taken < more and i < end and (data[i] & 0xC0) == 0x80:
+                code = (code << 6) | np.int64(data[i] & 0x3F)
+                i += 1
+                taken += 1
+            c = abs(_folded(code))
+        if c == 0:
+            space = n > 0
+            continue
+        if space:
+            out[n] = _mix(_BASIS ^ np.uint64(32))
+            n += 1
+            space = False
+        out[n] = _mix(_BASIS ^ np.uint64(c))
+        n += 1
+    return n
+
+
+@njit(types.int64(_BYTES, types.int64, types.int64, types.int64, types.boolean, _U64_OUT), nogil=True, cache=True)
+def _shingles_into(data, start, end, width, characters, out):  # type: ignore[no-untyped-def]
+    """Shingle hashes of a document, in order, with repetitions; returns how many."""
+    n = characters_into(data, start, end, out) if characters else words_into(data, start, end, out)
+    return shingles_inplace(out, n, width)
+
+
+@njit(types.int64(_OFFSETS, types.boolean), nogil=True, cache=True)
+def _most_shingles(offsets, characters):  # type: ignore[no-untyped-def]
+    """More shingles than the longest document can have."""
     longest = 0
     for d in range(offsets.size - 1):
         longest = max(longest, offsets[d + 1] - offsets[d])
-    return longest // 2 + 1
+    return longest + 1 if characters else longest // 2 + 1
+
+
+@njit(types.int64(_OFFSETS), nogil=True, cache=True)
+def _most_words(offsets):  # type: ignore[no-untyped-def]
+    """More words than the longest document can have: a word takes two bytes, with the one that ends it."""
+    return _most_shingles(offsets, False)
 
 
 @njit(
-    types.void(_BYTES, _OFFSETS, types.int64, types.int64, types.int64, _U64, _U64, types.uint64[:, ::1], types.int64[::1]),
+    types.void(_BYTES, _OFFSETS, types.int64, types.boolean, types.int64, types.int64, _U64, _U64, types.uint64[:, ::1]),
     nogil=True,
     cache=True,
 )
-def band_hashes(data, offsets, width, bands, rows, a, b, out, shingles):  # type: ignore[no-untyped-def]
+def band_hashes(data, offsets, width, characters, bands, rows, a, b, out):  # type: ignore[no-untyped-def]
     """Band hashes of each document.
 
     Args:
         data: text bytes.
         offsets: document boundaries in `data`.
-        width: words in a shingle.
+        width: words (or characters) in a shingle.
+        characters: shingles of characters instead of words.
         bands: LSH bands.
         rows: MinHash values in a band.
         a: odd multipliers, one a MinHash value (bands × rows).
         b: added constants.
-        out: [bands, documents] uint64, written.
-        shingles: [documents] int64, written: shingles with repetitions; 0 where the document has no word.
+        out: [bands, documents] uint64, written; 0 where the document has no word, and nowhere else.
     """
-    scratch = np.empty(_most_words(offsets), dtype=np.uint64)
+    scratch = np.empty(_most_shingles(offsets, characters), dtype=np.uint64)
     signature = np.empty(bands * rows, dtype=np.uint64)
     size = signature.size
     for d in range(offsets.size - 1):
-        n = shingles_inplace(scratch, words_into(data, offsets[d], offsets[d + 1], scratch), width)
-        shingles[d] = n
+        n = _shingles_into(data, offsets[d], offsets[d + 1], width, characters, scratch)
+        if n == 0:
+            out[:, d] = np.uint64(0)
+            continue
         signature[:] = np.uint64(0xFFFFFFFFFFFFFFFF)
         i = 0
         while i + 4 <= n:  # four at a time: the constants are loaded once
@@ -194,18 +250,19 @@ def band_hashes(data, offsets, width, bands, rows, a, b, out, shingles):  # type
             h = np.uint64(band + 1) * _STEP
             for r in range(rows):
                 h = _mix(h ^ (signature[band * rows + r] >> np.uint64(32))) + _STEP
-            out[band, d] = h
+            out[band, d] = max(h, np.uint64(1))
 
 
-@njit(types.int64(_BYTES, _OFFSETS, types.int64, _U64_OUT, types.int64[::1]), nogil=True, cache=True)
-def shingle_sets(data, offsets, width, out, bounds):  # type: ignore[no-untyped-def]
+@njit(types.int64(_BYTES, _OFFSETS, types.int64, types.boolean, _U64_OUT, types.int64[::1]), nogil=True, cache=True)
+def shingle_sets(data, offsets, width, characters, out, bounds):  # type: ignore[no-untyped-def]
     """Sorted distinct shingle hashes of each document, one behind the other.
 
     Args:
         data: text bytes.
         offsets: document boundaries in `data`.
-        width: words in a shingle.
-        out: uint64, written; half the text's bytes and one more a document is always enough.
+        width: words (or characters) in a shingle.
+        characters: shingles of characters instead of words.
+        out: uint64, written; half the text's bytes (all of them for characters) and one more a document is always enough.
         bounds: [documents + 1] int64, written: set `d` is `out[bounds[d]:bounds[d + 1]]`.
 
     Returns:
@@ -215,7 +272,7 @@ def shingle_sets(data, offsets, width, out, bounds):  # type: ignore[no-untyped-
     bounds[0] = 0
     for d in range(offsets.size - 1):
         view = out[at:]
-        n = shingles_inplace(view, words_into(data, offsets[d], offsets[d + 1], view), width)
+        n = _shingles_into(data, offsets[d], offsets[d + 1], width, characters, view)
         if n:
             ordered = np.sort(view[:n])
             kept = 1
@@ -227,6 +284,14 @@ def shingle_sets(data, offsets, width, out, bounds):  # type: ignore[no-untyped-
             at += kept
         bounds[d + 1] = at
     return at
+
+
+@njit(types.void(_U64, _I64, _I64, _U64_OUT, _I64), nogil=True, cache=True)
+def copy_runs(stored, start, size, out, to):  # type: ignore[no-untyped-def]
+    """Copy `stored[start[i]:start[i] + size[i]]` to `out[to[i]:]`, for each i."""
+    for i in range(start.size):
+        for k in range(size[i]):
+            out[to[i] + k] = stored[start[i] + k]
 
 
 @njit(types.void(_U64, _I64, _I64, _I64, types.int64[::1]), nogil=True, cache=True)
@@ -293,7 +358,7 @@ def find_ngrams(data, offsets, lengths, known, filter_bits, limit, out):  # type
         known: sorted distinct n-gram hashes.
         filter_bits: bit field of a power of two words, in which the bit of every known hash is set.
         limit: rows of `out`; further hits are counted, not written.
-        out: [limit, 2] int64, written: document, index in `known`; a pair can occur more than once.
+        out: [limit, 3] int64, written: document, index in `known`, first word; ordered by document.
 
     Returns:
         Number of hits.
@@ -317,8 +382,56 @@ def find_ngrams(data, offsets, lengths, known, filter_bits, limit, out):  # type
                         if found < limit:
                             out[found, 0] = d
                             out[found, 1] = place
+                            out[found, 2] = i
                         found += 1
     return found
+
+
+@njit(types.int64(_BYTES, types.int64, types.int64, types.int64[:, ::1]), nogil=True, cache=True)
+def _word_bounds(data, start, end, out):  # type: ignore[no-untyped-def]
+    """First and last byte (excluded) of each word of `data[start:end]`, which is valid UTF-8; returns how many.
+
+    It asks `words_into` about one character, and about two, so that what a word is stands in one place.
+    """
+    asked = np.empty(8, dtype=np.uint64)
+    n, before, i = 0, np.int64(-1), start  # `before`: where the previous character begins when it belongs to a word
+    while i < end:
+        following = i + 1
+        while following < end and (data[following] & 0xC0) == 0x80:
+            following += 1
+        if words_into(data, i, following, asked) == 0:
+            before = np.int64(-1)
+        else:
+            if before < 0 or words_into(data, before, following, asked) == 2:
+                out[n, 0] = i
+                n += 1
+            out[n - 1, 1] = following
+            before = i
+        i = following
+    return n
+
+
+@njit(types.void(_BYTES, _OFFSETS, _I64, _I64, _I64, types.int64[:, ::1]), nogil=True, cache=True)
+def spans_of_words(data, offsets, document, first, last, out):  # type: ignore[no-untyped-def]
+    """Bytes of runs of words.
+
+    Args:
+        data: text bytes, valid UTF-8.
+        offsets: document boundaries in `data`.
+        document: of each run, ascending.
+        first: number of its first word in the document.
+        last: number of its last word.
+        out: [runs, 2] int64, written: first byte and the one behind the last, counted from the document's begin.
+    """
+    bounds = np.empty((_most_words(offsets), 2), dtype=np.int64)
+    at = -1
+    for r in range(document.size):
+        d = document[r]
+        if d != at:
+            at = d
+            _word_bounds(data, offsets[d], offsets[d + 1], bounds)
+        out[r, 0] = bounds[first[r], 0] - offsets[d]
+        out[r, 1] = bounds[last[r], 1] - offsets[d]
 
 
 @njit(types.void(_I64, _I64, _I64, types.int64[::1]), nogil=True, cache=True)

@@ -1,23 +1,30 @@
-"""The near-duplicate index (table `bands`): a row a document and band, made file by file: a new file costs only itself."""
+"""The near-duplicate index (table `bands`): a row a document and a column a band, made file by file.
+
+A file of documents is a segment: row `i` of it is row `i` of the documents file, with its id. A new file costs only itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline_lib.config.data import DedupConfig
 from pipeline_lib.dedup import kernels
+from pipeline_lib.dedup.shingles import Shingles
 from pipeline_lib.dedup.texts import Texts, read_texts
-from pipeline_lib.tables.ids import Ids, id_column
-from pipeline_lib.tables.parquet import write_batches
+from pipeline_lib.tables.ids import Ids, id_column, ids_of
 from pipeline_lib.tables.schemas import BANDS
 
 CONSTANTS_SEED = 128  # of the MinHash functions: part of the index format, never of a run
+ROW_GROUP = 65_536  # documents whose hashes are held while they are made: 11 MB at 21 bands
 
 
 def constants(count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -32,32 +39,114 @@ def proposal_probability(similarity: float, bands: int, rows: int) -> float:
     return float(1.0 - (1.0 - similarity**rows) ** bands)
 
 
-def band_table(texts: Texts, config: DedupConfig) -> tuple[NDArray[np.uint64], Ids]:
-    """Band hashes [bands, documents with a word] and these documents' ids."""
+def suggested_bands(threshold: float, least: float, values: int = 128) -> tuple[int, int]:
+    """(bands, rows) with the most rows, so the fewest needless proposals, that propose `least` of the pairs at the threshold."""
+    for rows in range(min(values, 32), 0, -1):
+        bands = values // rows
+        if proposal_probability(threshold, bands, rows) >= least:
+            return bands, rows
+    return values, 1
+
+
+def band_hashes(texts: Texts, config: DedupConfig) -> NDArray[np.uint64]:
+    """Band hashes [bands, documents]; 0 where a document has no shingle."""
     hashes = np.empty((config.bands, len(texts)), dtype=np.uint64)
-    shingles = np.empty(len(texts), dtype=np.int64)
+    shingles = Shingles.of(config)
     a, b = constants(config.bands * config.rows)
-    kernels.band_hashes(texts.data, texts.offsets, config.shingle_words, config.bands, config.rows, a, b, hashes, shingles)
-    worded = shingles > 0
-    return hashes[:, worded], texts.ids[worded]
+    kernels.band_hashes(texts.data, texts.offsets, shingles.width, shingles.characters, config.bands, config.rows, a, b, hashes)
+    return hashes
+
+
+def bands_schema(bands: int) -> pa.Schema:
+    """The table `bands`: doc_id and a column a band."""
+    return pa.schema([*BANDS, *(pa.field(_column(band), pa.uint64()) for band in range(bands))])
+
+
+def _column(band: int) -> str:
+    return f"band_{band:03}"
 
 
 def index_file(item: tuple[str, str], folder: Path, *, config: DedupConfig) -> dict[str, Any]:
-    """Shard work: write `bands.parquet` of one documents file (path, digest), ordered by band. Returns documents and bytes."""
-    parts, counted = [], {"documents": 0, "bytes": 0}
-    for texts in read_texts(Path(item[0])):
-        parts.append(band_table(texts, config))
-        counted["documents"] += len(texts)
-        counted["bytes"] += int(texts.offsets[-1] - texts.offsets[0])
+    """Shard work: write `bands.parquet` of one documents file (path, digest). Returns documents and bytes of text."""
+    schema = bands_schema(config.bands)
+    counted = {"documents": 0, "bytes": 0}
+    ids: list[Ids] = []
+    hashes: list[NDArray[np.uint64]] = []
+    # random numbers: a dictionary or a compressor would only cost time
+    with pq.ParquetWriter(folder / "bands.parquet", schema, compression="none", use_dictionary=False) as writer:
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        if not parts:
-            return
-        ids = id_column(np.concatenate([part[1] for part in parts]))
-        for band in range(config.bands):  # a row group a band: a join over one band reads nothing else
-            hashes = pa.array(np.concatenate([part[0][band] for part in parts]))
-            number = pa.array(np.full(len(ids), band, dtype=np.int32))
-            yield pa.record_batch([number, hashes, ids], schema=BANDS)
+        def flush() -> None:
+            columns = np.concatenate(hashes, axis=1)
+            writer.write_batch(pa.record_batch([id_column(np.concatenate(ids)), *map(pa.array, columns)], schema=schema))
+            ids.clear()
+            hashes.clear()
 
-    write_batches(batches(), BANDS, folder / "bands.parquet")
+        for texts in read_texts(Path(item[0])):
+            ids.append(texts.ids)
+            hashes.append(band_hashes(texts, config))
+            counted["documents"] += len(texts)
+            counted["bytes"] += int(texts.offsets[-1] - texts.offsets[0])
+            if sum(map(len, ids)) >= ROW_GROUP:
+                flush()
+        if ids:
+            flush()
     return counted
+
+
+@dataclass(frozen=True)
+class Index:
+    """A chain of segments; documents are numbered through them, in order."""
+
+    files: Sequence[Path]
+    bands: int
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Number of the first document of each segment, and at the end the number of documents."""
+        return np.concatenate([[0], np.cumsum([metadata.num_rows for metadata in self._metadata])]).astype(np.int64)
+
+    @cached_property
+    def _metadata(self) -> list[pq.FileMetaData]:
+        return [pq.read_metadata(path) for path in self.files]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def column(self, band: int) -> NDArray[np.uint64]:
+        """Hashes of all documents in one band."""
+        found = np.empty(len(self), dtype=np.uint64)
+        for place, segment in enumerate(self._segments(_column(band))):
+            at = int(self.starts[place])
+            for chunk in segment.chunks:
+                found[at : at + len(chunk)] = chunk.to_numpy()
+                at += len(chunk)
+        return found
+
+    def ids(self) -> Ids:
+        """Ids of all documents, 16 bytes each."""
+        parts = [ids_of(segment) for segment in self._segments("doc_id")]
+        return np.concatenate(parts) if parts else np.empty(0, dtype="S16")
+
+    def _segments(self, column: str) -> Iterator[pa.ChunkedArray]:
+        for path, metadata in zip(self.files, self._metadata, strict=True):
+            with pq.ParquetFile(path, metadata=metadata) as file:
+                yield file.read(columns=[column], use_threads=False).column(column)
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """An index of hashes in memory, [bands, documents]."""
+
+    hashes: NDArray[np.uint64]
+
+    @property
+    def bands(self) -> int:
+        """Number of bands."""
+        return int(self.hashes.shape[0])
+
+    def __len__(self) -> int:
+        return int(self.hashes.shape[1])
+
+    def column(self, band: int) -> NDArray[np.uint64]:
+        """Hashes of all documents in one band."""
+        return np.asarray(self.hashes[band], dtype=np.uint64)

@@ -1,9 +1,15 @@
-"""Exact similarity of candidate pairs. MinHash only proposes: what is a duplicate is decided on the shingles of the texts."""
+"""Exact similarity of candidate pairs. MinHash only proposes: what is a duplicate is decided on the shingles of the texts.
+
+Every text of a pair is read once, file by file; its sorted shingle hashes go to a scratch file. Pairs are then looked at in
+blocks of bounded size, those of connected documents together, so that each set is fetched about once.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,82 +18,162 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline_lib.dedup import kernels
-from pipeline_lib.dedup.texts import buffers_of
+from pipeline_lib.dedup.shingles import Shingles
+from pipeline_lib.workspace.services import Mapper, thread_mapper
 
-BLOCK_BYTES = 256 * 2**20  # text whose shingles are held at once: about 350 MB of hashes for English
+BLOCK_HASHES = 8 << 20  # shingles of one block of pairs: 64 MiB, and as much of the scratch file in memory
+PART_ROWS = 1 << 18  # documents of a file that one worker reads, in whole row groups
+BATCH_ROWS = 4096
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where each document number lies: file and row in it."""
+    """Where each of some documents lies: file and row in it."""
 
     files: Sequence[Path]
-    file: NDArray[np.int64]
-    row: NDArray[np.int64]
-    size: NDArray[np.int64]  # bytes of text
+    file: Numbers
+    row: Numbers
 
-    def texts(self, numbers: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], pa.Array]]:
-        """Text of documents, row group by row group: (their numbers, a string column)."""
-        for f in np.unique(self.file[numbers]):
-            wanted = numbers[self.file[numbers] == f]
-            wanted = wanted[np.argsort(self.row[wanted])]
-            rows, first = self.row[wanted], 0
-            with pq.ParquetFile(self.files[f]) as file:
-                for group in range(file.num_row_groups):
-                    last = first + file.metadata.row_group(group).num_rows
-                    low, high = np.searchsorted(rows, [first, last])
-                    if low < high:
-                        column = file.read_row_group(group, columns=["text"]).column("text").combine_chunks()
-                        yield wanted[low:high], column.take(pa.array(rows[low:high] - first))
-                    first = last
+    def __len__(self) -> int:
+        return len(self.row)
 
 
-def _blocks(left: NDArray[np.int64], right: NDArray[np.int64], size: NDArray[np.int64], limit: int) -> Iterator[slice]:
-    """Runs of pairs whose texts stay below `limit` bytes together (one pair may be larger)."""
-    if not len(left):
-        return
-    fresh = np.concatenate([[True], left[1:] != left[:-1]])
-    total = np.cumsum(size[right] + np.where(fresh, size[left], 0))
-    start = 0
-    while start < len(left):
-        base = int(total[start - 1]) if start else 0
-        end = max(start + 1, int(np.searchsorted(total, base + limit, side="right")))
-        yield slice(start, end)
-        start = end
+@dataclass(frozen=True)
+class Part:
+    """Documents of one file in a run of row groups: rows (ascending) from the first row of the first group."""
+
+    path: Path
+    groups: tuple[int, ...]
+    rows: Numbers
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Shingle sets on disk: set `i` is `size[i]` numbers of file `file[i]`, from place `start[i]`."""
+
+    files: Sequence[Path]
+    file: Numbers
+    start: Numbers
+    size: Numbers
+
+    def fetch(self, wanted: Numbers) -> tuple[NDArray[np.uint64], Numbers]:
+        """The wanted sets, one behind the other, and their bounds."""
+        bounds = np.concatenate([[0], np.cumsum(self.size[wanted])])
+        out = np.empty(int(bounds[-1]), dtype=np.uint64)
+        for file in np.unique(self.file[wanted]):
+            inside = np.flatnonzero(self.file[wanted] == file)
+            stored = np.memmap(self.files[file], dtype=np.uint64, mode="r")
+            kernels.copy_runs(stored, self.start[wanted[inside]], self.size[wanted[inside]], out, bounds[inside])
+        return out, bounds
 
 
 def similarities(
-    left: NDArray[np.int64], right: NDArray[np.int64], place: Place, width: int, *, block_bytes: int = BLOCK_BYTES
+    left: Numbers,
+    right: Numbers,
+    place: Place,
+    shingles: Shingles,
+    *,
+    mapper: Mapper | None = None,
+    scratch: Path | None = None,
+    block_hashes: int = BLOCK_HASHES,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Jaccard |A∩B| / |A∪B| and containment |A∩B| / min(|A|, |B|) of the shingle sets of each pair, ordered by `left`.
+    """Jaccard |A∩B| / |A∪B| and containment |A∩B| / min(|A|, |B|) of the shingle sets of each pair.
 
     Args:
-        left: document numbers.
+        left: document numbers, indices into `place`.
         right: document numbers.
         place: where the texts are.
-        width: words in a shingle.
-        block_bytes: text held at once.
+        shingles: what is compared.
+        mapper: applies a function to items, perhaps with several workers.
+        scratch: a folder for 8 bytes a shingle of the documents of pairs; a temporary one when not given.
+        block_hashes: shingles held at once by a worker (the two documents of one pair may have more).
     """
+    apply = mapper or thread_mapper(1)
+    with tempfile.TemporaryDirectory(prefix="shingles-", dir=scratch) as folder:
+        sets = _spill(np.unique(np.concatenate([left, right])), place, shingles, apply, Path(folder))
+        blocks = list(_blocks(left, right, sets.size, block_hashes))
+        found = apply(partial(_shared, sets), [(left[block], right[block]) for block in blocks])
     shared = np.zeros(len(left), dtype=np.int64)
-    sizes = np.zeros((2, len(left)), dtype=np.int64)
-    for block in _blocks(left, right, place.size, block_bytes):
-        numbers = np.unique(np.concatenate([left[block], right[block]]))
-        hashes, known, counts = [], [], []
-        for some, column in place.texts(numbers):
-            data, offsets = buffers_of(column)
-            out = np.empty(int(offsets[-1] - offsets[0]) // 2 + len(some) + 1, dtype=np.uint64)
-            bounds = np.empty(len(some) + 1, dtype=np.int64)
-            used = kernels.shingle_sets(data, offsets, width, out, bounds)
-            hashes.append(out[:used].copy())
-            counts.append(np.diff(bounds))
-            known.append(some)
-        of = np.concatenate(known)
-        lengths = np.concatenate(counts)
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        by_number = np.argsort(of)
-        a = by_number[np.searchsorted(of, left[block], sorter=by_number)]
-        b = by_number[np.searchsorted(of, right[block], sorter=by_number)]
-        kernels.shared_shingles(np.concatenate(hashes), bounds, a, b, shared[block])
-        sizes[0, block], sizes[1, block] = lengths[a], lengths[b]
-    union = sizes.sum(axis=0) - shared
-    return shared / np.maximum(union, 1), shared / np.maximum(sizes.min(axis=0), 1)
+    for block, numbers in zip(blocks, found, strict=True):
+        shared[block] = numbers
+    small, large = (choose(sets.size[left], sets.size[right]) for choose in (np.minimum, np.maximum))
+    return shared / np.maximum(small + large - shared, 1), shared / np.maximum(small, 1)
+
+
+def _parts(wanted: Numbers, place: Place) -> Iterator[tuple[Numbers, Part]]:
+    """The wanted documents by file and run of row groups."""
+    ordered = wanted[np.lexsort((place.row[wanted], place.file[wanted]))]
+    for file in np.unique(place.file[ordered]):
+        inside = ordered[place.file[ordered] == file]
+        metadata = pq.read_metadata(place.files[file])
+        ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
+        runs = np.searchsorted(np.arange(PART_ROWS, ends[-1] + PART_ROWS, PART_ROWS), ends)  # run of each row group
+        for run in np.unique(runs):
+            groups = np.flatnonzero(runs == run)
+            first = int(ends[groups[0] - 1]) if groups[0] else 0
+            low, high = np.searchsorted(place.row[inside], [first, ends[groups[-1]]])
+            if low < high:
+                rows = place.row[inside[low:high]] - first
+                yield inside[low:high], Part(place.files[file], tuple(groups.tolist()), rows)
+
+
+def _spill(wanted: Numbers, place: Place, shingles: Shingles, apply: Mapper, folder: Path) -> Sets:
+    parts = list(_parts(wanted, place))
+    tasks = [(part, folder / f"{number}.u64") for number, (_, part) in enumerate(parts)]
+    sizes = apply(partial(_write_sets, shingles), tasks)
+    file, start, size = (np.zeros(len(place), dtype=np.int64) for _ in range(3))
+    for number, ((documents, _), counts) in enumerate(zip(parts, sizes, strict=True)):
+        file[documents], size[documents] = number, counts
+        start[documents] = np.cumsum(counts) - counts
+    return Sets([path for _, path in tasks], file, start, size)
+
+
+def _write_sets(shingles: Shingles, task: tuple[Part, Path]) -> Numbers:
+    """Write the sets of a part's documents; returns their sizes."""
+    part, path = task
+    sizes, at = [], 0
+    with pq.ParquetFile(part.path) as file, path.open("wb") as out:
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=list(part.groups), columns=["text"], use_threads=False):
+            low, high = np.searchsorted(part.rows, [at, at + batch.num_rows])
+            if low < high:
+                texts = batch.column("text")
+                if high - low < len(texts):
+                    texts = texts.take(pa.array(part.rows[low:high] - at))
+                hashes, bounds = shingles.sets(texts)
+                out.write(hashes.data)
+                sizes.append(np.diff(bounds))
+            at += batch.num_rows
+        if not out.tell():
+            out.write(bytes(8))  # an empty file cannot be mapped
+    return np.concatenate(sizes)
+
+
+def _blocks(left: Numbers, right: Numbers, size: Numbers, limit: int) -> Iterator[Numbers]:
+    """Pairs in blocks whose sets stay below `limit` together (one pair may have more), connected documents together."""
+    root = np.arange(len(size), dtype=np.int64)
+    kernels.components(left, right, root)
+    order = np.lexsort((right, left, root[left]))
+    ends = np.stack([left[order], right[order]], axis=1).ravel()
+    first = np.zeros(len(ends), dtype=bool)
+    first[np.unique(ends, return_index=True)[1]] = True  # a set counts where it is needed first
+    total = np.cumsum(np.where(first, size[ends], 0).reshape(-1, 2).sum(axis=1))
+    marks = np.arange(limit, int(total[-1]) + limit, limit) if len(total) else total
+    waiting = [block for block in reversed(np.split(order, np.searchsorted(total, marks, side="right"))) if len(block)]
+    while waiting:
+        block = waiting.pop()
+        needed = np.unique(np.concatenate([left[block], right[block]]))
+        if len(block) > 1 and size[needed].sum() > 2 * limit:  # sets that earlier blocks need, too, are not counted above
+            waiting += [block[len(block) // 2 :], block[: len(block) // 2]]
+        else:
+            yield block
+
+
+def _shared(sets: Sets, block: tuple[Numbers, Numbers]) -> Numbers:
+    """Shingles that both documents of each pair have."""
+    needed, ends = np.unique(np.concatenate(block), return_inverse=True)
+    hashes, bounds = sets.fetch(needed)
+    out = np.empty(len(block[0]), dtype=np.int64)
+    left, right = np.split(ends.astype(np.int64), 2)
+    kernels.shared_shingles(hashes, bounds, left, right, out)
+    return out

@@ -18,13 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline_lib.corpus.split import SIDES
-from pipeline_lib.errors import StageFailedError
 from pipeline_lib.selection.pool import Pool, Refusals, side_codes
 from pipeline_lib.tables.ids import Ids, draw, ids_of, places_of
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.artifact import Artifact
-from pipeline_lib.workspace.resolve import PREFIX, key_of
-from pipeline_lib.workspace.stage import StageRun
 
 SEED_DIGITS = 15  # hexadecimal digits of the parent's digest in the replay's seed: fits 63 bits
 
@@ -41,29 +38,6 @@ class Chain:
     side: NDArray[np.int64]  # of every document, by split and chain together; index into SIDES
     refused: dict[str, NDArray[np.bool_]]  # rule -> new documents that may not be chosen
     vanished: Ids
-
-
-def parent_of(run: StageRun, reference: str) -> Artifact | None:
-    """The artifact that `select.parent` names, or None.
-
-    Raises:
-        StageFailedError: the name was not resolved, or the artifact is another one than at the start of the run.
-        NotFoundError: it is gone.
-    """
-    if reference == "none":
-        return None
-    if not reference.startswith(PREFIX):
-        raise StageFailedError(
-            f"select.parent = {reference!r} is not an artifact",
-            where="stage select",
-            fix="use `previous` or `none`; a run resolves `previous` when it starts",
-        )
-    parent = run.workspace.store.artifact(key_of(reference))
-    if parent.manifest.digest != reference.partition("#")[2]:
-        raise StageFailedError(
-            f"{parent.key} is not what it was when this run started", where="stage select", fix="start a new run"
-        )
-    return parent
 
 
 def first_night(pool: Pool) -> Chain:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline_lib.config.data import SelectConfig
 from pipeline_lib.corpus.split import SIDES
-from pipeline_lib.selection.chain import Chain, continue_from, first_night, parent_of, replayed
+from pipeline_lib.selection.chain import Chain, continue_from, first_night, replayed
 from pipeline_lib.selection.choice import Choice, choose, refused_by
 from pipeline_lib.selection.diversity import vendi_score
 from pipeline_lib.selection.features import FEATURES, measure_file, vectors_of
@@ -25,6 +25,7 @@ from pipeline_lib.tables.ids import draw, id_column
 from pipeline_lib.tables.parquet import read_tables, write_table
 from pipeline_lib.tables.schemas import DECISIONS, SELECTION
 from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.resolve import parent_of
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 ROLES = np.array(["new", "replay", "kept"])

@@ -45,8 +45,11 @@ SUITE_ITEMS = _schema(
     ("answer", pa.int32()),  # index of the right option
     ("text", pa.string()),  # verbatim text that must not be in training data; "" for template items
     ("kind", pa.string()),  # verbatim | template
-    ("entities", pa.list_(pa.string())),
+    ("entities", pa.list_(pa.string())),  # of which no training statement made from reference tables speaks
     ("category", pa.string()),
+    ("fact", pa.string()),  # the same for items that ask the same in other words; "" for an item alone
+    ("region", pa.string()),  # continent, or ""
+    ("source", pa.string()),  # row of a reference table, or line of a file
 )
 DECISIONS = _schema(
     ("doc_id", DOC_ID), ("stage", pa.string()), ("rule", pa.string()), ("kept", pa.bool_()), ("reason", pa.string()),
@@ -78,16 +81,37 @@ SELECTION = _schema(
     ("score", pa.float64()),
     ("est_tokens", pa.int64()),
 )
+CELLS = _schema(  # one row a cell that has a document to choose; amounts in the budget's unit: tokens or documents
+    ("domain", pa.string()), ("length", pa.string()), ("quality", pa.string()), ("age", pa.string()),
+    ("documents", pa.int64()),  # that may be chosen
+    ("available", pa.int64()),
+    ("wanted", pa.int64()),  # the part of its fair share that it keeps in any case
+    ("without_refill", pa.int64()),  # what quality, diversity and balance alone would have chosen
+    ("chosen", pa.int64()),
+    ("lacking", pa.int64()),  # wanted and not there: the reserve is used up
+)  # fmt: skip
 STEPS = _schema(
     ("step", pa.int64()), ("loss", pa.float64()), ("lr", pa.float64()), ("grad_norm", pa.float64()),
     ("tokens_per_second", pa.float64()), ("mfu", pa.float64()), ("memory_bytes", pa.int64()),
     ("first_sequence", pa.int64()), ("last_sequence", pa.int64()), ("attempt", pa.int32()), ("superseded", pa.bool_()),
 )  # fmt: skip
 EVENTS = _schema(("time", pa.string()), ("step", pa.int64()), ("kind", pa.string()), ("detail", pa.string()))
-SCORES = _schema(
-    ("suite", pa.string()), ("task", pa.string()), ("item", pa.string()), ("category", pa.string()), ("score", pa.float64()),
-    ("weight", pa.float64()), ("model", pa.string()),
-)  # fmt: skip
+SCORES = _schema(  # one row an item, or in suite `language` a document
+    ("suite", pa.string()),
+    ("task", pa.string()),  # the item's category; the document's domain
+    ("item", pa.string()),
+    ("fact", pa.string()),
+    ("region", pa.string()),
+    ("score", pa.float64()),  # 1 right, 0 wrong; language: bits
+    ("weight", pa.float64()),  # 1; language: bytes
+    ("chance", pa.float64()),  # of a random guess
+    ("majority", pa.float64()),  # of a guess at what is most often right in the category
+    ("chosen", pa.int64()),  # index of the option that the model prefers
+    ("confidence", pa.float64()),  # the model's probability of that option among the options
+    ("probability", pa.float64()),  # … and of the right one
+    ("log_probs", pa.list_(pa.float64())),  # of each option after the prompt, summed over its tokens, natural
+    ("model", pa.string()),
+)
 ROWS = _schema(  # one row a document to pack, in packing order: the row number is what chunks call doc_row
     ("side", pa.string()),
     ("pass", pa.int32()),  # 0 for the first time a document is seen, 1 for its first repeat …
@@ -95,6 +119,7 @@ ROWS = _schema(  # one row a document to pack, in packing order: the row number 
     ("doc_id", DOC_ID),
     ("domain", pa.string()),
     ("est_tokens", pa.int64()),
+    ("text_hash", DOC_ID),  # as in the documents table: a document with another one is another document
 )
 RANGES = _schema(  # one row a chunk: the source range it is a pure function of
     ("side", pa.string()),
@@ -108,6 +133,8 @@ CHUNKS = _schema(  # one row a committed chunk
     ("size", pa.int64()), ("sequences", pa.int64()), ("tokens", pa.int64()), ("documents", pa.int64()),
     ("cut_documents", pa.int64()), ("text_bytes", pa.int64()), ("cache", pa.string()),  # cache: the folder it lies in
 )  # fmt: skip
+TOMBSTONES = _schema(("row", pa.int64()))  # rows of a continued cache that are no longer selected, ascending
+GONE = _schema(("side", pa.string()), ("sequence", pa.int64()))  # sequences of a side that hold nothing but tombstones
 TRIALS = _schema(  # one row a trial of the search, in the order they were made
     ("number", pa.int32()),
     ("state", pa.string()),  # complete | pruned | failed
@@ -123,5 +150,7 @@ TRIALS = _schema(  # one row a trial of the search, in the order they were made
 TABLES = {
     "documents": DOCUMENTS, "edits": EDITS, "ids": IDS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS,
     "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "buckets": BUCKETS, "boilerplate": BOILERPLATE, "splits": SPLITS, "selection": SELECTION,
-    "steps": STEPS, "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS, "trials": TRIALS,
+    "cells": CELLS,
+    "steps": STEPS, "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
+    "tombstones": TOMBSTONES, "gone": GONE, "trials": TRIALS,
 }  # fmt: skip

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.errors import DamagedError, NotFoundError
+from pipeline_lib.errors import DamagedError, NotFoundError, StageFailedError
 from pipeline_lib.workspace.files import read_json, write_json
 
 if TYPE_CHECKING:
     from pipeline_lib.config.pipeline import PipelineConfig
+    from pipeline_lib.workspace.artifact import Artifact
+    from pipeline_lib.workspace.stage import StageRun
     from pipeline_lib.workspace.workspace import Workspace
 
 CHAMPION_ENTRY = ("train", "digest", "run_id", "promoted", "by")  # what promotion writes; "pack" and "select" where there are
+BEHIND_SELECT = ("dedup", "split")  # inputs of the champion's selection
 PREFIX = "artifact:"  # "artifact:<key>#<output digest>"
 
 
@@ -23,6 +26,30 @@ def reference(key: str, digest: str) -> str:
 def key_of(text: str) -> str:
     """The artifact key of a `reference`, or "" when the text is none."""
     return text.removeprefix(PREFIX).partition("#")[0] if text.startswith(PREFIX) else ""
+
+
+def parent_of(run: StageRun, value: str) -> Artifact | None:
+    """The artifact that a stage's setting `parent` names, or None.
+
+    Raises:
+        StageFailedError: the name was not resolved, or the artifact is another one than at the start of the run.
+        NotFoundError: it is gone.
+    """
+    stage = run.stage.name
+    if value == "none":
+        return None
+    if not value.startswith(PREFIX):
+        raise StageFailedError(
+            f"{stage}.parent = {value!r} is not an artifact",
+            where=f"stage {stage}",
+            fix="use `previous` or `none`; a run resolves `previous` when it starts",
+        )
+    parent = run.workspace.store.artifact(key_of(value))
+    if parent.manifest.digest != value.partition("#")[2]:
+        raise StageFailedError(
+            f"{parent.key} is not what it was when this run started", where=f"stage {stage}", fix="start a new run"
+        )
+    return parent
 
 
 def read_champion(workspace: Workspace) -> dict[str, Any]:
@@ -53,8 +80,8 @@ def write_champion(workspace: Workspace, value: dict[str, Any]) -> None:
 def resolve(config: PipelineConfig, workspace: Workspace) -> tuple[PipelineConfig, dict[str, str]]:
     """Replace `champion` and `previous` by references. The returned mapping says what each name stood for.
 
-    Without a champion (the first night), `tokenizer.source` falls back to `train`, `model.start` to `scratch`, `select.parent` to
-    `none`, and the mapping says so.
+    Without a champion (the first night), `tokenizer.source` falls back to `train`, `model.start` to `scratch`, `parent` to
+    `none`, and the mapping says so. `dedup.parent` and `split.parent` are what the champion's selection was made from.
 
     Raises:
         NotFoundError: the champion names an artifact that is gone.
@@ -63,6 +90,8 @@ def resolve(config: PipelineConfig, workspace: Workspace) -> tuple[PipelineConfi
         "tokenizer.source": ("champion", "pack", "train"),
         "model.start": ("champion", "train", "scratch"),
         "select.parent": ("previous", "select", "none"),
+        "dedup.parent": ("previous", "dedup", "none"),
+        "split.parent": ("previous", "split", "none"),
     }
     champion = read_champion(workspace).get("champion", {})
     changes: dict[str, dict[str, str]] = {}
@@ -72,8 +101,10 @@ def resolve(config: PipelineConfig, workspace: Workspace) -> tuple[PipelineConfi
         if getattr(getattr(config, section), name) != word:
             continue
         value = fallback
-        if key := champion.get(stage, ""):
+        if key := champion.get("select" if stage in BEHIND_SELECT else stage, ""):
             try:
+                if stage in BEHIND_SELECT:
+                    key = workspace.store.manifest(key).inputs[stage]["key"]
                 value = reference(key, workspace.store.manifest(key).digest)
             except NotFoundError as error:
                 raise NotFoundError(

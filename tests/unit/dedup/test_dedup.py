@@ -7,7 +7,10 @@ import pytest
 from curation_toy import Run, doc_id, document, edited, jaccard, words
 
 from pipeline_lib.dedup import verify
+from pipeline_lib.dedup.documents import Corpus
+from pipeline_lib.dedup.shingles import Shingles
 from pipeline_lib.errors import StageFailedError
+from pipeline_lib.workspace.services import thread_mapper
 
 
 @pytest.fixture
@@ -104,19 +107,6 @@ def test_a_source_of_higher_priority_wins(tmp_path: Path, rng: np.random.Generat
         assert [row["doc_id"] for row in run.rows("dedup", "clusters") if row["survivor"]] == [winner]
 
 
-def test_a_full_bucket_is_cut_to_a_star(tmp_path: Path, rng: np.random.Generator) -> None:
-    text = words(rng, 300)
-    rows = [document(f"d{i}", " ".join([*text, f"n{i}"]), quality=float(rng.random())) for i in range(30)]
-    run = Run(tmp_path, rows, until="dedup", dedup={"bucket_limit": 10})
-    metrics = run.artifact("dedup").metrics
-    assert 10 < run.events("dedup")["buckets_cut"]["largest"] <= 30
-    assert metrics["buckets_cut"] > 0
-    assert metrics["pairs_proposed"] < 30 * 29 / 2
-    assert len({row["cluster_id"] for row in run.rows("dedup", "clusters")}) == 1
-    survivors = [row["doc_id"] for row in run.rows("dedup", "clusters") if row["survivor"]]
-    assert survivors == [max(rows, key=lambda row: row["quality"])["name"]]  # the star hangs on the one that removes the others
-
-
 def test_bands_that_miss_the_threshold_are_told(tmp_path: Path) -> None:
     run = Run(tmp_path, [document("a", "b")], until="dedup", dedup={"bands": 9, "rows": 13})
     assert run.events("dedup")["bands_miss_threshold"]["proposed"] < 0.9
@@ -131,7 +121,7 @@ def test_same_tables_for_any_layout_workers_and_blocks(
         text = words(rng, 100)
         rows += [document(f"{base}.{i}", " ".join(edited(rng, text, 0.02 * i)), quality=float(rng.random())) for i in range(3)]
     one = Run(tmp_path / "one", rows, until="dedup")
-    monkeypatch.setattr(verify, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(verify, "BATCH_ROWS", 7)
     many = Run(tmp_path / "many", rows[::-1], until="dedup", files=5, workers=4)
     for table in ("pairs", "clusters", "decisions"):
         assert one.artifact("dedup").file(table).read_bytes() == many.artifact("dedup").file(table).read_bytes()
@@ -139,16 +129,15 @@ def test_same_tables_for_any_layout_workers_and_blocks(
 
 def test_blocks_do_not_change_similarities(tmp_path: Path, rng: np.random.Generator) -> None:
     rows = [document(f"d{i}", " ".join(words(rng, 50, 40))) for i in range(20)]
-    place = Run(tmp_path, rows, until="score", files=3)
-    from pipeline_lib.dedup.documents import read_documents
-
-    documents = read_documents(place.artifact("ingest"), place.artifact("score"))
+    run = Run(tmp_path, rows, until="score", files=3)
+    corpus = Corpus.of(run.artifact("ingest"), run.artifact("score"))
+    documents = corpus.read(np.arange(20))
     left, right = np.triu_indices(20, 1)
-    whole = verify.similarities(left, right, documents.place, 2)
-    parts = verify.similarities(left, right, documents.place, 2, block_bytes=300)
+    whole = verify.similarities(left, right, documents.place, Shingles(2))
+    parts = verify.similarities(left, right, documents.place, Shingles(2), block_hashes=300, mapper=thread_mapper(3))
     assert (whole[0] == parts[0]).all()
     assert (whole[1] == parts[1]).all()
-    by_id = {place.names[bytes(i).ljust(16, b"\0")]: n for n, i in enumerate(documents.ids)}
+    by_id = {run.names[bytes(i).ljust(16, b"\0")]: n for n, i in enumerate(documents.ids)}
     texts = {by_id[row["name"]]: row["text"] for row in rows}
     expected = [jaccard(texts[a], texts[b], 2) for a, b in zip(left, right, strict=True)]
     assert whole[0] == pytest.approx(expected)

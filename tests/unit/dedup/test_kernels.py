@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline_lib.dedup import kernels
 from pipeline_lib.dedup.minhash import constants, proposal_probability
+from pipeline_lib.dedup.shingles import Shingles
 from pipeline_lib.dedup.texts import buffers_of
 
 
@@ -17,17 +18,15 @@ def words_of(text: str) -> list[int]:
     return out[: kernels.words_into(data, offsets[0], offsets[1], out)].tolist()
 
 
-def signature(texts: list[str], width: int = 5, bands: int = 16, rows: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def signature(texts: list[str], width: int = 5, bands: int = 16, rows: int = 8) -> np.ndarray:
     data, offsets = buffers_of(pa.array(texts, pa.large_string()))
-    out, shingles = np.empty((bands, len(texts)), dtype=np.uint64), np.empty(len(texts), dtype=np.int64)
-    kernels.band_hashes(data, offsets, width, bands, rows, *constants(bands * rows), out, shingles)
-    return out, shingles
+    out = np.empty((bands, len(texts)), dtype=np.uint64)
+    kernels.band_hashes(data, offsets, width, False, bands, rows, *constants(bands * rows), out)
+    return out
 
 
-def sets_of(texts: list[str], width: int) -> list[set[int]]:
-    data, offsets = buffers_of(pa.array(texts, pa.large_string()))
-    out, bounds = np.empty(len(data) // 2 + len(texts) + 1, dtype=np.uint64), np.empty(len(texts) + 1, dtype=np.int64)
-    kernels.shingle_sets(data, offsets, width, out, bounds)
+def sets_of(texts: list[str], width: int, *, characters: bool = False) -> list[set[int]]:
+    out, bounds = Shingles(width, characters).sets(pa.array(texts, pa.large_string()))
     return [set(out[bounds[i] : bounds[i + 1]].tolist()) for i in range(len(texts))]
 
 
@@ -69,14 +68,16 @@ def test_shingles_are_the_runs_of_words(letters: list[str], width: int) -> None:
 
 
 def test_short_text_is_one_shingle_and_no_text_is_none() -> None:
-    hashes, shingles = signature(["", "!?", "one two", "one two three four five six", "one two"])
-    assert shingles.tolist() == [0, 0, 1, 2, 1]
+    texts = ["", "!?", "one two", "one two three four five six", "one two"]
+    hashes = signature(texts)
+    assert [len(found) for found in sets_of(texts, 5)] == [0, 0, 1, 2, 1]
+    assert (hashes == 0).all(axis=0).tolist() == (hashes == 0).any(axis=0).tolist() == [True, True, False, False, False]
     assert (hashes[:, 2] == hashes[:, 4]).all()
     assert (hashes[:, 2] != hashes[:, 3]).any()
 
 
 def test_short_texts_are_not_all_equal() -> None:
-    hashes, _ = signature([f"short {i}" for i in range(200)])
+    hashes = signature([f"short {i}" for i in range(200)])
     assert all(len(set(row.tolist())) == 200 for row in hashes)
 
 
@@ -98,7 +99,7 @@ def test_band_hashes_equal_plain_python(count: int) -> None:
         for value in smallest[2 * band : 2 * band + 2]:
             h = (mixed(h ^ value) + step) % 2**64
         expected.append(h)
-    hashes, _ = signature([" ".join(f"w{i}" for i in range(count))], width=1, bands=3, rows=2)
+    hashes = signature([" ".join(f"w{i}" for i in range(count))], width=1, bands=3, rows=2)
     assert hashes[:, 0].tolist() == expected
 
 
@@ -110,7 +111,7 @@ def test_share_of_equal_bands_follows_the_curve() -> None:
         for _ in range(pairs):
             shared = [f"s{n}" for n in rng.integers(0, 10**9, round(400 * wanted))]
             rest = [[f"r{n}" for n in rng.integers(0, 10**9, (400 - len(shared)) // 2)] for _ in range(2)]
-            hashes, _ = signature([" ".join(shared + part) for part in rest], width=1, bands=128, rows=1)
+            hashes = signature([" ".join(shared + part) for part in rest], width=1, bands=128, rows=1)
             true = len(shared) / (len(shared) + len(rest[0]) + len(rest[1]))
             errors.append((hashes[:, 0] == hashes[:, 1]).mean() - true)
         assert abs(np.mean(errors)) < 4 * np.sqrt(wanted * (1 - wanted) / 128 / pairs)
