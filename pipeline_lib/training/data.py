@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline_lib.packing.order import order
+from pipeline_lib.packing.order import sequences_at
 from pipeline_lib.training.loss import IGNORED
 
 Batch = dict[str, Tensor]
@@ -46,16 +46,11 @@ class MicroBatches:
         self.data, self.seed, self.micro_batch, self.position = data, seed, micro_batch, position
 
     def __iter__(self) -> Iterator[Batch]:
-        size, position, epoch, permutation = len(self.data), self.position, -1, np.empty(0, dtype=np.int64)
+        position = self.position
         while True:
-            items = []
-            for place in range(position, position + self.micro_batch):
-                if place // size != epoch:
-                    epoch = place // size
-                    permutation = order(size, self.seed, epoch)
-                items.append(self.data[int(permutation[place % size])])
+            chosen = sequences_at(len(self.data), self.seed, position, self.micro_batch)
             position += self.micro_batch
-            yield collate(items)
+            yield collate([self.data[int(sequence)] for sequence in chosen])
 
 
 def spread(data: Sequences, limit: int, batch: int) -> list[Batch]:
