@@ -5,9 +5,9 @@ from __future__ import annotations
 from pipeline_lib.workspace.stage import Stage
 
 STAGES: tuple[Stage, ...] = (
-    Stage("suites", 1, "pure", "pipeline_lib.validation.suites:suites", sections=("suites",), seeded=True,
-          outside="pipeline_lib.validation.items:file_digests", extends=("suite",)),
-    Stage("ingest", 2, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",),
+    Stage("suites", 2, "pure", "pipeline_lib.validation.suites:suites", sections=("suites",), seeded=True,
+          outside="pipeline_lib.validation.suites:file_digests", extends=("suite",)),
+    Stage("ingest", 3, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",),
           outside="pipeline_lib.corpus.sources:file_digests", forgets="pipeline_lib.corpus.barred:forgets", extends=("source",)),
     Stage("score", 1, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
           extends=("signal", "rule_set")),
@@ -19,16 +19,18 @@ STAGES: tuple[Stage, ...] = (
     Stage("split", 1, "pure", "pipeline_lib.corpus.split:split", reads={"ingest": ("documents",), "dedup": ("clusters",)},
           sections=("split",), seeded=True),
     Stage(
-        "select", 1, "pure", "pipeline_lib.selection.select:select",
+        "select", 2, "pure", "pipeline_lib.selection.select:select",
         reads={
-            "ingest": ("documents",), "score": ("signals", "decisions"), "dedup": ("clusters", "decisions"), "split": ("splits",),
+            "suites": ("suite_items",), "ingest": ("documents",), "score": ("signals", "decisions"),
+            "dedup": ("clusters", "decisions"), "split": ("splits",),
         },
-        sections=("select",), seeded=True,
+        sections=("select",), seeded=True, outside="pipeline_lib.selection.target:file_digests",
+        uses={"world": "pipeline_lib.validation.statements:training_statements"},
     ),
     Stage("pack", 2, "pure", "pipeline_lib.packing.pack:pack", reads={"ingest": ("documents",), "select": ("selection",)},
           sections=("pack", "tokenizer"), outside="pipeline_lib.tokens.load:file_digests"),
     Stage("fill_gaps", 2, "pure", "pipeline_lib.packing.fill:fill_gaps",
-          reads={"ingest": ("documents",), "pack": ("rows", "ranges", "chunks", "tokenizer", "details")},
+          reads={"ingest": ("documents",), "pack": ("rows", "ranges", "chunks", "tombstones", "tokenizer", "details")},
           sections=("fill_gaps",), intact="pipeline_lib.packing.fill:intact"),
     Stage(
         "calibrate", 1, "recorded", "pipeline_lib.planning.calibrate:calibrate",
@@ -49,7 +51,7 @@ STAGES: tuple[Stage, ...] = (
           sections=("train", "model"), seeded=True, stoppable=True,
           uses={"controller": "pipeline_lib.planning.controller:WindowController"}, extends=("model", "callback"),
           outside="pipeline_lib.training.start:file_digests"),
-    Stage("validate", 2, "pure", "pipeline_lib.validation.validate:validate",
+    Stage("validate", 3, "pure", "pipeline_lib.validation.validate:validate",
           reads={"suites": ("suite_items",), "ingest": ("documents",), "select": ("selection",), "train": ("model",)},
           sections=("validation",), seeded=True),
 )  # fmt: skip

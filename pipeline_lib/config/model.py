@@ -29,6 +29,12 @@ class PackConfig(Section):
     sequence_length: int = setting(256, "Tokens in a packed sequence", unit="tokens", ge=16, le=131072)
     range_tokens: int = setting(1 << 20, "Source range of a chunk", unit="tokens", ge=1024, why="≥ 256 × length fills ≥ 99.4 %")
     codec: Literal["lz4", "zstd", "none"] = setting("lz4", "Compression of the Arrow IPC buffers")
+    parent: str = setting(
+        "none",
+        "`previous`: continue the champion's cache with its tokenizer, packing only what is new; `none`: pack afresh",
+        why="what was packed stays packed; documents that are no longer selected leave the order at once and the bytes with the "
+        "next fresh cache (by itself when they are a quarter of it)",
+    )
 
 
 class FillGapsConfig(Section):

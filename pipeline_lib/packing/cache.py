@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.errors import DamagedError, NotFoundError, StageFailedError
 from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, commit_chunk, pack_documents
+from pipeline_lib.packing.manifest import append_chunk
 from pipeline_lib.packing.ranges import Range, chunk_name, ranges_of
 from pipeline_lib.packing.texts import read_documents
 from pipeline_lib.tables.parquet import read_tables
@@ -26,6 +27,7 @@ from pipeline_lib.tokens.encode import encoder_for
 from pipeline_lib.workspace.files import read_json, write_json
 from pipeline_lib.workspace.identity import file_digest
 from pipeline_lib.workspace.machine import versions
+from pipeline_lib.workspace.resolve import key_of, reference
 
 if TYPE_CHECKING:
     from pipeline_lib.workspace.artifact import Artifact
@@ -43,6 +45,7 @@ class Recipe:
     documents: tuple[Path, ...]  # files of the documents table, in order
     rows: Path  # the table `rows`
     settings: ChunkSettings
+    first_row: int = 0  # number of the first row in `rows`; those before it belong to the caches that this one continues
 
     def make(self, ranges: Sequence[Range], expected: Mapping[str, str] | None = None) -> Iterator[ChunkFacts]:
         """Make and commit the chunks of ranges, one after the other; their texts are read together.
@@ -55,7 +58,8 @@ class Recipe:
             StageFailedError: documents or content are not what they were.
         """
         encoder = encoder_for(self.tokenizer)
-        rows = pa.concat_tables([_rows_between(self.rows, r.first_row, r.last_row) for r in ranges]).combine_chunks()
+        wanted_rows = [(wanted.first_row - self.first_row, wanted.last_row - self.first_row) for wanted in ranges]
+        rows = pa.concat_tables([_rows_between(self.rows, first, last) for first, last in wanted_rows]).combine_chunks()
         found = read_documents(self.documents, rows["document"].to_numpy(), rows["doc_id"].combine_chunks())
         chat = chat_template(self.tokenizer.parent) if found.turns.null_count < len(found.turns) else None
         start = 0
@@ -81,18 +85,16 @@ def _rows_between(path: Path, first: int, last: int) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Cache:
-    """A cache as the stages published it: its recipe, its ranges, and what is known of its chunks."""
+class Link:
+    """What one `pack` added to a cache; a cache that never grew has one link."""
 
     recipe: Recipe
     ranges: Mapping[str, Range]
-    chunks: Mapping[str, ChunkFacts]
     versions: Mapping[str, str]  # of the libraries that packed it
-    quarantine: Path
 
     @classmethod
-    def of(cls, workspace: Workspace, pack: Artifact, documents: Artifact, chunks: Artifact | None = None) -> Cache:
-        """The cache of a `pack` artifact, over the `documents` of `ingest`; `chunks` as `fill_gaps` published them, when given.
+    def of(cls, workspace: Workspace, pack: Artifact, documents: Artifact) -> Link:
+        """The link of a `pack` artifact, over the `documents` of `ingest`.
 
         Raises:
             StageFailedError: the tokenizer is not the one that the details name.
@@ -108,18 +110,45 @@ class Cache:
             tuple(documents.files("documents")),
             pack.file("rows"),
             ChunkSettings.of(pack.details),
+            pack.details["first_row"],
         )
         return cls(
             recipe,
             {wanted.name: wanted for wanted in ranges_of(pq.read_table(pack.file("ranges")))},
-            {facts.name: facts for facts in facts_of(pq.read_table((chunks or pack).file("chunks")))},
             pack.manifest.versions,
+        )
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache as the stages published it: how any chunk of it is made, and what is known of its chunks."""
+
+    folder: Path  # of its newest link
+    links: tuple[Link, ...]  # oldest first
+    chunks: Mapping[str, ChunkFacts]
+    quarantine: Path
+
+    @classmethod
+    def of(cls, workspace: Workspace, pack: Artifact, documents: Artifact, chunks: Artifact | None = None) -> Cache:
+        """The cache of a `pack` artifact, over the `documents` of `ingest`; `chunks` as `fill_gaps` published them, when given.
+
+        Raises:
+            StageFailedError: a tokenizer is not the one that the details name.
+            NotFoundError, DamagedError: an earlier cache that this one continues is gone or not what it was.
+        """
+        packs = ancestry(workspace, pack)
+        sources = [*(workspace.artifact(earlier.manifest.inputs["ingest"]["key"]) for earlier in packs[:-1]), documents]
+        tables = [pq.read_table((chunks or earlier).file("chunks")) for earlier in (packs[-1:] if chunks else packs)]
+        return cls(
+            cache_folder(workspace, pack.details["cache"]),
+            tuple(Link.of(workspace, one, source) for one, source in zip(packs, sources, strict=True)),
+            {facts.name: facts for facts in facts_of(pa.concat_tables(tables))},
             workspace.quarantine_folder,
         )
 
     def damages(self, *, full: bool = False) -> dict[str, str]:
         """Chunks that are not what was committed, with the reason (see `damages_of`)."""
-        return damages_of(self.recipe.folder, list(self.chunks.values()), full=full)
+        return damages_of(self.folder, list(self.chunks.values()), full=full)
 
     def heal(self, names: Sequence[str]) -> Iterator[ChunkFacts]:
         """Make chunks again from their source ranges, with equal content; what is left of the damaged ones goes to quarantine.
@@ -127,27 +156,51 @@ class Cache:
         Raises:
             StageFailedError: the content came out otherwise; says what drifted.
         """
-        self.recipe.folder.mkdir(parents=True, exist_ok=True)
+        for link in self.links:
+            if mine := [name for name in names if name in link.ranges]:
+                yield from self._heal(link, mine)
+
+    def _heal(self, link: Link, names: Sequence[str]) -> Iterator[ChunkFacts]:
+        link.recipe.folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             self._set_aside(name)
         try:
-            yield from self.recipe.make([self.ranges[n] for n in names], {n: self.chunks[n].content_digest for n in names})
+            for facts in link.recipe.make([link.ranges[n] for n in names], {n: self.chunks[n].content_digest for n in names}):
+                if facts != self.chunks[facts.name]:
+                    append_chunk(link.recipe.folder, facts)
+                yield facts
         except StageFailedError as error:
             now = versions()
-            changed = [f"{k} {v} → {now.get(k, 'none')}" for k, v in self.versions.items() if now.get(k) != v]
+            changed = [f"{k} {v} → {now.get(k, 'none')}" for k, v in link.versions.items() if now.get(k) != v]
             drift = f"libraries changed since: {', '.join(changed)}" if changed else "same libraries: texts or code changed"
             raise StageFailedError(f"{error.what} ({drift})", where=error.where, fix=error.fix) from error
 
     def _set_aside(self, name: str) -> None:
         """Move what lies in a chunk's place to quarantine, to be looked at."""
         facts = self.chunks[name]
-        path = facts.file(self.recipe.folder)
+        path = facts.file(self.folder)
         if path.exists():
-            aside = self.quarantine / f"cache-{self.recipe.folder.name}-{name}-{time.time_ns()}"
+            place = f"cache/{path.parent.name}/{name}"
+            aside = self.quarantine / f"{place.replace('/', '-')}-{time.time_ns()}"
             aside.mkdir(parents=True)
             path.replace(aside / path.name)
             reason = f"damaged chunk; committed were {facts.size} bytes with digest {facts.file_digest}"
-            write_json(aside / "reason.json", {"key": f"cache/{self.recipe.folder.name}/{name}", "reason": reason})
+            write_json(aside / "reason.json", {"key": place, "reason": reason})
+
+
+def ancestry(workspace: Workspace, pack: Artifact) -> list[Artifact]:
+    """A `pack` artifact and those it continues, oldest first.
+
+    Raises:
+        NotFoundError, DamagedError: one of them is gone or is not what it was.
+    """
+    packs = [pack]
+    while named := packs[-1].details["parent"]:
+        earlier = workspace.artifact(key_of(named))
+        if reference(earlier.key, earlier.manifest.digest) != named:
+            raise DamagedError(f"is not the cache that {packs[-1].key} continues", where=earlier.key)
+        packs.append(earlier)
+    return packs[::-1]
 
 
 @dataclass(frozen=True)
@@ -172,9 +225,9 @@ class Healer:
         with workspace.lease(f"heal-{self.key.replace('/', '-')}-{name}", wait=True):
             cache = cache_behind(workspace, workspace.artifact(self.key))
             facts = cache.chunks[name]
-            if damages_of(cache.recipe.folder, [facts]):  # another process may have healed it meanwhile
+            if damages_of(cache.folder, [facts]):  # another process may have healed it meanwhile
                 (facts,) = cache.heal([name])
-                remember(cache.recipe.folder, [facts])
+                remember(cache.folder, [facts])
         return facts
 
 
@@ -207,7 +260,7 @@ def damages_of(folder: Path, chunks: Sequence[ChunkFacts], *, full: bool = False
 
     Size, time and inode answer at once where the bytes were digested before; otherwise, and with `full`, the digest does.
     """
-    seen = _read_seen(folder)
+    seen = {place: _read_seen(place) for place in {facts.file(folder).parent for facts in chunks}}
     found: dict[str, str] = {}
     verified = []
     for facts in chunks:
@@ -219,7 +272,7 @@ def damages_of(folder: Path, chunks: Sequence[ChunkFacts], *, full: bool = False
             continue
         if mark[1] != facts.size:
             found[name] = f"size is {mark[1]}, committed were {facts.size} bytes"
-        elif full or seen.get(name) != mark:
+        elif full or seen[path.parent].get(name) != mark:
             if file_digest(path) == facts.file_digest:
                 verified.append(facts)
             else:
@@ -231,8 +284,12 @@ def damages_of(folder: Path, chunks: Sequence[ChunkFacts], *, full: bool = False
 
 def remember(folder: Path, chunks: Sequence[ChunkFacts]) -> None:
     """Note time and inode of chunk files whose bytes were digested a moment ago."""
-    marks = {facts.name: _mark(facts.file(folder), facts) for facts in chunks}
-    write_json(folder / SEEN, {**_read_seen(folder), **marks})
+    marks: dict[Path, dict[str, list[Any]]] = {}
+    for facts in chunks:
+        path = facts.file(folder)
+        marks.setdefault(path.parent, {})[facts.name] = _mark(path, facts)
+    for place, found in marks.items():
+        write_json(place / SEEN, {**_read_seen(place), **found})
 
 
 def _mark(path: Path, facts: ChunkFacts) -> list[Any]:

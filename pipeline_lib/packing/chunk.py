@@ -191,9 +191,7 @@ def content_digest(table: pa.Table) -> str:
     return found
 
 
-def commit_chunk(
-    folder: Path, wanted: Range, packed: Packed, settings: ChunkSettings, *, expected: str = ""
-) -> ChunkFacts:
+def commit_chunk(folder: Path, wanted: Range, packed: Packed, settings: ChunkSettings, *, expected: str = "") -> ChunkFacts:
     """Write a chunk beside, sync, rename into its place; what was there is replaced at once or not at all.
 
     Raises:
@@ -274,9 +272,8 @@ def inspect_chunk(path: Path) -> tuple[ChunkFacts, ChunkSettings]:
         raise DamagedError(f"cannot be read as a chunk ({type(error).__name__})", where=str(path)) from error
     if content != header["content_digest"]:
         raise DamagedError("the columns are not what was written", where=str(path))
-    counts = [int(header[name]) for name in ("documents", "cut_documents", "text_bytes")]
     facts = ChunkFacts(
         header["side"], int(header["chunk"]), file_digest(path), content, path.stat().st_size, table.num_rows, tokens,
-        *counts, path.parent.name,
+        int(header["documents"]), int(header["cut_documents"]), int(header["text_bytes"]), path.parent.name,
     )  # fmt: skip
     return facts, settings_in(header)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipeline_lib.config.model import FillGapsConfig
 from pipeline_lib.packing.cache import (
@@ -18,16 +21,22 @@ from pipeline_lib.packing.cache import (
     remember,
 )
 from pipeline_lib.packing.chunk import ChunkFacts
+from pipeline_lib.packing.growth import bury, tombstones_of, tombstones_table
+from pipeline_lib.packing.manifest import append_growth, read_manifest
+from pipeline_lib.packing.ranges import SIDES
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.workspace.artifact import Artifact, SummaryTable
 from pipeline_lib.workspace.faults import fault_point
+from pipeline_lib.workspace.identity import fingerprint_of
+from pipeline_lib.workspace.resolve import key_of
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 BATCH_CHUNKS = 4
-SHARED = ("cache", "sequence_length", "vocabulary_size", "eos_id", "pad_id", "sequences", "tokens", "documents", "chat")
+SHARED = ("cache", "era", "sequence_length", "vocabulary_size", "eos_id", "pad_id", "chat")
+SUMS = ("sequences", "tokens", "documents")
 
 
 def fill_gaps(run: StageRun, *, fill_gaps: FillGapsConfig) -> Outcome:
@@ -38,6 +47,7 @@ def fill_gaps(run: StageRun, *, fill_gaps: FillGapsConfig) -> Outcome:
     """
     pack = run.input("pack")
     cache = Cache.of(run.workspace, pack, run.input("ingest"))
+    dead = tombstones_of(pack)
     begin = time.monotonic()
     damages = cache.damages(full=fill_gaps.full)
     checked = time.monotonic() - begin
@@ -51,18 +61,53 @@ def fill_gaps(run: StageRun, *, fill_gaps: FillGapsConfig) -> Outcome:
             run.event("chunk_bytes_changed", chunk=name, was=cache.chunks[name].file_digest, now=healed[name].file_digest)
     chunks = [healed.get(name, facts) for name, facts in cache.chunks.items()]
     if healed:
-        remember(cache.recipe.folder, list(healed.values()))
+        remember(cache.folder, list(healed.values()))
     write_table(chunks_table(chunks), run.path("chunks", "chunks.parquet"))
+    details = {**{name: pack.details[name] for name in SHARED}, **_totals(run, cache, chunks, dead)}
+    if named := pack.details["parent"]:
+        _tell_readers(run.workspace.artifact(key_of(named)), cache.folder, details)
     return Outcome(
         metrics={"chunks": len(chunks), "filled": len(healed), "check_seconds": round(checked, 3)},
-        counts={"in": len(cache.ranges), "out": len(chunks)},
+        counts={"in": sum(len(link.ranges) for link in cache.links), "out": len(chunks)},
         summary=SummaryTable(
             ("chunk", "what was wrong", "sequences made again"),
             [(name, damages[name], healed[name].sequences) for name in names],
             "Filled gaps" if names else "Filled gaps: none",
         ),
-        details={name: pack.details[name] for name in SHARED},
+        details=details,
     )
+
+
+def _totals(run: StageRun, cache: Cache, chunks: Sequence[ChunkFacts], dead: np.ndarray) -> dict[str, Any]:
+    """Sequences, tokens and documents a side, without tombstones; what these take out becomes tables of its own."""
+    sums = {name: {side: sum(getattr(facts, name) for facts in chunks if facts.side == side) for side in SIDES} for name in SUMS}
+    if not len(dead):
+        return {**sums, "dead": ""}
+    buried = bury(replace(cache, chunks={facts.name: facts for facts in chunks}), dead)
+    write_table(tombstones_table(dead), run.path("tombstones", "tombstones.parquet"))
+    write_table(buried.gone, run.path("gone", "gone.parquet"))
+    for side, (first, last) in _rows_of_sides(cache).items():
+        sums["sequences"][side] -= buried.sequences[side]
+        sums["tokens"][side] -= buried.tokens[side]
+        sums["documents"][side] -= int(sum(((dead >= a) & (dead <= z)).sum() for a, z in zip(first, last, strict=True)))
+    run.event("tombstones", rows=len(dead), sequences=dict(buried.sequences), tokens=dict(buried.tokens))
+    return {**sums, "dead": fingerprint_of(dead.tolist())}
+
+
+def _rows_of_sides(cache: Cache) -> dict[str, tuple[list[int], list[int]]]:
+    """First and last rows of all ranges, by side."""
+    ranges = [wanted for link in cache.links for wanted in link.ranges.values()]
+    return {
+        side: ([r.first_row for r in ranges if r.side == side], [r.last_row for r in ranges if r.side == side]) for side in SIDES
+    }
+
+
+def _tell_readers(parent: Artifact, folder: Path, details: Mapping[str, Any]) -> None:
+    """Note in the cache that is continued that there is a later era, so that whoever reads it can tell."""
+    entry = {name: details[name] for name in ("era", "cache", "sequences", "tokens")}
+    earlier = folder.with_name(parent.details["cache"])
+    if earlier.is_dir() and entry not in read_manifest(earlier).grown:
+        append_growth(earlier, entry)
 
 
 @dataclass(frozen=True)
@@ -115,5 +160,5 @@ def fill_cache(workspace: Workspace, filled: Artifact) -> dict[str, str]:
         if damages:
             cache = cache_behind(workspace, filled)
             for start in range(0, len(damages), BATCH_CHUNKS):
-                remember(cache.recipe.folder, list(cache.heal(sorted(damages)[start : start + BATCH_CHUNKS])))
+                remember(cache.folder, list(cache.heal(sorted(damages)[start : start + BATCH_CHUNKS])))
     return damages

@@ -1,9 +1,9 @@
 """What a cache folder knows of itself without any artifact: `manifest.jsonl`, append-only, one line a committed chunk.
 
 Every line carries its own digest; one that is torn or altered counts as not written. A chunk's last line is the valid one. A
-line of the kind `grown` says that a later cache continues this one: that is how readers notice growth. Readers take no lock: a line is
-one `write`, and what follows an unfinished one begins on a new line. The whole list can be made again from the chunks themselves
-(`rebuild`).
+line of the kind `grown` says that a later cache continues this one: that is how readers notice growth. Readers take no lock: a
+line is one `write`, and what follows an unfinished one begins on a new line. The whole list can be made again from the chunks
+themselves (`rebuild`).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from pipeline_lib.config.model import PackConfig, TokenizerConfig
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.packing.cache import Recipe, cache_folder, chunks_table, remember
 from pipeline_lib.packing.chunk import ChunkSettings
+from pipeline_lib.packing.growth import Start, parent_named, start_from, tombstones_table
 from pipeline_lib.packing.make import make_chunks, totals
 from pipeline_lib.packing.ranges import SIDES, plan_ranges, plan_rows, ranges_of
 from pipeline_lib.packing.texts import has_conversations, read_texts
@@ -24,7 +25,8 @@ from pipeline_lib.tokens.chat import TURN_END, TURN_START, chat_template
 from pipeline_lib.tokens.encode import encoder_for
 from pipeline_lib.tokens.load import TokenizerFacts, copy_tokenizer, read_facts, source_folder
 from pipeline_lib.tokens.train import SAMPLE_BYTES, spread, train_tokenizer
-from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.artifact import Artifact, SummaryTable
+from pipeline_lib.workspace.identity import file_digest
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 BYTES_PER_TOKEN = 4  # of an estimate only: how many documents the tokenizer's sample takes
@@ -41,17 +43,23 @@ def pack(run: StageRun, *, pack: PackConfig, tokenizer: TokenizerConfig) -> Outc
     """
     documents = tuple(run.input("ingest").files("documents"))
     selection = read_tables(run.input("select").files("selection"))
-    rows = plan_rows(selection, documents)
-    _refuse_empty_sides(rows)
-    ranges_table = plan_ranges(rows, pack.range_tokens)
+    planned = plan_rows(selection, documents)
+    _refuse_empty_sides(planned)
+    chat = has_conversations(documents, planned["document"].to_numpy())
+    start = _start(run, pack, tokenizer, planned, chat=chat)
+    rows = start.rows
+    ranges_table = plan_ranges(rows, pack.range_tokens, first_row=start.first_row, first_chunks=start.first_chunks)
     rows_file = run.path("rows", "rows.parquet")
     write_table(rows, rows_file)
     write_table(ranges_table, run.path("ranges", "ranges.parquet"))
+    if len(start.tombstones):
+        write_table(tombstones_table(start.tombstones), run.path("tombstones", "tombstones.parquet"))
 
-    chat = has_conversations(documents, rows["document"].to_numpy())
-    tokenizer_json, facts = _tokenizer(run, tokenizer, rows, documents, chat=chat)
+    source = _tokenizer_of(tokenizer, start.parent)
+    tokenizer_json, facts = _tokenizer(run, source, rows, documents, chat=chat)
     settings = ChunkSettings(pack.sequence_length, facts.vocabulary_size, facts.eos_id, facts.pad_id, pack.codec)
-    recipe = Recipe(cache_folder(run.workspace, run.fingerprint), tokenizer_json, documents, rows_file, settings)
+    folder = cache_folder(run.workspace, run.fingerprint)
+    recipe = Recipe(folder, tokenizer_json, documents, rows_file, settings, start.first_row)
     if pack.range_tokens < GOOD_RANGE * pack.sequence_length:
         run.event("short_ranges", range_tokens=pack.range_tokens, better=GOOD_RANGE * pack.sequence_length)
     begin = time.monotonic()
@@ -73,11 +81,40 @@ def pack(run: StageRun, *, pack: PackConfig, tokenizer: TokenizerConfig) -> Outc
             **asdict(settings),
             "tokenizer_digest": facts.digest,
             "cache": run.fingerprint,
+            "parent": start.parent,
+            "era": start.era,
+            "first_row": start.first_row,
             "chat": _chat(tokenizer_json.parent) if chat else None,
             "bits_per_token": total["bits_per_token"],
             **{name: {side: values[name] for side, values in sides.items()} for name in columns[:4]},
         },
     )
+
+
+def _start(run: StageRun, pack: PackConfig, tokenizer: TokenizerConfig, planned: pa.Table, *, chat: bool) -> Start:
+    """Where to begin: afresh, or behind the cache that `pack.parent` names when that can be continued."""
+    parent = parent_named(run.workspace, pack.parent)
+    reason = "" if parent is None else _differs(run, parent, pack, tokenizer, chat=chat)
+    start, dead = start_from(run.workspace, None if reason else parent, planned)
+    if reason := reason or dead:
+        run.event("packed_afresh", parent=pack.parent, reason=reason)
+    return start
+
+
+def _differs(run: StageRun, parent: Artifact, pack: PackConfig, tokenizer: TokenizerConfig, *, chat: bool) -> str:
+    """Why chunks of today do not go with those of a parent, or ""."""
+    if (length := parent.details["sequence_length"]) != pack.sequence_length:
+        return f"its sequences have {length} tokens"
+    if tokenizer.source != "train":
+        digest = file_digest(source_folder(tokenizer.source, run.workspace) / "tokenizer.json")
+        if digest != parent.details["tokenizer_digest"]:
+            return "it has another tokenizer"
+    return "it has no chat template" if chat and not parent.details["chat"] else ""
+
+
+def _tokenizer_of(tokenizer: TokenizerConfig, parent: str) -> TokenizerConfig:
+    """A cache that is continued keeps its tokenizer."""
+    return tokenizer.model_copy(update={"source": parent}) if parent else tokenizer
 
 
 def _refuse_empty_sides(rows: pa.Table) -> None:

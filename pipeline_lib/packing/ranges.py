@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,10 @@ class Range:
     def documents(self) -> int:
         """Rows of the range."""
         return self.last_row - self.first_row + 1
+
+    def holds(self, row: int) -> bool:
+        """Whether a row is one of the range's."""
+        return self.first_row <= row <= self.last_row
 
 
 def chunk_name(side: str, chunk: int) -> str:
@@ -102,17 +106,37 @@ def plan_rows(selection: pa.Table, documents: Sequence[Path]) -> pa.Table:
         "doc_id": taken["doc_id"],
         "domain": taken["domain"],
         "est_tokens": pc.max_element_wise(taken["est_tokens"], 1),
+        "text_hash": _text_hashes(documents).take(pa.array(document[source[order]])),
     }
     return pa.table(columns).cast(ROWS)
 
 
-def plan_ranges(rows: pa.Table, range_tokens: int) -> pa.Table:
+def _text_hashes(documents: Sequence[Path]) -> pa.ChunkedArray:
+    """text_hash of every document; null where the table has none. Memory: 16 bytes a document of the corpus."""
+    kind = ROWS.field("text_hash").type
+    columns: list[pa.Array] = []
+    for path in documents:
+        with pq.ParquetFile(path) as source:
+            known = "text_hash" in source.schema_arrow.names
+            columns.extend(source.read(["text_hash"]).column(0).chunks if known else [pa.nulls(source.metadata.num_rows, kind)])
+    return pa.chunked_array(columns, kind)
+
+
+def plan_ranges(
+    rows: pa.Table, range_tokens: int, *, first_row: int = 0, first_chunks: Mapping[str, int] | None = None
+) -> pa.Table:
     """Cut the rows of each side wherever the estimated tokens before a row pass a multiple of `range_tokens`; schema RANGES.
 
     A short rest joins the range before it: a chunk of few pieces packs badly.
+
+    Args:
+        rows: schema ROWS.
+        range_tokens: estimated tokens of a range.
+        first_row: number of the first row, where an earlier cache is continued.
+        first_chunks: likewise, number of the first chunk by side.
     """
-    parts = []
-    first_of_side = 0
+    parts = [RANGES.empty_table()]
+    first_of_side = first_row
     for side in SIDES:
         estimated = rows.filter(pc.equal(rows["side"], side))["est_tokens"].to_numpy()
         if not len(estimated):
@@ -126,7 +150,7 @@ def plan_ranges(rows: pa.Table, range_tokens: int) -> pa.Table:
             pa.table(
                 {
                     "side": pa.array([side] * len(firsts)),
-                    "chunk": np.arange(len(firsts)),
+                    "chunk": np.arange(len(firsts)) + (first_chunks or {}).get(side, 0),
                     "first_row": firsts + first_of_side,
                     "last_row": lasts + first_of_side,
                     "est_tokens": np.add.reduceat(estimated, firsts),

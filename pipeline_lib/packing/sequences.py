@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from pyarrow import ipc
 from pipeline_lib.errors import DamagedError
 from pipeline_lib.packing.buffers import BUFFERS_OF_A_LIST, OFFSETS, VALUES, buffer_places
 from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, read_header, settings_in
+from pipeline_lib.packing.growth import is_in_sorted
 from pipeline_lib.workspace.identity import bytes_digest
 
 FIX = "`millrace cache fill` makes it again"
@@ -28,17 +30,17 @@ class PackedSequence:
     doc_len: np.ndarray  # int32[pieces], sums to used
     no_loss: np.ndarray  # int32[spans, 2]: start and end of tokens that are read but not learned
     _chunk: Chunk
-    _pieces: slice
+    _pieces: Any  # which of the chunk's pieces: a slice, or int64[pieces]
 
     @property
     def doc_row(self) -> np.ndarray:
         """int64[pieces]: row of the table `rows`."""
-        return self._chunk.provenance[0][self._pieces]
+        return np.asarray(self._chunk.provenance[0][self._pieces])
 
     @property
     def doc_off(self) -> np.ndarray:
         """int64[pieces]: where the piece starts in its document, in tokens."""
-        return self._chunk.provenance[1][self._pieces]
+        return np.asarray(self._chunk.provenance[1][self._pieces])
 
 
 class Chunk:
@@ -70,12 +72,12 @@ class Chunk:
             self.planes.append(self._buffer_of("tokens_high", VALUES))
 
     def _buffer_of(self, column: str, part: int) -> int:
-        return self.names.index(column) * BUFFERS_OF_A_LIST + part
+        return int(self.names.index(column)) * BUFFERS_OF_A_LIST + part
 
     def _decode(self, number: int, buffer: int) -> pa.Buffer:
         at, size, decoded = self.places[number, buffer].tolist()
         stored = self.data.slice(at, size)
-        return stored if decoded < 0 else self.codec.decompress(stored, decoded)
+        return stored if decoded < 0 or self.codec is None else self.codec.decompress(stored, decoded)
 
     def _lists(self, column: str, item: DTypeLike) -> tuple[np.ndarray, np.ndarray]:
         """Starts (int64[sequences + 1]) and values of a list column, over the whole chunk."""
@@ -120,27 +122,67 @@ class Chunk:
         return PackedSequence(tokens, doc_len[pieces], silent, self, pieces)
 
 
+def without(sequence: PackedSequence, dead: np.ndarray) -> PackedSequence:
+    """A sequence without the pieces of tombstones; what is behind them moves up.
+
+    Args:
+        sequence: as it is packed.
+        dead: int64, ascending: rows that are tombstones.
+    """
+    alive = ~is_in_sorted(sequence.doc_row, dead)
+    if alive.all():
+        return sequence
+    stays = np.repeat(alive, sequence.doc_len)
+    learned = np.ones(len(stays), bool)
+    for start, end in sequence.no_loss:
+        learned[start:end] = False
+    edges = np.flatnonzero(np.diff(np.concatenate(([1], learned[stays], [1]))))  # learned | not learned | learned …
+    pieces = np.arange(sequence._pieces.start, sequence._pieces.stop)[alive]
+    return PackedSequence(
+        sequence.tokens[stays], sequence.doc_len[alive], edges.astype(np.int32).reshape(-1, 2), sequence._chunk, pieces
+    )
+
+
 class SequenceReader:
     """The sequences of one side, 0…len-1 in the order of the chunks.
 
     Opening reads the list of chunks only. A chunk is mapped into memory and digested when it is first touched; one that is not
     what was committed is made again by `heal` where that is given, and refused otherwise. Picklable: another process maps for
     itself.
+
+    Args:
+        folder: of the cache; chunks may name folders beside it.
+        chunks: as `fill_gaps` published them; this list is the snapshot that is read, whatever is added to the cache meanwhile.
+        side: whose sequences.
+        heal: makes a chunk again.
+        dead: int64, ascending: rows that are tombstones; their tokens are left out.
+        gone: int64, ascending: sequences (in the order of the chunks) that hold nothing else; they are not counted.
     """
 
     def __init__(
-        self, folder: Path, chunks: Sequence[ChunkFacts], side: str, *, heal: Callable[[str, int], ChunkFacts] | None = None
+        self,
+        folder: Path,
+        chunks: Sequence[ChunkFacts],
+        side: str,
+        *,
+        heal: Callable[[str, int], ChunkFacts] | None = None,
+        dead: np.ndarray | None = None,
+        gone: np.ndarray | None = None,
     ) -> None:
-        self.folder, self.side, self.heal = folder, side, heal
+        self.folder, self.side, self.heal, self.dead, self.gone = folder, side, heal, dead, gone
         self.chunks = [facts for facts in chunks if facts.side == side]
         self.ends = np.cumsum([facts.sequences for facts in self.chunks], dtype=np.int64)
         self._open: dict[int, Chunk] = {}
+        packed = int(self.ends[-1]) if len(self.ends) else 0
+        self._order = np.delete(np.arange(packed), gone) if gone is not None and len(gone) else None
+        self._length = packed if self._order is None else len(self._order)
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return self._length
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (partial(SequenceReader, heal=self.heal), (self.folder, self.chunks, self.side))
+        made = partial(SequenceReader, heal=self.heal, dead=self.dead, gone=self.gone)
+        return (made, (self.folder, self.chunks, self.side))
 
     @property
     def settings(self) -> ChunkSettings:
@@ -156,13 +198,16 @@ class SequenceReader:
             IndexError: there is none.
             DamagedError: its chunk is missing or is not what was committed.
         """
-        if not 0 <= index < len(self):
+        if not 0 <= index < self._length:
             raise IndexError(index)
+        if self._order is not None:
+            index = int(self._order[index])
         at = int(self.ends.searchsorted(index, side="right"))
-        return self.chunk(at).sequence(index - (int(self.ends[at - 1]) if at else 0))
+        found = self.chunk(at).sequence(index - (int(self.ends[at - 1]) if at else 0))
+        return found if self.dead is None or not len(self.dead) else without(found, self.dead)
 
     def scan(self) -> Iterator[np.ndarray]:
-        """The tokens of all sequences, a record batch at a time: uint16 (uint32 for vocabularies beyond 65,536)."""
+        """The tokens of all chunks as they are packed, a record batch at a time; dtype as in `PackedSequence`."""
         for at in range(len(self.chunks)):
             chunk = self.chunk(at)
             for number in range(len(chunk.places)):

@@ -43,7 +43,9 @@ def read_texts(files: Sequence[Path], positions: np.ndarray) -> pa.LargeStringAr
 
 
 def read_documents(files: Sequence[Path], positions: np.ndarray, expected: pa.Array | None = None) -> Documents:
-    """Documents at positions of the documents table (its files one after the other), in the order asked for; a null text becomes "".
+    """Documents at positions of the documents table (its files one after the other), in the order asked for.
+
+    A null text becomes "".
 
     Args:
         files: Parquet files of the table, in order.
@@ -69,14 +71,18 @@ def read_documents(files: Sequence[Path], positions: np.ndarray, expected: pa.Ar
             fix="the documents table has changed since the selection was packed: run from `ingest`",
         )
     text = table["text"].cast(pa.large_string()).fill_null("")
-    return Documents(*(column.combine_chunks() if column.num_chunks != 1 else column.chunk(0) for column in (text, table["turns"])))
+    return Documents(
+        *(column.combine_chunks() if column.num_chunks != 1 else column.chunk(0) for column in (text, table["turns"]))
+    )
 
 
 def has_conversations(files: Sequence[Path], positions: np.ndarray) -> bool:
     """Whether any document at these positions of the documents table is a conversation."""
     starts = _row_counts(tuple(files))
     for path, start, end in zip(files, starts, starts[1:], strict=False):
-        spoken = np.flatnonzero(pc.fill_null(pc.equal(pq.read_table(path, columns=["kind"])["kind"], "instruct"), False).to_numpy())
+        spoken = np.flatnonzero(
+            pc.fill_null(pc.equal(pq.read_table(path, columns=["kind"])["kind"], "instruct"), False).to_numpy()
+        )
         if len(spoken) and np.isin(spoken + start, positions[(positions >= start) & (positions < end)]).any():
             return True
     return False

@@ -30,7 +30,10 @@ DOCUMENTS = _schema(
     ("text_hash", DOC_ID),  # 128-bit blake3 of the normalised text (case folded, white space collapsed)
     ("turns", TURNS),  # kind instruct: who says what in `text`, an empty line between two turns; null for kind text
 )
-EDITS = _schema(("doc_id", DOC_ID), ("stage", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("kind", pa.string()))
+EDITS = _schema(  # bytes start to end of the original became `length` bytes of the text (`corpus/changes.py`)
+    ("doc_id", DOC_ID), ("stage", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("kind", pa.string()),
+    ("length", pa.int64()),
+)  # fmt: skip
 IDS = _schema(("doc_id", DOC_ID), ("file", pa.string()), ("record_index", pa.int64()))  # of records with an id of their own
 QUARANTINE = _schema(
     ("doc_id", DOC_ID),  # that the record has, or would have had as a document; null: the file as a whole

@@ -12,7 +12,6 @@ import torch
 from pipeline_lib.config.model import ModelConfig, TrainConfig
 from pipeline_lib.errors import RefusedError, StageFailedError
 from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes, reset_peak_memory, training_device
-from pipeline_lib.packing.cache import Healer, cache_folder
 from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
 from pipeline_lib.training.checkpoints import (
@@ -134,9 +133,7 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
 
 def open_side(run: StageRun, side: str) -> Sequences:
     """The packed sequences of a side; a chunk that is damaged meanwhile is made again."""
-    filled = run.input("fill_gaps")
-    folder = cache_folder(run.workspace, filled.details["cache"])
-    return PackedDataset(folder, filled.file("chunks"), side, heal=Healer.of(run.workspace, filled))
+    return PackedDataset.of(run.workspace, run.input("fill_gaps"), side)
 
 
 class _Events:

@@ -90,6 +90,7 @@ def resolve(config: PipelineConfig, workspace: Workspace) -> tuple[PipelineConfi
         "tokenizer.source": ("champion", "pack", "train"),
         "model.start": ("champion", "train", "scratch"),
         "select.parent": ("previous", "select", "none"),
+        "pack.parent": ("previous", "pack", "none"),
         "dedup.parent": ("previous", "dedup", "none"),
         "split.parent": ("previous", "split", "none"),
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from blake3 import blake3
 
 from pipeline_lib.config.fields import Section, setting
@@ -30,6 +31,8 @@ class ToyCorpus(Section):
     repeats: int = setting(1, "every tenth document is repeated so often")
     seed: int = setting(0, "seed")
     special: bool = setting(False, "texts spell special tokens")
+    pool: int = setting(0, "texts are drawn for so many documents, so that a corpus can grow")
+    drop_every: int = setting(0, "of so many documents one is not selected")
 
 
 class Toy(Section):
@@ -45,7 +48,8 @@ def doc_id(i: int) -> bytes:
 
 def texts_of(toy: ToyCorpus) -> list[str]:
     rng = np.random.default_rng(toy.seed)
-    texts = [" ".join(rng.choice(WORDS, size=int(n))) for n in rng.geometric(1 / toy.words, toy.documents)]
+    drawn = max(toy.documents, toy.pool)
+    texts = [" ".join(rng.choice(WORDS, size=int(n))) for n in rng.geometric(1 / toy.words, drawn)][: toy.documents]
     if toy.special:
         texts[3] = "before <|endoftext|> between <|pad|> after"
     return texts
@@ -57,6 +61,7 @@ def toy_ingest(run: StageRun, *, toy: ToyCorpus) -> Outcome:
     for f in range(toy.files):
         ids = range(cuts[f], cuts[f + 1])
         known = {"doc_id": [doc_id(i) for i in ids], "text": [texts[i] for i in ids], "kind": ["text"] * len(ids)}
+        known["text_hash"] = [blake3(texts[i].encode()).digest(16) for i in ids]
         columns = [pa.array(known.get(field.name, [None] * len(ids)), field.type) for field in DOCUMENTS]
         write_table(pa.table(columns, schema=DOCUMENTS), run.path("documents", f"part-{f}.parquet"))
     return Outcome()
@@ -76,6 +81,9 @@ def toy_select(run: StageRun, *, toy: ToyCorpus) -> Outcome:
         "est_tokens": [len(text) // 4 + 1 for text in texts],
     }
     table = pa.table(columns, schema=SELECTION).take(pa.array(np.random.default_rng(1).permutation(len(texts))))
+    if toy.drop_every:
+        dropped = pa.array([doc_id(i) for i in range(0, len(texts), toy.drop_every)], table["doc_id"].type)
+        table = table.filter(pc.invert(pc.is_in(table["doc_id"], value_set=dropped)))
     write_table(table, run.path("selection", "selection.parquet"))
     return Outcome()
 

@@ -103,13 +103,15 @@ def test_a_chunk_that_would_come_out_otherwise_is_refused(tmp_path: Path) -> Non
     workspace, made = run_toy(tmp_path)
     cache = Cache.of(workspace, made["pack"], made["ingest"])
     changed = tmp_path / "changed.parquet"
-    source = pq.read_table(cache.recipe.documents[0])
+    (link,) = cache.links
+    recipe = link.recipe
+    source = pq.read_table(recipe.documents[0])
     texts = source["text"].to_pylist()
     texts[0] += " drifted"
     index = source.schema.get_field_index("text")
     pq.write_table(source.set_column(index, source.schema.field("text"), pa.array(texts, pa.large_string())), changed)
-    drifted = replace(cache, recipe=replace(cache.recipe, documents=(changed, *cache.recipe.documents[1:])))
-    lost = cache.recipe.folder / "train-00000.arrow"
+    drifted = replace(cache, links=(replace(link, recipe=replace(recipe, documents=(changed, *recipe.documents[1:]))),))
+    lost = cache.folder / "train-00000.arrow"
     lost.unlink()
     with pytest.raises(StageFailedError, match=r"another content.*texts or code changed"):
         list(drifted.heal(["train-00000"]))

@@ -1,8 +1,9 @@
-"""Conversations as tokens: the same as `transformers` renders them, special tokens from the template alone, answers alone learned."""
+"""Conversations as tokens: those of `transformers`, special ones from the template alone, answers alone learned."""
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,16 +86,16 @@ def test_tokens_are_those_of_transformers(tokenizer: Path, tmp_path: Path, name:
         messages = [{"role": role, "content": content.strip()} for role, content in talk]
         rendered = theirs.apply_chat_template(messages, tokenize=False)
         # Theirs tokenises prompt and answer at once, generation sees them apart: put together from the same cuts.
-        cut = [theirs.apply_chat_template(messages[:k], tokenize=False, add_generation_prompt=True) for k in range(1, len(messages))]
+        cut = [
+            theirs.apply_chat_template(messages[:k], tokenize=False, add_generation_prompt=True) for k in range(1, len(messages))
+        ]
         cuts = sorted({0, len(rendered), *(len(c) for c, m in zip(cut, messages[1:], strict=True) if m["role"] == "assistant")})
-        whole = [t for a, b in zip(cuts, cuts[1:], strict=False) for t in theirs.encode(rendered[a:b], add_special_tokens=False)]
+        whole = [t for a, b in pairwise(cuts) for t in theirs.encode(rendered[a:b], add_special_tokens=False)]
         got = parts(encoded, i)[0]
         assert ended(got, theirs.eos_token_id) == ended(whole, theirs.eos_token_id), theirs.decode(got)
 
 
-@pytest.mark.parametrize(
-    ("name", "end"), [("chatml", "<|im_end|>"), ("plain", ""), ("trimmed", " "), ("marked", "<|im_end|>")]
-)
+@pytest.mark.parametrize(("name", "end"), [("chatml", "<|im_end|>"), ("plain", ""), ("trimmed", " "), ("marked", "<|im_end|>")])
 def test_only_answers_and_what_ends_them_are_learned(tokenizer: Path, tmp_path: Path, name: str, end: str) -> None:
     from transformers import AutoTokenizer
 
@@ -143,7 +144,8 @@ def test_spans_follow_their_tokens_through_packing(tokenizer: Path, length: int)
     rng = np.random.default_rng(length)
     words = texts_of(ToyCorpus(documents=60))
     talks = [
-        [("user", text[: rng.integers(1, 80)] + "?"), ("assistant", text[-rng.integers(1, 200) :] + "!")] * int(rng.integers(1, 4))
+        [("user", text[: rng.integers(1, 80)] + "?"), ("assistant", text[-rng.integers(1, 200) :] + "!")]
+        * int(rng.integers(1, 4))
         for text in words
     ]
     documents, encoder, chat = columns_of(talks), Encoder(tokenizer / "tokenizer.json"), ChatTemplate(tokenizer)
