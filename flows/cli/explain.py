@@ -9,6 +9,7 @@ import typer
 
 from flows.cli import show
 from flows.cli.command import LOOK, Json, command, home
+from flows.cli.trace import document_table
 
 
 def register(app: typer.Typer) -> None:
@@ -21,12 +22,15 @@ def explain_document(
     run: Annotated[str, typer.Option(metavar="RUN", help="Run id, the beginning of one, or `latest`.")] = "latest",
     as_json: Json = False,
 ) -> None:
-    """Explain one document: its source, signals, rule decisions, duplicates, side and selection."""
+    """Explain one document: its source, signals, rule decisions, duplicates, side and selection, and the steps that read it."""
     from pipeline_lib.selection.explain import explain
+    from pipeline_lib.trace import trace_document
     from pipeline_lib.workspace.runs import RunBook
 
     workspace = home()
-    found = explain(workspace, RunBook(workspace.runs_folder).load(run), doc_id)
+    record = RunBook(workspace.runs_folder).load(run)
+    found: dict[str, Any] = explain(workspace, record, doc_id)
+    found["packed"] = trace_document(workspace, record, doc_id) if record.ref("fill_gaps") else None
     if as_json:
         show.json_out(found)
         return
@@ -42,6 +46,9 @@ def explain_document(
     _one("Split", found["split"])
     _one("Selection", found["selection"])
     _one("Not selected", found["rejection"])
+    if found["packed"]:
+        show.say()
+        document_table(found["packed"])
 
 
 def _one(title: str, row: Mapping[str, Any] | None) -> None:

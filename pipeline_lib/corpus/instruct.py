@@ -1,7 +1,7 @@
 """Instruction records: messages, or a prompt and its response, become one readable text and the places of its turns.
 
-The text is what the messages say, with an empty line between two of them: it is what is scored, compared and read. `turns` says who
-speaks where in it; the chat template is put on when documents are packed, so that a template can change without reading again.
+The text is what the messages say, with an empty line between two of them: it is what is scored, compared and read. `turns` says
+who speaks where in it; the chat template is put on when documents are packed, so that a template can change without reading again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def conversations(columns: Mapping[str, pa.Array], rows: int) -> dict[str, pa.Ar
     """The columns `text` (large_binary, null where there is a problem), `turns` and `problem` of instruction records.
 
     Args:
-        columns: those of `COLUMNS` that the file has, each with `rows` rows; other columns do not matter. A row's messages go before
-            its prompt and response.
+        columns: those of `COLUMNS` that the file has, each with `rows` rows; other columns do not matter. A row's messages go
+            before its prompt and response.
         rows: records.
     """
     found = [_listed(columns[name], *keys) for name, keys in LISTS.items() if name in columns]
@@ -87,9 +87,7 @@ def conversations(columns: Mapping[str, pa.Array], rows: int) -> dict[str, pa.Ar
     }
 
 
-def normalise_turns(
-    texts: pa.Array, turns: pa.Array, ids: pa.Array, normalise: Normalise
-) -> tuple[pa.Array, pa.Array, pa.Table]:
+def normalise_turns(texts: pa.Array, turns: pa.Array, ids: pa.Array, normalise: Normalise) -> tuple[pa.Array, pa.Array, pa.Table]:
     """Normalise every message by itself: (texts, turns, edits). A text's messages and separators are its bytes, without a copy.
 
     Args:
@@ -127,7 +125,7 @@ def messages_of(texts: pa.Array, turns: pa.Array) -> pa.Array:
 
 
 def _bounds(offsets: NDArray[np.int64], turns: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where messages and the separators between them begin in the bytes of all texts (and the end), and the turns of each text."""
+    """Where messages and the separators between them begin in the bytes of all texts, with the end; and the turns of each text."""
     counts = pc.list_value_length(turns).to_numpy().astype(np.int64)
     flat = turns.flatten()
     spans = np.stack([pc.struct_field(flat, name).to_numpy() for name in ("start", "end")], axis=1)

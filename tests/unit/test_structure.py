@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = (ROOT / "pipeline_lib" / "README.md").read_text("utf-8")
-TOP = {"stages", "run", "status", "promotion", "extensions", "errors", "secrets"}  # modules beside the subjects
+TOP = {"stages", "run", "status", "trace", "promotion", "extensions", "errors", "secrets"}  # modules beside the subjects
 FOR_ALL = {"errors", "extensions", "secrets"}  # what every subject may import
 
 
