@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.config.data import SourceConfig
 from pipeline_lib.corpus.redact import head
+from pipeline_lib.corpus.ranges import ranges
 from pipeline_lib.corpus.sources import list_files
 from pipeline_lib.corpus.streams import is_remote
 from pipeline_lib.errors import MillraceError, NotFoundError
 from pipeline_lib.packing.cache import Cache, cache_behind, cache_folder, read_chunks
+from pipeline_lib.packing.growth import gone_of, tombstones_of
 from pipeline_lib.packing.order import positions_of, sequences_at
 from pipeline_lib.packing.ranges import SIDES
 from pipeline_lib.packing.sequences import SequenceReader
@@ -42,8 +44,9 @@ def trace_step(workspace: Workspace, record: RunRecord, step: int) -> dict[str, 
 
     Returns:
         JSON values: {run_id, step, loss (None: not known), epochs: [int], sequences: [{sequence, chunk, tokens, documents:
-        [{doc_id, row, offset, tokens, source, domain, file, line, byte_offset, url, head}]}]}. `offset`: where the piece begins in its
-        document, in tokens. `file` is None where no local source of the run holds that file any more; `line` counts records from 1.
+        [{doc_id, row, offset, tokens, source, domain, file, line, byte_offset, url, head}]}]}. `offset`: where the piece begins in
+        its document, in tokens. `file` is None where no local source of the run holds that file any more; `line` counts records
+        from 1.
 
     Raises:
         NotFoundError: the run did not pack or plan, or has no such step.
@@ -64,7 +67,7 @@ def trace_step(workspace: Workspace, record: RunRecord, step: int) -> dict[str, 
         "sequences": [
             {
                 "sequence": int(number),
-                "chunk": reader.chunks[int(reader.ends.searchsorted(number, side="right"))].name,
+                "chunk": reader.chunks[reader.place(int(number))[0]].name,
                 "tokens": len(packed[int(number)].tokens),
                 "documents": [
                     {**known[row], "row": row, "offset": offset, "tokens": tokens}
@@ -113,7 +116,9 @@ def trace_document(workspace: Workspace, record: RunRecord, doc_id: str) -> list
             chunk = reader.chunk(at)
             starts, (rows, offsets) = chunk.lengths[1], chunk.provenance
             for piece in np.flatnonzero(rows == row):
-                number = int(starts.searchsorted(piece, side="right") - 1) + (int(reader.ends[at - 1]) if at else 0)
+                number = reader.index(at, int(starts.searchsorted(piece, side="right")) - 1)
+                if number is None or (reader.dead is not None and row in reader.dead):
+                    continue  # a tombstone: it is packed, and no longer read
                 found.append(
                     {
                         "side": side,
@@ -178,7 +183,9 @@ def _open(workspace: Workspace, record: RunRecord) -> tuple[Cache, dict[str, Seq
     filled = _artifact(workspace, record, "fill_gaps")
     chunks = read_chunks(filled.files("chunks"))
     folder = cache_folder(workspace, filled.details["cache"])
-    return cache_behind(workspace, filled), {side: SequenceReader(folder, chunks, side) for side in SIDES}
+    dead = tombstones_of(filled)
+    readers = {side: SequenceReader(folder, chunks, side, dead=dead, gone=gone_of(filled, side)) for side in SIDES}
+    return cache_behind(workspace, filled), readers
 
 
 def _artifact(workspace: Workspace, record: RunRecord, stage: str) -> Artifact:
@@ -235,7 +242,7 @@ def _files(record: RunRecord, digests: set[str]) -> Mapping[str, str]:
         if source.kind == "module" or is_remote(source.path) or digests <= found.keys():
             continue  # a far store is not read only to name a file
         try:
-            found |= {file.digest: file.path for file in list_files(source) if file.digest in digests}
+            found |= {part.digest: part.path for file in list_files(source) for part in ranges(file) if part.digest in digests}
         except (MillraceError, OSError):
             continue
     return found

@@ -1,7 +1,7 @@
 """Instruction records: messages, or a prompt and its response, become one readable text and the places of its turns.
 
 The text is what the messages say, with an empty line between two of them: it is what is scored, compared and read. `turns` says
-who speaks where in it; the chat template is put on when documents are packed, so that a template can change without reading again.
+who speaks where in it. The chat template is put on when documents are packed: it can change without reading again.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def messages_of(texts: pa.Array, turns: pa.Array) -> pa.Array:
 
 
 def _bounds(offsets: NDArray[np.int64], turns: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where messages and the separators between them begin in the bytes of all texts, with the end; and the turns of each text."""
+    """Where messages and the separators between them begin in the bytes of all texts (and the end); the turns of each text."""
     counts = pc.list_value_length(turns).to_numpy().astype(np.int64)
     flat = turns.flatten()
     spans = np.stack([pc.struct_field(flat, name).to_numpy() for name in ("start", "end")], axis=1)

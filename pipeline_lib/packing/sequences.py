@@ -198,13 +198,30 @@ class SequenceReader:
             IndexError: there is none.
             DamagedError: its chunk is missing or is not what was committed.
         """
+        at, row = self.place(index)
+        found = self.chunk(at).sequence(row)
+        return found if self.dead is None or not len(self.dead) else without(found, self.dead)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Where sequence `index` lies: the number of its chunk among `chunks`, and its place in the chunk.
+
+        Raises:
+            IndexError: there is none.
+        """
         if not 0 <= index < self._length:
             raise IndexError(index)
         if self._order is not None:
             index = int(self._order[index])
         at = int(self.ends.searchsorted(index, side="right"))
-        found = self.chunk(at).sequence(index - (int(self.ends[at - 1]) if at else 0))
-        return found if self.dead is None or not len(self.dead) else without(found, self.dead)
+        return at, index - (int(self.ends[at - 1]) if at else 0)
+
+    def index(self, at: int, row: int) -> int | None:
+        """The sequence that lies in place `row` of chunk `at`; None when it left the order."""
+        packed = row + (int(self.ends[at - 1]) if at else 0)
+        if self._order is None:
+            return packed
+        found = int(self._order.searchsorted(packed))
+        return found if found < self._length and self._order[found] == packed else None
 
     def scan(self) -> Iterator[np.ndarray]:
         """The tokens of all chunks as they are packed, a record batch at a time; dtype as in `PackedSequence`."""

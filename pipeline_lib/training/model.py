@@ -36,7 +36,7 @@ def build_model(
         seed: of the initial weights; the global torch generator is seeded with it.
         store_lookup: artifact of a key, where `start` may be a reference.
         special_ids: {"bos", "eos", "pad"} token ids for generation; missing ones are None in the model's configuration. A start
-            keeps those that it has.
+            keeps those that it has. {"stop"}: a further token at which generation ends.
         tokenizer_file: the `tokenizer.json` that made the data; compared with the start's own.
 
     Raises:
@@ -56,6 +56,11 @@ def build_model(
         for part in (built.config, built.generation_config):
             if part is not None and (model.start == "scratch" or getattr(part, f"{name}_token_id", None) is None):
                 setattr(part, f"{name}_token_id", token)
+    if (stop := (special_ids or {}).get("stop")) is not None and built.generation_config is not None:
+        ends = built.generation_config.eos_token_id
+        built.generation_config.eos_token_id = sorted(
+            {stop, *([] if ends is None else ends if isinstance(ends, list) else [ends])}
+        )
     built.config.use_cache = False  # a cache in training lets packed documents attend to each other
     return built.train()
 

@@ -72,7 +72,7 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
     tokenizer_json = next((path for path in tokenizer_files if path.name == "tokenizer.json"), None)
     plain = build_model(
         model, vocabulary_size=vocabulary, sequence_length=length, seed=run.seed, tokenizer_file=tokenizer_json,
-        store_lookup=run.workspace.store.artifact, special_ids={"eos": packed["eos_id"], "pad": packed["pad_id"]},
+        store_lookup=run.workspace.store.artifact, special_ids=_special_ids(packed),
     )  # fmt: skip
     net, merged = adapt(plain, train.lora)
     session = Session(net, plan, train, data, run.seed, run.keep("trainer"))
@@ -134,6 +134,12 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
 def open_side(run: StageRun, side: str) -> Sequences:
     """The packed sequences of a side; a chunk that is damaged meanwhile is made again."""
     return PackedDataset.of(run.workspace, run.input("fill_gaps"), side)
+
+
+def _special_ids(packed: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens that the model's configuration names; `stop` ends an answer where the chat template has a token of its own for it."""
+    stop = (packed["chat"] or {}).get("stop_id")
+    return {"eos": packed["eos_id"], "pad": packed["pad_id"], **({} if stop is None else {"stop": stop})}
 
 
 class _Events:
