@@ -176,7 +176,12 @@ class DedupConfig(Section):
     )
     boilerplate_documents: int = setting(100, "A line in at least this many documents is boilerplate", unit="documents", ge=2)
     boilerplate_bytes: int = setting(40, "Shorter lines are never boilerplate", unit="bytes", ge=1)
-    decontaminate: bool = setting(True, "Drop documents that contain verbatim validation items")
+    decontaminate: bool = setting(True, "Look for verbatim validation items in documents, and take out what is found")
+    contaminated: Literal["drop", "cut"] = setting(
+        "drop",
+        "What is taken out: the whole document, or the words that are in the item (a document that would lose more than half, and a "
+        "conversation, is dropped all the same)",
+    )
     decontaminate_words: int = setting(
         13,
         "Length of the n-grams that tell contamination",

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline_lib.config.data import DedupConfig
+from pipeline_lib.dedup.decontaminate import CONTAMINATION
 from pipeline_lib.dedup.documents import Corpus, Documents, Lookup
 from pipeline_lib.dedup.evidence import (
     best_of,
@@ -147,7 +148,7 @@ def _contamination_of(dedup: Artifact) -> pa.Table:
     files = dedup.files("contamination") if "contamination" in dedup.manifest.tables else []
     if files:
         return read_tables(files)
-    return pa.table({"doc_id": pa.array([], pa.binary(16)), "suite": [], "item": [], "containment": []})
+    return CONTAMINATION.empty_table()
 
 
 def _known(lookup: Lookup, column: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline_lib.config.data import DedupConfig
 from pipeline_lib.dedup.candidates import Candidates, propose
 from pipeline_lib.dedup.conclude import Circumstances, Conclusion, at_threshold, conclude, failed_rules, pairs_of
-from pipeline_lib.dedup.decontaminate import CONTAMINATION, needles_of, search_file, worst_of
+from pipeline_lib.dedup.decontaminate import CONTAMINATION, by_suite, cut_edits, needles_of, search_file, worst_of
 from pipeline_lib.dedup.documents import Corpus, Documents, EqualTexts
 from pipeline_lib.dedup.evidence import buckets_table
 from pipeline_lib.dedup.minhash import Index, index_file, proposal_probability, suggested_bands
@@ -53,9 +53,8 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     segments = _index(run, dedup)
     index = Index([segment.files["bands"] for segment in segments], dedup.bands)
     parent = parent_of(run, dedup.parent)
-    around = Circumstances(
-        corpus, corpus.sources(), failed_rules(run.input("score")), _contamination(run, dedup), Seniors.of(parent)
-    )
+    contamination, suites = _contamination(run, dedup)
+    around = Circumstances(corpus, corpus.sources(), failed_rules(run.input("score")), contamination, Seniors.of(parent))
     equal = corpus.equal_texts()
     lookup = corpus.lookup()
     base = lender(run, identity, segments)
@@ -67,6 +66,7 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     write_table(found.pairs, run.path("pairs", "pairs.parquet"))
     write_table(found.clusters, run.path("clusters", "clusters.parquet"))
     write_table(found.decisions, run.path("decisions", "decisions.parquet"))
+    write_table(cut_edits(around.contamination), run.path("edits", "edits.parquet"))
     write_table(buckets_table(proposed.buckets), run.path("buckets", "buckets.parquet"))
     _warn(run, dedup, around, proposed, found)
 
@@ -83,7 +83,7 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     return Outcome(
         metrics=metrics,
         counts={"in": len(corpus), "out": found.numbers["kept"] + found.numbers["dropped"], **_kept(found)},
-        summary=_summary(metrics, dedup, others),
+        summary=_summary(metrics, dedup, others, suites),
         details={
             "threshold": dedup.threshold,
             "bands": dedup.bands,
@@ -91,6 +91,7 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
             "index": identity,
             "collision_curve": {f"{s:.2f}": round(proposal_probability(s, dedup.bands, dedup.rows), 6) for s in CURVE},
             "thresholds": others,
+            "suites": suites,
         },
     )
 
@@ -190,28 +191,33 @@ def _index(run: StageRun, config: DedupConfig) -> list[Shard]:
     )
 
 
-def _contamination(run: StageRun, config: DedupConfig) -> pa.Table:
-    """Documents that contain validation items (table `contamination`)."""
+def _contamination(run: StageRun, config: DedupConfig) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Documents that contain validation items (table `contamination`), and what is taken out for which suite."""
     if not config.decontaminate:
-        return CONTAMINATION.empty_table()
+        return CONTAMINATION.empty_table(), []
     suites = run.input("suites")
-    needles = needles_of(read_tables(suites.files("suite_items"), ["suite", "item", "text"]), config.decontaminate_words)
+    needles = needles_of(read_tables(suites.files("suite_items"), ["suite", "item", "text", "kind"]), config.decontaminate_words)
     if needles.too_short:
         run.event("suite_items_too_short_to_find", items=needles.too_short)
     if not len(needles):
-        return CONTAMINATION.empty_table()
-    search = {"part": "contamination", "words": config.decontaminate_words, "items": suites.manifest.tables["suite_items"]}
+        return CONTAMINATION.empty_table(), []
+    cut = config.contaminated == "cut"
+    search = {
+        "part": "contamination", "words": config.decontaminate_words, "cut": cut, "items": suites.manifest.tables["suite_items"],
+    }  # fmt: skip
     shards = run.shards(
-        _digests(run), partial(search_file, needles=needles), key=lambda item: {**search, "file": item[1]}, unit="files"
+        _digests(run), partial(search_file, needles=needles, cut=cut), key=lambda item: {**search, "file": item[1]}, unit="files"
     )
     found = read_tables([shard.files["contamination"] for shard in shards]) if shards else CONTAMINATION.empty_table()
     documents = len(pc.unique(found["doc_id"]))
     if documents > MANY_CONTAMINATED * sum(shard.metrics["documents"] for shard in shards):
         run.event("much_contamination", documents=documents, most=worst_of(found))
-    return found
+    return found, by_suite(found, needles.searched)
 
 
-def _summary(metrics: dict[str, Any], config: DedupConfig, others: list[dict[str, Any]]) -> SummaryTable:
+def _summary(
+    metrics: dict[str, Any], config: DedupConfig, others: list[dict[str, Any]], suites: list[dict[str, Any]]
+) -> SummaryTable:
     rows: list[tuple[str, float]] = [
         ("documents", metrics["documents"]),
         ("pairs proposed by MinHash", metrics["pairs_proposed"]),
@@ -220,6 +226,12 @@ def _summary(metrics: dict[str, Any], config: DedupConfig, others: list[dict[str
         ("dropped: same text", metrics["exact_duplicates"]),
         ("dropped: near duplicate", metrics["near_duplicates"]),
         ("dropped: contains a validation item", metrics["contaminated"]),
+        *(
+            (f"… of suite {row['suite']}: documents {does}", row[does])
+            for row in suites
+            for does in ("dropped", "cut")
+            if row[does]
+        ),
         *((f"… near duplicates, were the threshold {row['threshold']:g}", row["near_duplicates"]) for row in others),
         *(
             (f"P(proposed at Jaccard {s:g})", round(proposal_probability(s, config.bands, config.rows), 4))

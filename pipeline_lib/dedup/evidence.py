@@ -78,8 +78,8 @@ def duplicate_decisions(documents: Documents, settled: Settled) -> pa.Table:
 
 
 def contamination_decisions(found: pa.Table) -> pa.Table:
-    """A decision for each document that contains a suite item: the item of which most was found."""
-    ordered = found.sort_by(
+    """A decision for each document that is dropped for a suite item: the item of which most was found."""
+    ordered = found.filter(pc.invert(found["cut"])).sort_by(
         [("doc_id", "ascending"), ("containment", "descending"), ("suite", "ascending"), ("item", "ascending")]
     )
     ids = ids_of(ordered["doc_id"])

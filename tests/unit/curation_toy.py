@@ -33,8 +33,8 @@ SIGNALS = pa.schema(
 
 
 class ToyConfig(Section):
-    documents: list[dict[str, Any]] = setting(list, "name, text; source, domain, created, quality, est_tokens, failed")
-    items: list[dict[str, str]] = setting(list, "suite, item, text")
+    documents: list[dict[str, Any]] = setting(list, "name, text; source, domain, created, quality, est_tokens, failed, kind")
+    items: list[dict[str, str]] = setting(list, "suite, item, text; kind")
     priorities: dict[str, int] = setting(dict, "of the sources")
     files: int = setting(1, "documents are spread over this many files")
 
@@ -54,7 +54,7 @@ def document(name: str, text: str, **more: Any) -> dict[str, Any]:
 def suites(run: StageRun, *, toy: ToyConfig) -> Outcome:
     rows = [
         {"suite": i["suite"], "item": i["item"], "text": i["text"], "form": "cloze", "prompt": "", "options": [], "answer": 0,
-         "kind": "verbatim" if i["text"] else "template", "entities": [], "category": ""}
+         "kind": i.get("kind") or ("verbatim" if i["text"] else "template"), "entities": [], "category": ""}
         for i in toy.items
     ]  # fmt: skip
     write_table(pa.Table.from_pylist(rows, schema=SUITE_ITEMS), run.path("suite_items", "suite_items.parquet"))
@@ -72,7 +72,8 @@ def ingest(run: StageRun, *, toy: ToyConfig) -> Outcome:
             day = row.get("created")
             normal = " ".join(row["text"].casefold().split())
             rows.append(
-                {"doc_id": doc_id(row["name"]), "kind": "text", "text": row["text"], "source": row.get("source", "toy"),
+                {"doc_id": doc_id(row["name"]), "kind": row.get("kind", "text"), "text": row["text"],
+                 "source": row.get("source", "toy"),
                  "domain": row.get("domain", "prose"), "licence": "", "url": row["name"], "metadata": "{}", "file_digest": "",
                  "created_at": dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC) if day else None, "record_index": index,
                  "byte_offset": 0, "byte_length": len(row["text"].encode()),
