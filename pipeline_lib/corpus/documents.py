@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 
 from pipeline_lib.corpus import kernels
 from pipeline_lib.corpus.barred import BARRED, bar
+from pipeline_lib.corpus.dates import dates, file_date
+from pipeline_lib.corpus.instruct import NO_PAIR, normalise_turns
+from pipeline_lib.corpus.normalise import extracted, normalise
+from pipeline_lib.corpus.raw import EMPTY, NOT_UTF8, SET_ASIDE, TOO_LONG
 from pipeline_lib.corpus.redact import HEAD_BYTES, head
 from pipeline_lib.corpus.replaced import places
 from pipeline_lib.corpus.rights import canonical_column
 from pipeline_lib.corpus.sources import Part
 from pipeline_lib.tables.buffers import text_buffers, text_column
-from pipeline_lib.tables.schemas import DOC_ID, DOCUMENTS, EDITS, IDS, QUARANTINE
+from pipeline_lib.tables.schemas import DOC_ID, DOCUMENTS, IDS, QUARANTINE
 
-NOT_UTF8, EMPTY, TOO_LONG = "not UTF-8", "empty text", "longer than max_document_mb"
 REPLACED = "replaced by a later record"
 
 
@@ -36,6 +39,7 @@ class Refined:
     left_out: int
     replaced: int
     barred: int  # forgotten, or of a licence that is not allowed
+    set_aside: int  # of the quarantined ones: those that say nothing against the source
 
 
 def refine(batch: pa.RecordBatch, part: Part, replaced: pa.Array) -> Refined:
@@ -61,16 +65,24 @@ def refine(batch: pa.RecordBatch, part: Part, replaced: pa.Array) -> Refined:
     quarantine = _quarantine(batch, ids, problem, ~good, part.source.name)
     rows = batch.filter(pa.array(kept))
     kept_ids = ids.filter(pa.array(kept))
-    text, edits = normalise(rows.column("text"), kept_ids, flags[kept])
+    turns = rows.column("turns")
+    if part.source.records == "instruct":
+        text, turns, edits = normalise_turns(rows.column("text"), turns, kept_ids, partial(normalise, recipe=part.recipe))
+    else:
+        text, edits = normalise(rows.column("text"), kept_ids, flags[kept], part.recipe)
+    made = rows.column("edit").is_valid()
+    if pc.any(made).as_py():
+        sizes = rows.column("length").filter(made).to_numpy()
+        edits = pa.concat_tables([edits, extracted(kept_ids.filter(made), sizes, text.filter(made))])
     documents = pa.RecordBatch.from_arrays(
         [
             kept_ids,
-            _constant("text", len(rows)),
+            _constant(part.source.records, len(rows)),
             text,
             _constant(part.source.name, len(rows)),
             _chosen(part.source.domain, rows.column("domain"), part.source.name),
             licence.filter(pa.array(kept)),
-            dates(rows.column("date")),
+            dates(_dated(rows, part.source.date_pattern)),
             _chosen("", rows.column("url"), ""),
             _metadata(rows.column("title")),
             rows.column("file_digest"),
@@ -78,12 +90,26 @@ def refine(batch: pa.RecordBatch, part: Part, replaced: pa.Array) -> Refined:
             rows.column("offset"),
             rows.column("length"),
             text_hashes(text),
+            turns,
         ],
         schema=DOCUMENTS,
     )
     named = pa.table([kept_ids, rows.column("file"), rows.column("index")], schema=IDS)
-    again, out = (pc.sum(pc.is_in(problem, value_set=pa.array(names)), min_count=0).as_py() for names in ([REPLACED], BARRED))
-    return Refined(documents, named, edits, quarantine, int((good & ~kept).sum()), int(again), int(out))
+    again, out, aside = (
+        int(pc.sum(pc.is_in(problem, value_set=pa.array(names)), min_count=0).as_py())
+        for names in ([REPLACED], BARRED, SET_ASIDE)
+    )
+    return Refined(documents, named, edits, quarantine, int((good & ~kept).sum()), again, out, aside)
+
+
+def _dated(rows: pa.RecordBatch, pattern: str) -> pa.Array:
+    """What records say of their date, else what the names of their files do."""
+    told = rows.column("date")
+    if not pattern:
+        return told
+    names = rows.column("file").dictionary_encode()
+    dated = pa.array([file_date(name, pattern) for name in names.dictionary.to_pylist()], pa.string()).take(names.indices)
+    return pc.if_else(pc.equal(pc.fill_null(told, ""), ""), dated, told)
 
 
 def _constant(value: str, rows: int) -> pa.Array:
@@ -103,11 +129,17 @@ def _problems(batch: pa.RecordBatch, flags: NDArray[np.uint8], sizes: NDArray[np
         (flags & kernels.INVALID != 0, NOT_UTF8),
         (sizes > part.max_document_bytes, TOO_LONG),
         (flags & kernels.VISIBLE == 0, EMPTY),
+        (np.full(batch.num_rows, part.source.records == "instruct") & _nulls(batch.column("turns")), NO_PAIR),
     ]
     reason = pa.nulls(batch.num_rows, pa.string())
     for is_so, text in found:
         reason = pc.if_else(pa.array(is_so & reason.is_null().to_numpy(zero_copy_only=False)), text, reason)
     return pc.coalesce(batch.column("problem"), reason)
+
+
+def _nulls(column: pa.Array) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False)
+    return found
 
 
 def _quarantine(batch: pa.RecordBatch, ids: pa.Array, problem: pa.Array, bad: NDArray[np.bool_], source: str) -> pa.Table:
@@ -135,6 +167,7 @@ def _quarantine(batch: pa.RecordBatch, ids: pa.Array, problem: pa.Array, bad: ND
 def identities(batch: pa.RecordBatch, source: str) -> pa.Array:
     """doc_id: 128-bit blake3 of (source, id) where the record has an id, else of (source, file, number in the file)."""
     own = batch.column("id")
+    own = pc.if_else(pc.equal(own, ""), None, own)
     place = places(batch.column("file"), batch.column("index"))
     named = pc.binary_join_element_wise(pc.if_else(own.is_null(), "place", "id"), pc.coalesce(own, place), "\0")
     full = pc.binary_join_element_wise(_constant(source, len(own)), named, "\0")
@@ -157,68 +190,12 @@ def _within_share(ids: pa.Array, share: float) -> NDArray[np.bool_]:
     return words < np.uint64(share * 2**64)
 
 
-def normalise(column: pa.Array, ids: pa.Array, flags: NDArray[np.uint8]) -> tuple[pa.Array, pa.Table]:
-    """Texts in NFC with LF line ends and without control characters, and a row of `edits` for every change.
-
-    Args:
-        column: large_binary, valid UTF-8, no nulls.
-        ids: doc_id of each text.
-        flags: of `kernels.inspect`.
-
-    Returns:
-        The texts (large_string) and the edits: byte range in the original from the first to the last change of a kind.
-    """
-    data, offsets = text_buffers(column)
-    rows, edits = len(column), []
-    if (flags & (kernels.LINE_ENDS | kernels.CONTROL)).any():
-        out, out_offsets = np.empty(len(data), np.uint8), np.empty(rows + 1, np.int64)
-        spans = np.empty((rows, 4), np.int64)
-        written = kernels.clean(data, offsets, flags, out, out_offsets, spans)
-        text = text_column(out[:written], out_offsets)
-        for first, kind in ((0, "line_ends"), (2, "control")):
-            edits.append(_edits(ids, spans[:, first], spans[:, first + 1], kind))
-    else:
-        text = column.view(pa.large_string())
-    if (flags & kernels.COMPOSE).any():
-        ask = pa.array(flags & kernels.COMPOSE != 0)
-        before = text.filter(ask)
-        # One C call for each text beyond U+0300: pyarrow 25 decomposes where it should compose, DuckDB 2.0 loses U+11A7
-        after = pa.array([unicodedata.normalize("NFC", value) for value in before.to_pylist()], pa.large_string())
-        changed = pc.not_equal(before, after)
-        text = pc.replace_with_mask(text, ask, after)
-        lengths = np.diff(offsets)[flags & kernels.COMPOSE != 0]
-        ends = np.where(changed.to_numpy(zero_copy_only=False), lengths, -1)
-        edits.append(_edits(ids.filter(ask), np.where(ends < 0, -1, 0), ends, "nfc"))
-    return text, pa.concat_tables(edits) if edits else EDITS.empty_table()
-
-
-def _edits(ids: pa.Array, starts: NDArray[np.int64], ends: NDArray[np.int64], kind: str) -> pa.Table:
-    changed = starts >= 0
-    rows = int(changed.sum())
-    columns = [ids.filter(pa.array(changed)), _constant("ingest", rows), starts[changed], ends[changed], _constant(kind, rows)]
-    return pa.table(columns, schema=EDITS)
-
-
 def text_hashes(text: pa.Array) -> pa.Array:
     """128-bit blake3 of each text in lower case with white space collapsed: equal for texts that differ in neither."""
     data, offsets = text_buffers(pc.utf8_lower(text))
     out, out_offsets = np.empty(len(data), np.uint8), np.empty(len(offsets), np.int64)
     written = kernels.fold(data, offsets, out, out_offsets)
     return _hashes(text_column(out[:written], out_offsets))
-
-
-def dates(column: pa.Array) -> pa.Array:
-    """Timestamps (UTC, to the day) from texts that begin with YYYY, YYYY-MM or YYYY-MM-DD; null for anything else.
-
-    An offset behind the time is not applied.
-    """
-    parts = pc.extract_regex(column, r"^(?P<y>(?:1[5-9]|20)\d\d)(?:-(?P<m>\d\d)(?:-(?P<d>\d\d)(?:[T ].*)?)?)?$")
-    year, month, day = (pc.struct_field(parts, name) for name in ("y", "m", "d"))
-    month, day = (pc.if_else(pc.equal(part, ""), "01", part) for part in (month, day))
-    told = pc.binary_join_element_wise(year, month, day, "-")
-    stamp = pc.strptime(told, format="%Y-%m-%d", unit="s", error_is_null=True)
-    real = pc.equal(pc.strftime(stamp, format="%Y-%m-%d"), told)  # strptime takes 31 February for 2 March
-    return pc.if_else(real, stamp, None).cast(pa.timestamp("s", tz="UTC"))
 
 
 def _metadata(title: pa.Array) -> pa.Array:

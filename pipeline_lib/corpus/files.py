@@ -11,8 +11,11 @@ from pipeline_lib.errors import StageFailedError
 from pipeline_lib.workspace.identity import file_digest
 
 PART_BYTES = 4_000_000  # smaller files are read together in groups of about this size
-TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-TEXTS = (".txt", ".text", ".md", ".markdown", ".rst")
+FORMS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow",
+    ".feather": "arrow", ".html": "html", ".htm": "html", ".xhtml": "html", ".warc": "warc", ".txt": "text", ".text": "text",
+    ".md": "text", ".markdown": "text", ".rst": "text",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,9 @@ class SourceFile:
     """A file of a source.
 
     `name` is relative to the source's root and stable across machines; `path` is where it lies here; `form` says how it is read
-    (`readers.py`); `size` is the estimated bytes of text in it; `stamp` is (size, mtime_ns) of a local file, to notice a
-    change between listing and reading.
+    (`readers.py`; `link` and `unreadable`: not at all); `size` is the estimated bytes of text in it; `stamp` is (size, mtime_ns) of a local file, to
+    notice a change between listing and reading. Of a large file that is read in ranges (`ranges.py`) each is a `SourceFile`: its
+    digest is that of the range, `start` and `stop` are bytes or row groups (-1: the end), `first` is the number of its first record.
     """
 
     name: str
@@ -32,6 +36,15 @@ class SourceFile:
     domain: str = ""
     licence: str = ""
     stamp: tuple[int, int] | None = None
+    start: int = 0
+    stop: int = -1
+    first: int = 0
+
+    @property
+    def identity(self) -> list[str | int]:
+        """What a reader's output depends on."""
+        own: list[str | int] = [self.name, self.digest, self.form, self.domain, self.licence]
+        return own + [self.start, self.stop, self.first] * (self.stop >= 0)
 
     def check(self) -> None:
         """Raise when the file changed since it was listed."""
@@ -39,12 +52,22 @@ class SourceFile:
             raise StageFailedError("the file changed while it was read", where=self.path, fix="run again when it is complete")
 
 
+def local_link(path: Path, name: str) -> SourceFile:
+    """A link that is not followed."""
+    return SourceFile(name, str(path), "", 0, "link")
+
+
+def unreadable(path: Path, name: str) -> SourceFile:
+    """A file that may not be read."""
+    return SourceFile(name, str(path), "", 0, "unreadable")
+
+
 def local_file(path: Path, name: str, form: str = "", **known: str) -> SourceFile:
     """A local file as a source file; its digest is kept while the process lives and the file's size, time and inode stay."""
     stat = path.stat()
     size = stat.st_size
     form = form or form_of(name)
-    if form_suffix(name) != Path(name).suffix.lower():
+    if size > 0 and Path(name).suffix.lower() in (*COMPRESSED_SUFFIXES, ""):
         size = int(size * expansion(str(path)))
     return SourceFile(
         name=name,
@@ -65,8 +88,7 @@ def form_suffix(name: str) -> str:
 
 def form_of(name: str) -> str:
     """The form a name tells; `sniff`: look at the content."""
-    suffix = form_suffix(name)
-    return TABLES.get(suffix) or ("text" if suffix in TEXTS else "sniff")
+    return FORMS.get(form_suffix(name), "sniff")
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,14 +15,18 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.config.data import IngestConfig
 from pipeline_lib.corpus.barred import BARRED, barred
+from pipeline_lib.corpus.changes import KINDS
 from pipeline_lib.corpus.documents import REPLACED, refine
-from pipeline_lib.corpus.module import BATCHED, module_files
+from pipeline_lib.corpus.module import module_files
+from pipeline_lib.corpus.normalise import VERSION
+from pipeline_lib.corpus.raw import SET_ASIDE
 from pipeline_lib.corpus.readers import read_files
 from pipeline_lib.corpus.replaced import NONE, replaced_places
 from pipeline_lib.corpus.sources import Part, list_files, parts
 from pipeline_lib.corpus.sums import from_json, merged, sums_of
+from pipeline_lib.corpus.web_page import need_web
 from pipeline_lib.errors import RefusedError
-from pipeline_lib.tables.parquet import read_tables, write_batches, write_table
+from pipeline_lib.tables.parquet import TableWriter, read_tables, write_batches, write_table
 from pipeline_lib.tables.schemas import DOCUMENTS, EDITS, IDS, QUARANTINE
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.files import link_or_copy
@@ -48,15 +53,18 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
         StageFailedError: a file changes while it is read.
     """
     listed = {
-        source.name: module_files(source, run.keep("module")) if source.kind in BATCHED else list_files(source)
+        source.name: module_files(source, run.keep("module"))
+        if source.kind == "module"
+        else list_files(source, ingest.max_file_gb)
         for source in ingest.sources
     }
     forgotten = Forgotten.read(run.workspace.root)
     work = [
         replace(part, barred=barred(source.name, [file.digest for file in part.files], forgotten, ingest))
         for source in ingest.sources
-        for part in parts(source, listed[source.name], ingest.max_document_mb)
+        for part in parts(source, listed[source.name], ingest)
     ]
+    _need(work)
     for part in {part.source.name: part for part in work if part.share < 1}.values():
         run.event("limited", source=part.source.name, share=round(part.share, 3), max_mb=part.source.max_mb)
     if ingest.sample:
@@ -70,6 +78,9 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
     else:
         documents = merged(from_json(metrics["sums"]) for _, metrics in seen)
     total = {name: sum(metrics[name] for _, metrics in seen) for name in COUNTED}
+    changed = Counter[str]()
+    for _, metrics in seen:
+        changed.update(metrics["edits"])
     number = sum(row["documents"] for row in documents)
     _refuse_unknown_licences(number, sum(row["licensed"] for row in documents), ingest.unknown_licence_limit)
     if not number:
@@ -111,8 +122,21 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
                 for source in ingest.sources
             },
             "domains": {name: _total(documents, "domain", name) for name in sorted({row["domain"] for row in documents})},
+            "recipe": {"version": VERSION, "edits": {kind: changed[kind] for kind in KINDS if changed[kind]}},
         },
     )
+
+
+def _need(work: Sequence[Part]) -> None:
+    """Raise before any work when an extra is missing.
+
+    Raises:
+        ConfigError: says what to install.
+    """
+    for part in work:
+        part.recipe.need()
+        if any(file.form in {"html", "warc"} for file in part.files):
+            need_web(f"source {part.source.name}")
 
 
 def read_part(part: Part, folder: Path, replaced: pa.Array = NONE) -> dict[str, Any]:
@@ -129,29 +153,34 @@ def read_part(part: Part, folder: Path, replaced: pa.Array = NONE) -> dict[str, 
 def _read(task: tuple[Part, pa.Array, bool], folder: Path) -> dict[str, Any]:
     """`read_part`; where asked for, with a file `ids`."""
     part, replaced, with_ids = task
-    edits, quarantine, ids, sums = [EDITS.empty_table()], [QUARANTINE.empty_table()], [IDS.empty_table()], []
-    counts = {"records": 0, "left_out": 0, "replaced": 0, "barred": 0}
+    ids, sums = [IDS.empty_table()], []
+    counts = dict.fromkeys(("records", "left_out", "replaced", "barred", "set_aside"), 0)
+    changed: Counter[str] = Counter()
 
     def refined() -> Iterator[pa.RecordBatch]:
-        for batch in read_files(part.files, part.source):
+        for batch in read_files(part, folder):
             found = refine(batch, part, replaced)
             counts["records"] += batch.num_rows
-            counts["left_out"] += found.left_out
-            counts["replaced"] += found.replaced
-            counts["barred"] += found.barred
-            edits.append(found.edits)
-            quarantine.append(found.quarantine)
+            for name in ("left_out", "replaced", "barred", "set_aside"):
+                counts[name] += getattr(found, name)
+            edits.add(found.edits)
+            quarantine.add(found.quarantine)
+            for kind in found.edits.column("kind").value_counts().to_pylist():
+                changed[kind["values"]] += kind["counts"]
             sums.append(sums_of(found.documents))
             if with_ids:
                 ids.append(found.ids)
             yield found.documents
 
-    documents = write_batches(refined(), DOCUMENTS, folder / "documents.parquet")
-    write_table(pa.concat_tables(edits), folder / "edits.parquet")
-    bad = write_table(pa.concat_tables(quarantine), folder / "quarantine.parquet")
+    with (
+        TableWriter(EDITS, folder / "edits.parquet") as edits,
+        TableWriter(QUARANTINE, folder / "quarantine.parquet") as quarantine,
+    ):
+        documents = write_batches(refined(), DOCUMENTS, folder / "documents.parquet")
     if with_ids:
         write_table(pa.concat_tables(ids), folder / "ids.parquet")
-    return {**counts, "quarantined": bad - counts["replaced"] - counts["barred"], "documents": documents, "sums": merged(sums)}
+    bad = quarantine.rows - counts["replaced"] - counts["barred"]
+    return {**counts, "quarantined": bad, "documents": documents, "edits": dict(sorted(changed.items())), "sums": merged(sums)}
 
 
 def _all(run: StageRun, work: Sequence[Part]) -> tuple[dict[str, list[Path]], list[tuple[str, dict[str, Any]]]]:
@@ -222,11 +251,12 @@ def _read_task(task: tuple[tuple[Part, pa.Array, bool], Path]) -> dict[str, Any]
 
 
 def _refuse_bad_source(source: str, parts: Sequence[dict[str, Any]], quarantine: Sequence[Path], config: IngestConfig) -> None:
-    records, bad = (sum(part[name] for part in parts) for name in ("records", "quarantined"))
+    records, bad, aside = (sum(part[name] for part in parts) for name in ("records", "quarantined", "set_aside"))
+    records, bad = records - aside, bad - aside
     if not records or bad / records <= config.quarantine_limit:
         return
     rows = read_tables(list(quarantine))
-    no_fault = pc.is_in(rows.column("reason"), value_set=pa.array([REPLACED, *BARRED]))
+    no_fault = pc.is_in(rows.column("reason"), value_set=pa.array([REPLACED, *BARRED, *SET_ASIDE]))
     rows = rows.filter(pc.and_not(pc.equal(rows.column("source"), source), no_fault))
     common = sorted(rows.column("reason").value_counts().to_pylist(), key=lambda entry: (-entry["counts"], entry["values"]))
     told = []

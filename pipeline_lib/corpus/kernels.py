@@ -6,7 +6,14 @@ once and loaded from numba's cache afterwards.
 
 from __future__ import annotations
 
+import unicodedata
+from functools import lru_cache
+
+import numpy as np
 from numba import njit
+from numpy.typing import NDArray
+
+from pipeline_lib.tables.buffers import Bytes, Offsets
 
 TEXT, OFFSETS = "Array(u1, 1, 'C', readonly=True)", "Array(i8, 1, 'C', readonly=True)"  # Arrow buffers may be immutable
 
@@ -43,19 +50,47 @@ def _sequence_length(data, at, end):  # type: ignore[no-untyped-def]
     return length
 
 
-@njit(f"void({TEXT}, {OFFSETS}, u1[::1], i8[::1])", nogil=True, cache=True)
-def inspect(data, offsets, flags, bad_at):  # type: ignore[no-untyped-def]
-    """Fill `flags` (bits above) and `bad_at` (first byte that is not UTF-8, or -1) for every text.
-
-    A text whose code points all lie below U+0300 is NFC (the quick check of UAX #15 is Yes for all of them), so only lead bytes
-    ≥ 0xCC ask for composition.
+@lru_cache(maxsize=1)
+def _unsettled() -> NDArray[np.uint8]:
+    """1 for each code point below U+20000 that may change in NFC or by its neighbours: not `Yes` in UAX #15's quick check, or of a
+    combining class other than 0. Worked out of `unicodedata`, where nothing says `Maybe`: those are what others compose with.
     """
+    table = np.zeros(0x20000, np.uint8)
+    for point in [*range(0x300, 0x3400), *range(0xA600, 0xAC00), *range(0xF900, 0x20000)]:
+        char = chr(point)
+        told = unicodedata.decomposition(char)
+        if unicodedata.combining(char) or not unicodedata.is_normalized("NFC", char):
+            table[point] = 1
+        if told and not told.startswith("<"):
+            table[[int(part, 16) for part in told.split()[1:]]] = 1
+    table[0x1161:0x1176] = table[0x11A8:0x11C3] = 1  # vowels and final consonants of Hangul compose by rule
+    table[0xD800:0xE000] = 1
+    return table
+
+
+def inspect(data: Bytes, offsets: Offsets, flags: NDArray[np.uint8], bad_at: NDArray[np.int64]) -> None:
+    """Fill `flags` (bits above) and `bad_at` (first byte that is not UTF-8, or -1) for every text."""
+    _inspect(data, offsets, _unsettled(), flags, bad_at)
+
+
+@njit(f"void({TEXT}, {OFFSETS}, u1[::1], u1[::1], i8[::1])", nogil=True, cache=True)
+def _inspect(data, offsets, unsettled, flags, bad_at):  # type: ignore[no-untyped-def]
     for row in range(len(offsets) - 1):
         start, at, end, found = offsets[row], offsets[row], offsets[row + 1], 0
         bad_at[row] = -1
         while at < end:
             byte = data[at]
             if byte < 0x80:
+                if at + 32 <= end:  # plain ASCII, 32 bytes at once: the loop has no exit, so it becomes vector instructions
+                    odd, seen = False, False
+                    for i in range(at, at + 32):
+                        one = data[i]
+                        odd |= (one >= 0x7F) | ((one < 0x20) & (one != 0x0A) & (one != 0x09))
+                        seen |= one > 0x20
+                    if not odd:
+                        found |= VISIBLE if seen else 0
+                        at += 32
+                        continue
                 if byte > 0x20:
                     found |= CONTROL if byte == 0x7F else VISIBLE
                 elif 0x0B <= byte <= 0x0D:
@@ -69,56 +104,73 @@ def inspect(data, offsets, flags, bad_at):  # type: ignore[no-untyped-def]
                 found |= INVALID
                 bad_at[row] = at - start
                 break
-            if byte >= 0xCC:
+            if length == 2:
+                point = (byte & 0x1F) << 6 | (data[at + 1] & 0x3F)
+            elif length == 3:
+                point = (byte & 0x0F) << 12 | (data[at + 1] & 0x3F) << 6 | (data[at + 2] & 0x3F)
+            else:
+                point = (byte & 0x07) << 18 | (data[at + 1] & 0x3F) << 12 | (data[at + 2] & 0x3F) << 6 | (data[at + 3] & 0x3F)
+            if point >= 0x300 and (unsettled[point] if point < 0x20000 else point >= 0x2F800):
                 found |= COMPOSE
-            is_control = (byte == 0xC2 and data[at + 1] < 0xA0) or (
-                byte == 0xEF and data[at + 1] == 0xBB and data[at + 2] == 0xBF
-            )
-            found |= CONTROL if is_control else VISIBLE
+            found |= CONTROL if point < 0xA0 or point == 0xFEFF else VISIBLE
             at += length
         flags[row] = found
 
 
-@njit(f"i8({TEXT}, {OFFSETS}, u1[::1], u1[::1], i8[::1], i8[:, ::1])", nogil=True, cache=True)
-def clean(data, offsets, flags, out, out_offsets, spans):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+@njit(f"i8({TEXT})", nogil=True, cache=True)
+def count_unwanted(data):  # type: ignore[no-untyped-def]
+    """At least as many as `clean` makes changes."""
+    count = 0
+    for at in range(len(data)):
+        byte = data[at]
+        count += ((byte < 0x20) & (byte != 0x0A) & (byte != 0x09)) | (byte == 0x7F) | (byte == 0xC2) | (byte == 0xEF)
+    return count
+
+
+@njit(f"i8({TEXT}, {OFFSETS}, u1[::1], u1[::1], i8[::1], i8[:, ::1], i8[::1])", nogil=True, cache=True)
+def clean(data, offsets, flags, out, out_offsets, spans, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Copy texts with LF for CRLF, CR, VT and FF, without other control characters (C0 but tab, DEL, C1, U+FEFF).
 
-    `spans[row]` gets [first, end) of the line ends changed and of the controls removed, in bytes of the old text; -1: none.
-    Returns the bytes written. `out` needs len(data) bytes.
+    `spans` gets (row, start, end, length, 0 for line ends or 1 for controls) of each change, in bytes of the old text; neighbouring
+    controls are one change. `counts` gets how many changes. Returns the bytes written. `out` needs len(data) bytes.
     """
-    to = 0
+    to = changes = 0
     out_offsets[0] = 0
     for row in range(len(offsets) - 1):
         start, at, end = offsets[row], offsets[row], offsets[row + 1]
-        spans[row, :] = -1
         if flags[row] & (LINE_ENDS | CONTROL) == 0:
             out[to : to + end - start] = data[start:end]
             to += end - start
             at = end
         while at < end:
             byte = data[at]
-            span, length = -1, 1
+            kind, length = 0, 1
             if 0x0B <= byte <= 0x0D:
-                span = 0
                 if byte == 0x0D and at + 1 < end and data[at + 1] == 0x0A:
                     length = 2
                 out[to] = 0x0A
                 to += 1
             elif (byte < 0x20 and not 0x09 <= byte <= 0x0A) or byte == 0x7F:
-                span = 2
+                kind = 1
             elif byte == 0xC2 and data[at + 1] < 0xA0:
-                span, length = 2, 2
+                kind, length = 1, 2
             elif byte == 0xEF and data[at + 1] == 0xBB and data[at + 2] == 0xBF:
-                span, length = 2, 3
+                kind, length = 1, 3
             else:
                 out[to] = byte
                 to += 1
-            if span >= 0:
-                if spans[row, span] < 0:
-                    spans[row, span] = at - start
-                spans[row, span + 1] = at - start + length
+                at += 1
+                continue
+            last = changes - 1
+            if kind == 1 and changes and spans[last, 0] == row and spans[last, 4] == 1 and spans[last, 2] == at - start:
+                spans[last, 2] += length
+            else:
+                spans[changes, 0], spans[changes, 1], spans[changes, 2] = row, at - start, at - start + length
+                spans[changes, 3], spans[changes, 4] = 1 - kind, kind
+                changes += 1
             at += length
         out_offsets[row + 1] = to
+    counts[0] = changes
     return to
 
 
@@ -142,29 +194,3 @@ def fold(data, offsets, out, out_offsets):  # type: ignore[no-untyped-def]
             to += 1
         out_offsets[row + 1] = to
     return to
-
-
-@njit(f"i8({TEXT}, i8[::1], i8[::1], i8[::1], u1[::1])", nogil=True, cache=True)
-def lines(data, starts, ends, numbers, shape):  # type: ignore[no-untyped-def]
-    """Find the lines of a block that are not blank: bounds without surrounding white space, and number (blank lines count).
-
-    `shape[i]` is 1 where the line begins with `{` and ends with `}`. The arrays need one entry more than there are LFs.
-    Returns how many lines were found.
-    """
-    count, at, size, number = 0, 0, len(data), 0
-    while at < size:
-        stop = at
-        while stop < size and data[stop] != 0x0A:
-            stop += 1
-        first, last = at, stop
-        while first < last and (data[first] == 0x20 or 0x09 <= data[first] <= 0x0D):
-            first += 1
-        while last > first and (data[last - 1] == 0x20 or 0x09 <= data[last - 1] <= 0x0D):
-            last -= 1
-        if last > first:
-            starts[count], ends[count], numbers[count] = first, last, number
-            shape[count] = 1 if data[first] == 0x7B and data[last - 1] == 0x7D else 0
-            count += 1
-        at = stop + 1
-        number += 1
-    return count

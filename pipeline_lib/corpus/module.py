@@ -1,4 +1,4 @@
-"""Sources that come as record batches: from an extension's Python function, or from a data set of the library `datasets`."""
+"""Sources of kind module: an extension's Python function yields record batches."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+from blake3 import blake3
 
 from pipeline_lib.config.data import SourceConfig
-from pipeline_lib.corpus.dataset import dataset_batches
 from pipeline_lib.corpus.files import PART_BYTES, SourceFile, local_file
 from pipeline_lib.errors import MillraceError, StageFailedError
 from pipeline_lib.extensions import extension
 from pipeline_lib.tables.parquet import write_table
 
-BATCHED = ("module", "dataset")  # kinds of sources
-
 
 def batches(source: SourceConfig) -> Iterator[pa.RecordBatch]:
-    """What the function registered under the source's name yields (kind module), or the rows of its data set (kind dataset).
+    """What the function registered under the source's name yields.
 
     Raises:
         StageFailedError: it raises, or yields something else. Its own `MillraceError`s are passed on.
     """
-    made = source.kind == "module"
-    function = extension("source", source.name) if made else dataset_batches
+    function = extension("source", source.name)
     try:
         for batch in function(source):
             if not isinstance(batch, pa.RecordBatch):
@@ -34,10 +31,16 @@ def batches(source: SourceConfig) -> Iterator[pa.RecordBatch]:
         raise
     except Exception as error:
         raise StageFailedError(
-            f"{'the extension' if made else '`datasets`'} raised {type(error).__name__}: {error}",
-            where=f"source {source.name}",
-            fix="mend the module" if made else "is the folder a data set that `datasets` can load?",
+            f"the extension raised {type(error).__name__}: {error}", where=f"source {source.name}", fix="mend the module"
         ) from error
+
+
+def module_digest(source: SourceConfig) -> str:
+    """Digest of everything the function yields."""
+    hasher = blake3()
+    for batch in batches(source):
+        hasher.update(batch.serialize())
+    return str(hasher.hexdigest())
 
 
 def module_files(source: SourceConfig, folder: Path) -> list[SourceFile]:

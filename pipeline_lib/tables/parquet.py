@@ -29,6 +29,39 @@ def write_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Pa
     return rows
 
 
+class TableWriter:
+    """Writes rows that come a few at a time in row groups of 50,000: the same rows give the same bytes however they come."""
+
+    def __init__(self, schema: pa.Schema, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = 0
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)
+        self._waiting = [schema.empty_table()]
+
+    def add(self, table: pa.Table) -> None:
+        """Write some rows."""
+        if not table.num_rows:
+            return
+        self.rows += table.num_rows
+        self._waiting.append(table)
+        if sum(part.num_rows for part in self._waiting) >= ROW_GROUP:
+            whole = pa.concat_tables(self._waiting)
+            full = whole.num_rows // ROW_GROUP * ROW_GROUP
+            self._writer.write_table(whole.slice(0, full), row_group_size=ROW_GROUP)
+            self._waiting = [whole.slice(full)]
+
+    def close(self) -> None:
+        """Write what is left and end the file."""
+        with self._writer:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 def read_tables(paths: Sequence[Path], columns: Sequence[str] | None = None) -> pa.Table:
     """Concatenate Parquet files into one table."""
     return pa.concat_tables([pq.read_table(path, columns=list(columns) if columns else None) for path in paths])

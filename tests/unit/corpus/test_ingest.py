@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ingest_toy import config, files, ingest, jsonl, reasons, run, table, texts
 
 from pipeline_lib.corpus.readers import read_files
-from pipeline_lib.corpus.sources import file_digests, list_files
+from pipeline_lib.corpus.sources import file_digests, list_files, parts
 from pipeline_lib.errors import ConfigError, NotFoundError, RefusedError, StageFailedError
 from pipeline_lib.extensions import load_extensions
 from pipeline_lib.workspace.workspace import Workspace
@@ -42,18 +42,27 @@ def test_compression_is_told_by_content(tmp_path: Path, name: str, pack) -> None
     (tmp_path / name).write_bytes(pack(jsonl(*GOOD)))
     made = ingest(tmp_path / "w", files(tmp_path / name))
     assert texts(made) == [record["text"] for record in GOOD]
-    assert made.manifest.counts == {"in": 40, "out": 40, "documents": 40, "quarantined": 0, "replaced": 0, "barred": 0, "left_out": 0}
+    assert made.manifest.counts == {
+        "in": 40,
+        "out": 40,
+        "documents": 40,
+        "quarantined": 0,
+        "replaced": 0,
+        "barred": 0,
+        "left_out": 0,
+    }
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
 def test_a_file_that_changes_after_it_was_listed_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(jsonl(*GOOD))
-    (source,) = config(files(tmp_path / name)).ingest.sources
-    listed = list_files(source)
-    assert sum(batch.num_rows for batch in read_files(listed, source)) > 0
+    settings_ = config(files(tmp_path / name)).ingest
+    (source,) = settings_.sources
+    (part,) = parts(source, list_files(source, 1), settings_)
+    assert sum(batch.num_rows for batch in read_files(part, tmp_path)) > 0
     (tmp_path / name).write_bytes(jsonl(*GOOD[1:]))
     with pytest.raises(StageFailedError, match="changed while it was read"):
-        list(read_files(listed, source))
+        list(read_files(part, tmp_path))
 
 
 def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
@@ -103,7 +112,7 @@ def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(tmp_path: Path) -> 
     made = ingest(tmp_path / "w", files(data), quarantine_limit=1.0, max_document_mb=0.002)
     found = reasons(made)
     assert found == Counter({
-        "broken JSON": 2, "not a JSON object": 1, "no text": 5, "text is not a string": 4, "empty text": 5, "not UTF-8": 3,
+        "broken JSON": 2, "not a JSON object": 1, "no text": 5, "text is not a string": 4, "empty text": 4, "not UTF-8": 3, "empty file": 1,
         "lone surrogate in a string": 1, "longer than max_document_mb": 2, "compressed file is cut or damaged": 2,
         "file cannot be read": 1, "wrong number of columns": 2,
     })  # fmt: skip
@@ -202,7 +211,15 @@ def test_the_last_record_with_an_id_is_the_document_in_any_layout(tmp_path: Path
         assert sorted(text for text, _ in found[-1].values()) == ["\ta", "one", "third, last", "two"]
         assert reasons(made) == {"replaced by a later record": 2}
         assert sorted(table(made, "quarantine").column("position").to_pylist()) == ["0.jsonl:1", "0.jsonl:3"]
-        assert made.manifest.counts == {"in": 9, "out": 9, "documents": 7, "quarantined": 0, "replaced": 2, "barred": 0, "left_out": 0}
+        assert made.manifest.counts == {
+            "in": 9,
+            "out": 9,
+            "documents": 7,
+            "quarantined": 0,
+            "replaced": 2,
+            "barred": 0,
+            "left_out": 0,
+        }
     assert found[0] == found[1]
 
 

@@ -60,8 +60,8 @@ def test_nothing_outside_is_opened(tmp_path: Path) -> None:
     sys.addaudithook(_watch)
     _watching = True
     try:
-        files = list_files(source)
-        for number, part in enumerate(parts(source, files, 10)):
+        files = list_files(source, 1)
+        for number, part in enumerate(parts(source, files, PipelineConfig().ingest)):
             (tmp_path / str(number)).mkdir()
             read_part(part, tmp_path / str(number))
     finally:
