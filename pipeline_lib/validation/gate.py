@@ -60,7 +60,7 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
 
 
 def _paired(candidate: Artifact, champion: Artifact, metric: str, learned: Sequence[Path]) -> pa.Table:
-    """Scores of the items that both models were asked, side by side; `learned`: whether the champion was trained on the text."""
+    """Scores of both models side by side, the wordings of a fact together; `learned`: the champion was trained on the text."""
     suite, _, task = metric.partition("/")
     suite = "language" if suite == "bits_per_byte" else suite
     nothing = SELECTION.empty_table()
@@ -68,12 +68,13 @@ def _paired(candidate: Artifact, champion: Artifact, metric: str, learned: Seque
     with connect(tables, loaded={} if learned else {"chosen": nothing}) as db:
         return db.sql(
             """
-            SELECT a.score AS candidate, b.score AS champion, a.weight AS weight, suite = 'language' AND item IN (
-              SELECT lower(hex(doc_id)) FROM chosen WHERE side = 'train'
-            ) AS learned FROM a JOIN b USING (suite, task, item)
-            WHERE suite = ? AND (? = '' OR task = ?) ORDER BY task, item
+            SELECT sum(a.score) AS candidate, sum(b.score) AS champion, sum(a.weight) AS weight,
+              bool_or(suite = 'language' AND item IN (SELECT lower(hex(doc_id)) FROM chosen WHERE side = 'train')) AS learned
+            FROM a JOIN b USING (suite, task, item)
+            WHERE suite = ? AND (? = '' OR task = ? OR starts_with(task, ? || '/'))
+            GROUP BY task, coalesce(nullif(a.fact, ''), item) ORDER BY task, min(item)
             """,
-            params=[suite, task, task],
+            params=[suite, task, task, task],
         ).to_arrow_table()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,27 +52,67 @@ def resampled_ratios(
     return np.concatenate(parts)
 
 
-def estimate(scores: NDArray[np.float64], weights: NDArray[np.float64], *, n_resamples: int, seed: int = 0) -> Estimate:
+def estimate(
+    scores: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    *,
+    n_resamples: int,
+    seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
+) -> Estimate:
     """Ratio Σ score / Σ weight with its interval.
 
     The Wilson interval where every score is 0 or 1 with weight one: the bootstrap of 1 right of 1 would be sure of it. The
     percentile bootstrap (Efron and Tibshirani 1993, chapter 13) for all other ratios.
+
+    Args:
+        scores: float64 [items].
+        weights: float64 [items].
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
+        groups: int64 [items], the same for related items (one fact in several wordings), which count together; None: all alone.
     """
+    together = None if groups is None or len(np.unique(groups)) == len(groups) else np.unique(groups, return_inverse=True)[1]
     if (weights == 1).all() and np.isin(scores, (0, 1)).all():
-        return wilson(int(scores.sum()), len(scores))
+        share, n = float(scores.mean()), len(scores)
+        effective = n if together is None else n / design_effect(scores, together)
+        return replace(wilson(share * effective, effective), n=n)
+    if together is not None:
+        scores = np.bincount(together, weights=scores).astype(np.float64)
+        weights = np.bincount(together, weights=weights).astype(np.float64)
     resampled = resampled_ratios(scores, weights, n_resamples, seed)
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(scores.sum() / weights.sum()), float(low), float(high), len(weights))
 
 
-def wilson(right: int, n: int) -> Estimate:
+def design_effect(scores: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
+    """How many times the variance of a share is that of independent items (Kish 1965, "Survey Sampling", chapter 5).
+
+    Args:
+        scores: float64 [items], 0 or 1.
+        groups: int64 [items], numbered from 0 without gaps.
+
+    Returns:
+        At least 1; where all scores are equal, so that nothing can be estimated, the mean size of a group.
+    """
+    sizes = np.bincount(groups)
+    n, share = len(scores), float(scores.mean())
+    alone = share * (1 - share) / n
+    if alone == 0 or len(sizes) < 2:
+        return float(n / len(sizes))
+    away = np.bincount(groups, weights=scores - share)
+    clustered = len(sizes) / (len(sizes) - 1) * float((away**2).sum()) / n**2
+    return max(1.0, clustered / alone)
+
+
+def wilson(right: float, n: float) -> Estimate:
     """Share `right` / `n` with the score interval of Wilson 1927, "Probable inference, the law of succession, and statistical
-    inference" (JASA 22:209-212): it keeps its level for few items and for shares near 0 and 1.
+    inference" (JASA 22:209-212): it keeps its level for few items and for shares near 0 and 1. Both may be fractions.
     """
     share, shrink = right / n, 1 + Z**2 / n
     middle = (share + Z**2 / (2 * n)) / shrink
     half = Z / shrink * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return Estimate(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)), n)
+    return Estimate(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)), round(n))
 
 
 def relative_difference(

@@ -10,10 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline_lib.config.data import SuitesConfig
 from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.tables.schemas import SUITE_ITEMS
-from pipeline_lib.workspace.identity import file_digest
 
 FORMS = ("minimal_pair", "choice", "cloze")
 
@@ -24,7 +22,8 @@ class Item:
 
     The model is asked which of `options` is likeliest after `prompt`. A *minimal pair* has two full sentences and is decided by
     their total log-probability; *choice* by log-probability per byte of the option, so that length does not decide; *cloze* like
-    choice, and its prompt is a verbatim text with its end cut off.
+    choice, and its prompt is a verbatim text with its end cut off. Items with one `fact` ask the same in other words, with the
+    same options in the same order: they tell a wrong but stable answer from an unstable one, and are resampled together.
     """
 
     suite: str
@@ -37,6 +36,9 @@ class Item:
     text: str = ""
     kind: str = "template"
     entities: Sequence[str] = field(default_factory=tuple)
+    fact: str = ""
+    region: str = ""
+    source: str = ""
 
 
 def items_table(items: Iterable[Item]) -> pa.Table:
@@ -45,14 +47,10 @@ def items_table(items: Iterable[Item]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SUITE_ITEMS)
 
 
-def file_digests(*, suites: SuitesConfig) -> dict[str, str]:
-    """Digests of the users' files: part of the stage's fingerprint. A missing file is told of when it is read."""
-    return {path: file_digest(Path(path)) if Path(path).is_file() else "" for path in suites.paths}
-
-
 def read_user_suite(path: Path) -> list[Item]:
     """A user's JSONL file: one object a line with `options` (list of text) and `answer` (index), and optionally `prompt`, `form`,
-    `category`, `item`, `text` (verbatim text to keep out of training data). The suite is named like the file.
+    `category`, `item`, `text` (verbatim text to keep out of training data), `fact` (the same for items that ask the same in other
+    words), `region`, `source`. The suite is named like the file.
 
     Raises:
         NotFoundError: the file does not exist.
@@ -85,7 +83,7 @@ def _user_item(line: str, path: Path, number: int) -> Item:
     if not (isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options)):
         raise ConfigError(f"field 'answer' is {answer!r}; it must be an index from 0 to {len(options) - 1}", where=where)
     texts = {}
-    for name in ("prompt", "category", "item", "text"):
+    for name in ("prompt", "category", "item", "text", "fact", "region", "source"):
         texts[name] = row.get(name, "")
         if not isinstance(texts[name], str):
             raise ConfigError(f"field '{name}' must be text", where=where)
@@ -96,4 +94,5 @@ def _user_item(line: str, path: Path, number: int) -> Item:
     return Item(
         suite, texts["item"] or f"{number:06d}", form, texts["prompt"], options, answer, texts["category"] or suite,
         text=texts["text"], kind="verbatim" if texts["text"] else "template",
+        fact=texts["fact"], region=texts["region"], source=texts["source"] or f"{path.name}:{number}",
     )  # fmt: skip

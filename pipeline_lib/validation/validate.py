@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline_lib.config.model import ValidationConfig
 from pipeline_lib.errors import StageFailedError
@@ -14,6 +17,7 @@ from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.parquet import read_tables, write_table
 from pipeline_lib.tables.schemas import SCORES
 from pipeline_lib.validation.intervals import Estimate, estimate
+from pipeline_lib.validation.measures import majority, measures
 from pipeline_lib.validation.scorer import Scorer
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.stage import Outcome, StageRun
@@ -34,12 +38,15 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
     not_scored: list[dict[str, Any]] = []
     language, tokens, baseline = _language(run, scorer, validation.language_tokens)
     items = _items(run, scorer, not_scored)
-    table = pa.concat_tables([language, items]).append_column("model", pa.array([model] * (len(language) + len(items))))
-    write_table(table.select(SCORES.names).cast(SCORES), run.path("scores", "scores.parquet"))
+    table = pa.concat_tables([language, items], promote_options="default").drop_columns("model")
+    table = table.append_column("model", pa.array([model] * table.num_rows, pa.string())).select(SCORES.names).cast(SCORES)
+    write_table(table, run.path("scores", "scores.parquet"))
 
     def measured(rows: pa.Table) -> Estimate:
         weights = rows["weight"].to_numpy()
-        return estimate(rows["score"].to_numpy(), weights, n_resamples=validation.bootstrap, seed=run.seed)
+        return estimate(
+            rows["score"].to_numpy(), weights, n_resamples=validation.bootstrap, seed=run.seed, groups=_groups(rows["fact"])
+        )
 
     scores, rows = _scores(table, measured, baseline)
     if not scores:
@@ -55,6 +62,7 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
         summary=SummaryTable(("task", "score", "95 % interval", "chance", "items"), rows, "Scores"),
         details={
             "scores": scores,
+            "regions": _regions(items, measured),
             "not_scored": not_scored,
             "baseline_bits_per_byte": baseline,
             "test_tokens": tokens,
@@ -69,17 +77,50 @@ def _scores(
     scores: dict[str, Any] = {}
     rows: list[list[str | float | int]] = []
     for suite in sorted(set(table["suite"].to_pylist()), key=lambda name: (name != "language", name)):
-        part = table.filter(pa.compute.equal(table["suite"], suite))
+        part = table.filter(pc.equal(table["suite"], suite))
         whole = "bits_per_byte" if suite == "language" else suite
-        for task in [None, *sorted(set(part["task"].to_pylist()))]:
-            chosen = part if task is None else part.filter(pa.compute.equal(part["task"], task))
+        for task in ["", *_tasks(part["task"])]:
+            chosen = (
+                part if not task else part.filter(pc.or_(pc.equal(part["task"], task), pc.starts_with(part["task"], task + "/")))
+            )
             chance = baseline if suite == "language" else float(np.mean(chosen["chance"].to_numpy()))
             score = measured(chosen)
-            name = whole if task is None else f"{whole}/{task}"
+            name = f"{whole}/{task}" if task else whole
             scores[name] = {**score.to_json(), "chance": round(chance, 4), "lower_is_better": suite == "language"}
-            if task is None or suite == "language":  # the summary is short; every task is in the details and in the report
+            if suite != "language":
+                scores[name]["majority"] = round(float(np.mean(chosen["majority"].to_numpy())), 4)
+                scores[name] |= {key: round(value, 4) for key, value in measures(chosen).items()}
+            if not task or suite == "language":  # the summary is short; every task is in the details and in the report
                 rows.append([name, round(score.value, 4), f"{score.low:.4f} to {score.high:.4f}", round(chance, 4), score.n])
     return scores, rows
+
+
+def _tasks(tasks: pa.ChunkedArray) -> list[str]:
+    """Every task, and every beginning of one that ends before a slash."""
+    found = set()
+    for task in set(tasks.to_pylist()):
+        parts = task.split("/")
+        found |= {"/".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    return sorted(found)
+
+
+def _groups(facts: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A number for each fact; an item without one is alone."""
+    codes = np.asarray(facts.combine_chunks().dictionary_encode().indices.fill_null(-1), np.int64)
+    alone = np.asarray(pc.equal(pc.fill_null(facts, ""), ""))
+    codes[alone] = codes.max(initial=0) + 1 + np.arange(alone.sum())
+    return codes
+
+
+def _regions(table: pa.Table, measured: Callable[[pa.Table], Estimate]) -> dict[str, dict[str, Any]]:
+    """Suite → region → score and measures, for the items that have a region."""
+    found: dict[str, dict[str, Any]] = {}
+    placed = table.filter(pc.not_equal(pc.fill_null(table["region"], ""), ""))
+    for suite, region in sorted(set(zip(placed["suite"].to_pylist(), placed["region"].to_pylist(), strict=True))):
+        rows = placed.filter(pc.and_(pc.equal(placed["suite"], suite), pc.equal(placed["region"], region)))
+        numbers = {key: round(value, 4) for key, value in measures(rows).items()}
+        found.setdefault(suite, {})[region] = measured(rows).to_json() | numbers
+    return found
 
 
 def _language(run: StageRun, scorer: Scorer, budget: int) -> tuple[pa.Table, int, float]:
@@ -113,10 +154,8 @@ def _language(run: StageRun, scorer: Scorer, budget: int) -> tuple[pa.Table, int
             "suite": pa.array(["language"] * len(chosen), pa.string()),
             "task": picked["domain"],
             "item": picked["item"],
-            "category": picked["domain"],
             "score": pa.array(sums[chosen], pa.float64()),
             "weight": pa.array([len(text) for text in raw], pa.float64()),
-            "chance": pa.array([0.0] * len(chosen), pa.float64()),
         }
     )
     if not np.isfinite(sums).all():
@@ -146,22 +185,29 @@ def _items(run: StageRun, scorer: Scorer, not_scored: list[dict[str, Any]]) -> p
     run.progress(0, len(items), "items")
     sums = scorer.log_probs(spans)
     per_byte = sums / np.array([len(option.encode()) for option in options])
+    guesses = majority(items)
     rows, first = [], 0
-    missing: dict[str, int] = {}
-    for item in items:
+    missing: Counter[str] = Counter()
+    for item, guess in zip(items, guesses, strict=True):
         last = first + len(item["options"])
-        values = (sums if item["form"] == "minimal_pair" else per_byte)[first:last]
+        total, values = sums[first:last], (sums if item["form"] == "minimal_pair" else per_byte)[first:last]
         first = last
         if not np.isfinite(values).all():
-            missing[item["suite"]] = missing.get(item["suite"], 0) + 1
+            missing[item["suite"]] += 1
             continue
+        shares = np.exp(total - total.max())
+        shares /= shares.sum()
+        best = int(values.argmax())
         # A tie is not knowledge: the right option must be strictly best.
-        right = float(values[item["answer"]] > np.delete(values, item["answer"]).max())
-        rows.append((item["suite"], item["category"], item["item"], item["category"], right, 1.0, 1 / len(values)))
+        right = best == item["answer"] and values[best] > np.delete(values, best).max()
+        rows.append(
+            {
+                "suite": item["suite"], "task": item["category"], "item": item["item"], "fact": item["fact"],
+                "region": item["region"], "score": float(right), "weight": 1.0, "chance": 1 / len(values), "majority": guess,
+                "chosen": best, "confidence": shares[best], "probability": shares[item["answer"]], "log_probs": total,
+            }
+        )  # fmt: skip
     for suite, count in sorted(missing.items()):
         not_scored.append({"suite": suite, "items": count, "reason": "longer than the model's context, or not a number"})
         run.event("not_scored", suite=suite, items=count)
-    names = ("suite", "task", "item", "category", "score", "weight", "chance")
-    kinds = (pa.string(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64(), pa.float64())
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-    return pa.table({name: pa.array(column, kind) for name, column, kind in zip(names, columns, kinds, strict=True)})
+    return pa.Table.from_pylist(rows, schema=SCORES)

@@ -1,0 +1,88 @@
+"""What a model's answers say beyond right and wrong: calibration, consistency over paraphrases, guesses without a model.
+
+All over columns of the table `scores`; rows without a probability (suite `language`) have no place here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+BINS = 10  # of equal mass, for the calibration error
+FEWEST = 20  # items a bin, at least: with fewer items there are fewer bins
+
+
+def measures(rows: pa.Table) -> dict[str, float]:
+    """The measures of a set of items, as shares; empty for rows without probabilities.
+
+    - `brier`: mean squared distance of the probability of the right option from 1 (Brier 1950, for the event "is right")
+    - `calibration_error`: expected calibration error of the chosen option's probability over bins of equal mass (Nguyen and
+      O'Connor 2015; bins of equal width are empty where a model is never sure)
+    - `hallucination`: share of items where a wrong option has more than half of the probability
+    - `consistency`: share of facts asked in several wordings whose answer is the same in all; `stable_wrong`: of these facts, the
+      share that is the same and wrong in all
+    """
+    rows = rows.filter(pc.is_valid(rows["confidence"]))
+    if not rows.num_rows:
+        return {}
+    probability, confidence = rows["probability"].to_numpy(), rows["confidence"].to_numpy()
+    right = rows["score"].to_numpy() > 0
+    found = {
+        "brier": float(np.mean((1 - probability) ** 2)),
+        "calibration_error": calibration_error(confidence, right),
+        "hallucination": float(np.mean(~right & (confidence > 0.5))),
+    }
+    return found | _consistency(rows["fact"].to_pylist(), rows["chosen"].to_numpy(), right)
+
+
+def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
+    """Mean distance between confidence and accuracy over bins of equal mass, weighted by their items."""
+    bins = max(1, min(BINS, len(confidence) // FEWEST))
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, bins)
+    return float(sum(len(part) * abs(confidence[part].mean() - right[part].mean()) for part in parts) / len(confidence))
+
+
+def _consistency(facts: Sequence[str], chosen: NDArray[np.int64], right: NDArray[np.bool_]) -> dict[str, float]:
+    named = np.array([bool(fact) for fact in facts])
+    if not named.any():
+        return {}
+    _, fact = np.unique(np.array(facts)[named], return_inverse=True)
+    answers, correct = chosen[named], right[named]
+    wordings = np.bincount(fact)
+    lowest, highest = np.full(len(wordings), np.iinfo(np.int64).max), np.full(len(wordings), -1)
+    np.minimum.at(lowest, fact, answers)
+    np.maximum.at(highest, fact, answers)
+    several = wordings > 1
+    if not several.any():
+        return {}
+    same = (lowest == highest)[several]
+    wrong = (np.bincount(fact, weights=correct) == 0)[several]
+    return {"consistency": float(same.mean()), "stable_wrong": float((same & wrong).mean())}
+
+
+def majority(items: Sequence[dict[str, Any]]) -> list[float]:
+    """How often a guesser is right who always takes the option that is most often the right one in its category.
+
+    Args:
+        items: rows of `suite_items`.
+
+    Returns:
+        For each item 1 or 0, or a share where several options are equally common (in texts that are right only once: chance).
+    """
+    common: Counter[tuple[str, str, str]] = Counter()
+    for item in items:
+        common[item["suite"], item["category"], item["options"][item["answer"]]] += 1
+    guesses = []
+    for item in items:
+        counts = [common[item["suite"], item["category"], option] for option in item["options"]]
+        counts[item["answer"]] -= 1  # it has not seen this one
+        best = [index for index, count in enumerate(counts) if count == max(counts)]
+        guesses.append((item["answer"] in best) / len(best))
+    return guesses
