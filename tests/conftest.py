@@ -7,6 +7,8 @@ import pytest
 from hypothesis import settings
 
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # before Prefect is imported: no server but those a test starts
+# Two workers train on the same cores: threads that spin while they wait would cost the other one most of its time.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 from tests.servers import shown, shown_config, up
 

@@ -15,7 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import AwaitingRetry, Cancelling
+from prefect.states import Cancelling
 
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from tests.servers import Up, millrace, toy_config, wait_for
@@ -100,39 +100,6 @@ def test_a_run_from_the_form_and_then_one_that_reuses_it(up: Up) -> None:
         body = {"flow_runs": {"id": {"any_": [str(second.id)]}}}
         keys = {artifact["key"] for artifact in api.request("POST", "/artifacts/filter", json=body).json()}
     assert {"millrace-ingest", "millrace-fill-gaps", "millrace-report"} <= keys
-
-
-def test_a_failed_stage_is_rerun_in_three_ways(up: Up) -> None:
-    folder = up.workspace.root / "broken"
-    config = toy_config(folder)
-    (folder / "broken").touch()
-    options = {"until": "score"}
-    failed = ended(up, start(up, "pipeline/pipeline", config=config, options=options))
-    assert failed.state is not None
-    assert failed.state.type.value == "FAILED"
-    record = record_of(up, failed)
-    assert (record.outcome, record.stages["ingest"].state) == ("failed", "failed")
-    assert record.report
-    (folder / "broken").unlink()
-
-    with client(up) as api:  # Retry in the UI does this
-        api.set_flow_run_state(failed.id, AwaitingRetry(), force=True)
-    wait_for(lambda: record_of(up, failed).outcome == "completed", seconds=60)
-    retried = record_of(up, failed)
-    assert retried.run_id == record.run_id
-    assert len(retried.attempts) == 2
-    assert {n: s.state for n, s in retried.stages.items()} == {"suites": "reused", "ingest": "made", "score": "made"}
-
-    again = ended(up, start(up, "stage/stage", run=record.run_id, stage="ingest", force=True))
-    new = record_of(up, again)
-    assert (new.parent, new.outcome) == (record.run_id, "completed")
-    assert {n: s.state for n, s in new.stages.items()} == {"suites": "reused", "ingest": "made", "score": "reused"}
-
-    millrace("rerun", record.run_id, "--stage", "ingest", "--force", home=up.workspace.root)  # on the same server
-    newest = RunBook(up.workspace.runs_folder).load("latest")
-    assert newest.parent == record.run_id
-    assert newest.prefect["url"].startswith(up.prefect)
-    assert {n: s.state for n, s in newest.stages.items()} == {n: s.state for n, s in new.stages.items()}
 
 
 def test_cancelling_leaves_no_child_process(up: Up) -> None:

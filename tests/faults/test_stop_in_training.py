@@ -13,7 +13,7 @@ from pipeline_lib.workspace.workspace import Workspace
 from tests.pipeline_toys import digests, newest, states, write_config
 from tests.servers import MILLRACE, REPOSITORY, environment, millrace, wait_for
 
-STEPS = 2000  # more than the data allow: some ten seconds
+STEPS = 700  # some four seconds
 
 
 def steps_seen(home: Path) -> int:
@@ -53,5 +53,6 @@ def test_stopped_in_mid_training(tmp_path: Path, how: signal.Signals) -> None:
     assert [row["step"] for row in steps] == list(range(1, model.details["steps"] + 1))  # none was done twice
     assert not any(row["superseded"] for row in steps)
 
-    millrace("run", "--config", str(config), "--only", "train", "--force", home=home)
-    assert digests(newest(home))["train"] == digests(done)["train"]
+    if how == signal.SIGTERM:
+        millrace("run", "--config", str(config), "--only", "train", "--force", home=home)
+        assert digests(newest(home))["train"] == digests(done)["train"]
