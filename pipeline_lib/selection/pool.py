@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline_lib.corpus.split import SIDES
 from pipeline_lib.errors import StageFailedError
-from pipeline_lib.tables.ids import Ids, ids_of, places_of
+from pipeline_lib.tables.ids import Ids, ids_of, order_of, places_of
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.stage import StageRun
 
@@ -39,10 +43,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class Pool:
-    """All documents. `position` is each one's place in the documents files, one after the other."""
+    """All documents in id order. `position` is each one's place in the documents files, one after the other."""
 
     ids: Ids
     position: NDArray[np.int64]
+    kind: Labels
     domain: Labels
     source: Labels
     created: NDArray[np.int64]  # seconds since 1970, UNKNOWN_DATE when unknown
@@ -55,22 +60,84 @@ class Pool:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def recency(self, half_life_days: float) -> NDArray[np.float64]:
-        """0.5^(age / half life), age counted from the newest document; one without a date counts as of the median date."""
+    @cached_property
+    def age_days(self) -> NDArray[np.float64]:
+        """Days before the newest document; -1 where the date is unknown."""
         known = self.created != UNKNOWN_DATE
+        days = np.full(len(self), -1.0, dtype=np.float64)
+        if known.any():
+            days[known] = (self.created[known].max() - self.created[known]) / SECONDS_A_DAY
+        return days
+
+    def recency(self, half_life_days: float) -> NDArray[np.float64]:
+        """0.5^(age / half life), age counted from the newest document; one without a date counts as of the median date.
+
+        Rounded to nine digits: the last ones differ from one mathematical library to the next.
+        """
+        known = self.age_days >= 0
         if not half_life_days or not known.any():
             return np.ones(len(self), dtype=np.float64)
-        seconds = np.where(known, self.created, int(np.median(self.created[known])))
-        days = (self.created[known].max() - seconds) / SECONDS_A_DAY
-        return np.asarray(0.5 ** (days / half_life_days), dtype=np.float64)
+        days = np.where(known, self.age_days, np.median(self.age_days[known]))
+        halved: NDArray[np.float64] = np.round(0.5 ** (days / half_life_days), 9)
+        return halved
+
+
+class Verdicts:
+    """Why documents are not chosen: for each one a number into a growing table of rules, reasons and values; -1: no reason yet.
+
+    Texts are held once for all documents that share them, so that a million refusals cost eight bytes each.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._rules: list[pa.ChunkedArray] = []
+        self._reasons: list[pa.ChunkedArray] = []
+        self._rows = 0
+        self.row = np.full(count, -1, dtype=np.int64)
+        self.value = np.zeros(count, dtype=np.float64)
+
+    @property
+    def open(self) -> NDArray[np.bool_]:
+        """Documents that nothing speaks against so far."""
+        return self.row < 0
+
+    def refuse(self, documents: NDArray[np.bool_], rule: str, reason: str, value: NDArray[np.float64]) -> None:
+        """Refuse those of `documents` (a mask) that are still open. `value` has a number for every document of the pool."""
+        late = documents & self.open
+        if late.any():
+            self.row[late] = self._rows
+            self.value[late] = value[late]
+            self._append(pa.chunked_array([[rule]]), pa.chunked_array([[reason]]))
+
+    def refuse_each(self, places: NDArray[np.int64], refused: pa.Table) -> None:
+        """Refuse document `places[i]` as row i of decisions says; a later row replaces an earlier one."""
+        self.row[places] = self._rows + np.arange(len(places))
+        self.value[places] = np.nan_to_num(refused["value"].fill_null(0.0).to_numpy())
+        self._append(refused["rule"], refused["reason"])
+
+    def spare(self, documents: NDArray[np.bool_]) -> None:
+        """Take back what speaks against these."""
+        self.row[documents] = -1
+
+    def texts(self, documents: NDArray[np.int64]) -> tuple[pa.Array, pa.Array]:
+        """Rule and reason of refused documents."""
+        wanted = pa.array(self.row[documents])
+        rules, reasons = (
+            pa.concat_arrays([pa.array([], pa.string()), *(chunk for part in parts for chunk in part.chunks)]).take(wanted)
+            for parts in (self._rules, self._reasons)
+        )
+        return rules, reasons
+
+    def _append(self, rules: pa.ChunkedArray, reasons: pa.ChunkedArray) -> None:
+        self._rules.append(rules.cast(pa.string()))
+        self._reasons.append(reasons.cast(pa.string()))
+        self._rows += len(rules)
 
 
 @dataclass(frozen=True)
 class Refusals:
-    """Why each document was refused before selection; "" where it was not. The rules come before the duplicates."""
+    """What the stages before said: the verdicts, and which documents dedup refused for what."""
 
-    rule: NDArray[np.object_]
-    reason: NDArray[np.object_]
+    verdicts: Verdicts
     contaminated: NDArray[np.bool_]
     duplicate: NDArray[np.bool_]
 
@@ -86,12 +153,13 @@ def read_pool(run: StageRun) -> Pool:
     Raises:
         StageFailedError: they are not of the same documents.
     """
-    documents = read_tables(run.input("ingest").files("documents"), ["doc_id", "domain", "source", "created_at", "text_hash"])
+    columns = ["doc_id", "kind", "domain", "source", "created_at", "text_hash"]
+    documents = read_tables(run.input("ingest").files("documents"), columns)
     signals = read_tables(run.input("score").files("signals"), ["doc_id", "quality", "est_tokens"])
     splits = read_tables(run.input("split").files("splits"))
     clusters = read_tables(run.input("dedup").files("clusters"), ["doc_id", "cluster_id"])
     unordered = ids_of(documents["doc_id"])
-    order = np.argsort(unordered, kind="stable")
+    order = order_of(unordered)
     ids = unordered[order]
     if not (np.array_equal(unordered, ids_of(signals["doc_id"])) and np.array_equal(ids, ids_of(splits["doc_id"]))):
         raise StageFailedError(
@@ -104,6 +172,7 @@ def read_pool(run: StageRun) -> Pool:
     return Pool(
         ids=ids,
         position=order,
+        kind=Labels.of(documents["kind"], order),
         domain=Labels.of(documents["domain"], order),
         source=Labels.of(documents["source"], order),
         created=created[order],
@@ -117,16 +186,20 @@ def read_pool(run: StageRun) -> Pool:
 
 def read_refusals(run: StageRun, ids: Ids) -> Refusals:
     """The first refusal of each document: of `score`, then of `dedup`; by rule name within a stage."""
-    rule = np.full(len(ids), "", dtype=object)
-    reason = np.full(len(ids), "", dtype=object)
+    verdicts = Verdicts(len(ids))
     marks = {name: np.zeros(len(ids), dtype=bool) for name in ("contamination", "exact_duplicate", "near_duplicate")}
     for stage in ("dedup", "score"):  # the later one overwrites
-        decisions = read_tables(run.input(stage).files("decisions"), ["doc_id", "rule", "kept", "reason"])
-        refused = decisions.filter(pc.invert(decisions["kept"])).sort_by([("doc_id", "descending"), ("rule", "descending")])
+        refused = _refused(run.input(stage).files("decisions"))
         places = places_of(ids_of(refused["doc_id"]), ids)
-        rules = refused["rule"].to_numpy(zero_copy_only=False).astype(object)
-        rule[places] = rules
-        reason[places] = refused["reason"].to_numpy(zero_copy_only=False)
+        verdicts.refuse_each(places, refused)
         for name, mark in marks.items():
-            mark[places[rules == name]] = True
-    return Refusals(rule, reason, marks["contamination"], marks["exact_duplicate"] | marks["near_duplicate"])
+            mark[places[pc.equal(refused["rule"], name).to_numpy()]] = True
+    return Refusals(verdicts, marks["contamination"], marks["exact_duplicate"] | marks["near_duplicate"])
+
+
+def _refused(files: Sequence[Path]) -> pa.Table:
+    """Refusals by rule name, last name first."""
+    columns = ["doc_id", "rule", "reason", "value"]
+    parts = [pq.read_table(file, columns=columns, filters=[("kept", "=", False)]) for file in files]
+    table = pa.concat_tables(parts)
+    return table.take(pc.sort_indices(table["rule"], sort_keys=[("", "descending")])) if table.num_rows else table

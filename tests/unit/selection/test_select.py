@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.config.data import SelectConfig
-from pipeline_lib.selection.diversity import clusters_of, scores_of, vendi_score
-from pipeline_lib.selection.features import UNIT, normalised
+from pipeline_lib.selection.diversity import clusters_of, gains_of, vendi_score
+from pipeline_lib.selection.features import UNIT
 from pipeline_lib.selection.shares import domain_budgets
 
 NO_FLOOR = {"floor_per_domain": 0, "dev_share": 0.001, "test_share": 0.001}
@@ -63,7 +63,12 @@ def test_every_document_is_selected_or_rejected_with_its_reason(tmp_path: Path) 
 
 def test_budget_goes_to_the_better_and_more_novel(tmp_path: Path) -> None:
     rows = corpus()
-    run = Run(tmp_path, rows, split=NO_FLOOR, select={"target_tokens": 4000, "domain_balance": "none", "quality_weight": 1.0})
+    run = Run(
+        tmp_path,
+        rows,
+        split=NO_FLOOR,
+        select={"target_tokens": 4000, "domain_balance": "none", "diversity_weight": 0.0, "refill": 0},
+    )
     assert 3800 < tokens(run) <= 4000
     quality = {row["name"]: row["quality"] for row in rows}
     for domain in ("code", "prose"):
@@ -81,8 +86,8 @@ def test_novelty_prefers_topics_that_are_not_there_yet(tmp_path: Path) -> None:
         rows.append(document(f"same{i}", " ".join(rng.permutation(sentences)[:24]), est_tokens=100, quality=0.6))
     rows += [document(f"other{i}", " ".join(words(rng, 120, 10**6)), est_tokens=100, quality=0.5) for i in range(30)]
     settings = {"split": NO_FLOOR, "files": 2}
-    novel = Run(tmp_path, rows, select={"target_tokens": 4000, "quality_weight": 0.3}, **settings)
-    greedy = Run(tmp_path, rows, select={"target_tokens": 4000, "quality_weight": 1.0}, **settings)
+    novel = Run(tmp_path, rows, select={"target_tokens": 4000, "diversity_weight": 0.7}, **settings)
+    greedy = Run(tmp_path, rows, select={"target_tokens": 4000, "diversity_weight": 0.0}, **settings)
     counts = [Counter(name.rstrip("0123456789") for name in chosen(run)) for run in (novel, greedy)]
     assert counts[0]["other"] > 25
     assert counts[1]["other"] == 0
@@ -113,14 +118,27 @@ def test_small_domains_repeat_up_to_the_cap(tmp_path: Path) -> None:
     assert tokens(run) <= 9000
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=8), st.integers(1, 10**7), st.integers(1, 4), st.floats(0, 1))
-def test_budgets_keep_target_and_caps(sizes: list[int], target: int, repeats: int, temperature: float) -> None:
-    for balance in ("none", "temperature", "unimax"):
-        config = SelectConfig(domain_balance=balance, max_repeats=repeats, temperature=temperature)
-        budget = domain_budgets(np.array(sizes), target, config)
-        assert (budget <= np.array(sizes) * repeats).all()
+@given(
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=8), st.integers(1, 10**7), st.integers(1, 4), st.floats(0, 1), st.data()
+)
+def test_budgets_keep_target_floors_and_caps(
+    sizes: list[int], target: int, repeats: int, temperature: float, data: st.DataObject
+) -> None:
+    names, available = [f"d{i}" for i in range(len(sizes))], np.array(sizes)
+    least = np.array([data.draw(st.integers(0, min(size, target // len(sizes)))) for size in sizes])
+    weights = {"d0": 2.0, "*": data.draw(st.floats(0, 3))}
+    for balance in ("none", "temperature", "unimax", "weights"):
+        given_weights = weights if balance == "weights" else {}
+        config = SelectConfig(
+            domain_balance=balance, max_repeats=repeats, temperature=temperature, domain_weights=given_weights, epoch_cap=2.5
+        )
+        budget, wishes = domain_budgets(names, available, least, target, config)
+        cap = np.maximum(np.floor(available * min(repeats, 2.5)), least)
+        assert (budget <= cap).all()
+        assert (budget >= least).all()
         assert budget.sum() <= target
-        assert budget.sum() >= min(target, sum(sizes) * repeats) - len(sizes)
+        grows = (wishes > 0) & (available > 0)
+        assert budget.sum() >= min(target, cap[grows].sum() + least[~grows].sum()) - len(sizes)
 
 
 def test_older_documents_count_less(tmp_path: Path) -> None:
@@ -147,31 +165,35 @@ def test_same_bytes_for_any_layout_and_workers(tmp_path: Path) -> None:
         assert one.artifact("select").file(table).read_bytes() == two.artifact("select").file(table).read_bytes()
 
 
-def test_greedy_scores_are_the_order_of_a_plain_greedy_choice() -> None:
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    return np.rint(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * UNIT).astype(np.int8)
+
+
+def test_gains_are_the_order_of_a_plain_greedy_choice() -> None:
     rng = np.random.default_rng(5)
-    vectors = rng.integers(-100, 100, (60, 64)).astype(np.int16)
-    vectors[30:] = vectors[:30] + rng.integers(-20, 20, (30, 64))
-    quality = rng.random(60)
-    scores = scores_of(vectors, rng.random(60), quality, np.ones(60), 0.4)
-    unit = normalised(vectors).astype(np.float64) / UNIT
+    raw = rng.normal(size=(60, 64))
+    raw[30:] = raw[:30] + rng.normal(size=(30, 64)) / 4
+    vectors, quality, recency = unit_vectors(raw), rng.random(60), rng.random(60) / 2 + 0.5
+    gains = gains_of(vectors, rng.random(60), quality, recency, diversity_weight=0.6)
+    unit = vectors.astype(np.float64) / UNIT
     left, chosen_order, novelty = set(range(60)), [], np.ones(60)
     while left:
-        gain = {i: 0.4 * quality[i] + 0.6 * novelty[i] for i in left}
+        gain = {i: (0.4 * quality[i] + 0.6 * novelty[i]) * recency[i] for i in left}
         best = max(sorted(left), key=gain.__getitem__)
-        assert scores[best] == pytest.approx(gain[best])
+        assert gains[best] == pytest.approx(gain[best], abs=1e-6)
         left.remove(best)
         chosen_order.append(best)
-        novelty = np.minimum(novelty, 1 - np.maximum(unit @ unit[best], 0))
-    assert (np.diff(scores[chosen_order]) <= 1e-12).all()
+        novelty = np.minimum(novelty, 1 - np.clip(unit @ unit[best], 0, 1))
+    assert (np.diff(gains[chosen_order]) <= 1e-9).all()
 
 
-def test_clusters_are_topics_and_vendi_counts_them() -> None:
+def test_clusters_hold_similar_documents_and_vendi_counts_topics() -> None:
     rng = np.random.default_rng(6)
-    topics = rng.integers(-300, 300, (5, 64))
-    topic = np.arange(1500) % 5
-    vectors = (topics[topic] + rng.integers(-30, 30, (1500, 64))).astype(np.int16)
-    found = clusters_of(normalised(vectors), rng.random(1500))
-    assert len(np.unique(found)) == 3
-    assert all(len(np.unique(found[topic == t])) == 1 for t in range(5))
-    assert 3 < vendi_score(vectors, rng.random(1500)) < 7
+    topics, topic = rng.normal(size=(5, 64)), np.arange(2000) % 5
+    vectors = unit_vectors(topics[topic] + rng.normal(size=(2000, 64)) / 10)
+    found = clusters_of(vectors, rng.random(2000))
+    purity = [np.bincount(topic[found == c]).max() / (found == c).sum() for c in np.unique(found)]
+    assert len(purity) > 8
+    assert np.mean(purity) > 0.9
+    assert 4 < vendi_score(vectors, rng.random(2000)) < 7
     assert vendi_score(vectors[topic == 0][:1], np.zeros(1)) == 1.0
