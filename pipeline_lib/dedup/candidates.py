@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline_lib.dedup.verify import distinct
 from pipeline_lib.tables.duck import connect
 
 SPLITS = 3  # further bands; 100,000 documents of which half share a hash in each band are parts of 13,000 then
@@ -147,7 +148,7 @@ def equal_bands(index: BandIndex, left: Numbers, right: Numbers) -> NDArray[np.i
     hit = np.zeros(len(left), dtype=np.int32)
     for band in range(index.bands if len(left) else 0):
         column = index.column(band)
-        hit += column[left] == column[right]
+        hit += (column[left] == column[right]) & (column[left] != 0)
     return hit
 
 
@@ -194,7 +195,8 @@ def _split(index: BandIndex, members: Members, ranks: Ranks, limit: int) -> tupl
     """Rows and pairs of the large buckets."""
     if not len(members.number):
         return no_buckets(), members.number, members.number
-    known, place = np.unique(members.number, return_inverse=True)
+    known, places = distinct(len(index), members.number)
+    place = places[members.number]
     orders = ranks(known)
     columns = np.stack([index.column(band)[known] for band in range(index.bands)])
     band = members.band
@@ -251,5 +253,5 @@ def _still_proposed(index: BandIndex, known: Known, buckets: Buckets, members: N
     for band in range(index.bands if len(doubtful) else 0):
         column = index.column(band)
         ours, other = column[left], column[right]
-        kept[doubtful] |= (ours == other) & ~np.isin(ours, buckets.hash[buckets.band == band])
+        kept[doubtful] |= (ours == other) & (ours != 0) & ~np.isin(ours, buckets.hash[buckets.band == band])
     return kept

@@ -24,6 +24,7 @@ from pipeline_lib.dedup.evidence import (
 )
 from pipeline_lib.dedup.nights import Seniors
 from pipeline_lib.dedup.settle import Pairs, Settled, settle
+from pipeline_lib.dedup.verify import distinct
 from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.tables.ids import Ids, ids_of
 from pipeline_lib.tables.parquet import read_tables
@@ -137,7 +138,7 @@ def pairs_of(
     corpus: Corpus, left: NDArray[np.int64], right: NDArray[np.int64], columns: dict[str, NDArray[Any]]
 ) -> tuple[Documents, Pairs]:
     """The documents of pairs given by number, and the pairs by place in them, ordered by id."""
-    documents = corpus.read(np.unique(np.concatenate([left, right])))
+    documents = corpus.read(distinct(len(corpus), left, right)[0])
     one, other = documents.places(left), documents.places(right)
     a, b = np.minimum(one, other), np.maximum(one, other)
     order = np.lexsort((b, a))

@@ -26,7 +26,7 @@ from pipeline_lib.dedup.minhash import Index, index_file, proposal_probability, 
 from pipeline_lib.dedup.nights import Lent, Seniors, borrow, index_identity, lender
 from pipeline_lib.dedup.settle import Pairs
 from pipeline_lib.dedup.shingles import Shingles
-from pipeline_lib.dedup.verify import Place, similarities
+from pipeline_lib.dedup.verify import Place, distinct, similarities
 from pipeline_lib.tables.parquet import read_tables, write_table
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.resolve import parent_of
@@ -75,11 +75,11 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
         "documents": len(corpus),
         "bytes": corpus.bytes_of_text(),
         "pairs_proposed": len(proposed.left),
+        "pairs_verified": verified,  # the others were verified on an earlier night
         **{name: number for name, number in found.numbers.items() if name != "kept"},
         "buckets_cut": int((proposed.buckets.cut > 0).sum()),
         "proposed_at_threshold": round(proposal_probability(dedup.threshold, dedup.bands, dedup.rows), 6),
     }
-    run.services.log(f"dedup: {verified} of {len(proposed.left)} proposed pairs were verified tonight")
     return Outcome(
         metrics=metrics,
         counts={"in": len(corpus), "out": found.numbers["kept"] + found.numbers["dropped"], **_kept(found)},
@@ -146,12 +146,12 @@ def _verify(
     count = len(proposed.left)
     there, jaccard, containment = lent.scores(proposed) if lent else (np.zeros(count, bool), np.zeros(count), np.zeros(count))
     new = np.flatnonzero(~there)
-    numbers, ends = np.unique(np.concatenate([proposed.left[new], proposed.right[new]]), return_inverse=True)
+    left, right = proposed.left[new], proposed.right[new]
+    numbers, places = distinct(len(corpus), left, right)
     file = np.searchsorted(corpus.starts, numbers, side="right") - 1
     place = Place(corpus.documents, file, numbers - corpus.starts[file])
-    left, right = np.split(ends, 2)
     jaccard[new], containment[new] = similarities(
-        left, right, place, Shingles.of(config), mapper=run.services.mapper, scratch=run.keep("scratch")
+        places[left], places[right], place, Shingles.of(config), mapper=run.services.mapper, scratch=run.keep("scratch")
     )
     same, none = np.ones(len(equal.copies)), np.zeros(len(equal.copies), dtype=np.int32)
     columns = {

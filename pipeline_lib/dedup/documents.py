@@ -46,8 +46,9 @@ class Documents:
 
     def places(self, numbers: Numbers) -> Numbers:
         """Where documents stand here, by their number in the corpus."""
-        order = np.argsort(self.number)
-        return order[np.searchsorted(self.number, numbers, sorter=order)]
+        place = np.empty(self.number.max(initial=-1) + 1, dtype=np.int64)
+        place[self.number] = np.arange(len(self))
+        return np.asarray(place[numbers], dtype=np.int64)
 
     def marked(self, ids: Ids) -> NDArray[np.bool_]:
         """Which ones are among some ids."""

@@ -27,6 +27,17 @@ BATCH_ROWS = 4096
 Numbers = NDArray[np.int64]
 
 
+def distinct(count: int, *parts: Numbers) -> tuple[Numbers, Numbers]:
+    """The document numbers (below `count`) that occur, ascending; and the place of each number among them.
+
+    Memory: 9 bytes a document; no sorting, so it does not matter how many numbers there are.
+    """
+    there = np.zeros(count, dtype=bool)
+    for part in parts:
+        there[part] = True
+    return np.flatnonzero(there), np.cumsum(there) - 1
+
+
 @dataclass(frozen=True)
 class Place:
     """Where each of some documents lies: file and row in it."""
@@ -91,7 +102,7 @@ def similarities(
     """
     apply = mapper or thread_mapper(1)
     with tempfile.TemporaryDirectory(prefix="shingles-", dir=scratch) as folder:
-        sets = _spill(np.unique(np.concatenate([left, right])), place, shingles, apply, Path(folder))
+        sets = _spill(distinct(len(place), left, right)[0], place, shingles, apply, Path(folder))
         blocks = list(_blocks(left, right, sets.size, block_hashes))
         found = apply(partial(_shared, sets), [(left[block], right[block]) for block in blocks])
     shared = np.zeros(len(left), dtype=np.int64)
@@ -155,15 +166,16 @@ def _blocks(left: Numbers, right: Numbers, size: Numbers, limit: int) -> Iterato
     kernels.components(left, right, root)
     order = np.lexsort((right, left, root[left]))
     ends = np.stack([left[order], right[order]], axis=1).ravel()
-    first = np.zeros(len(ends), dtype=bool)
-    first[np.unique(ends, return_index=True)[1]] = True  # a set counts where it is needed first
-    total = np.cumsum(np.where(first, size[ends], 0).reshape(-1, 2).sum(axis=1))
+    needed_at = np.full(len(size), -1)
+    needed_at[ends[::-1]] = np.arange(len(ends))[::-1]  # the last one written is the first end: a set counts once
+    total = np.cumsum(np.where(needed_at[ends] == np.arange(len(ends)), size[ends], 0).reshape(-1, 2).sum(axis=1))
     marks = np.arange(limit, int(total[-1]) + limit, limit) if len(total) else total
     waiting = [block for block in reversed(np.split(order, np.searchsorted(total, marks, side="right"))) if len(block)]
     while waiting:
         block = waiting.pop()
-        needed = np.unique(np.concatenate([left[block], right[block]]))
-        if len(block) > 1 and size[needed].sum() > 2 * limit:  # sets that earlier blocks need, too, are not counted above
+        if (
+            len(block) > 1 and size[distinct(len(size), left[block], right[block])[0]].sum() > 2 * limit
+        ):  # sets that earlier blocks need, too, are not counted above
             waiting += [block[len(block) // 2 :], block[: len(block) // 2]]
         else:
             yield block
@@ -171,9 +183,9 @@ def _blocks(left: Numbers, right: Numbers, size: Numbers, limit: int) -> Iterato
 
 def _shared(sets: Sets, block: tuple[Numbers, Numbers]) -> Numbers:
     """Shingles that both documents of each pair have."""
-    needed, ends = np.unique(np.concatenate(block), return_inverse=True)
+    left, right = block
+    needed, place = distinct(len(sets.size), left, right)
     hashes, bounds = sets.fetch(needed)
-    out = np.empty(len(block[0]), dtype=np.int64)
-    left, right = np.split(ends.astype(np.int64), 2)
-    kernels.shared_shingles(hashes, bounds, left, right, out)
+    out = np.empty(len(left), dtype=np.int64)
+    kernels.shared_shingles(hashes, bounds, place[left], place[right], out)
     return out

@@ -1,0 +1,108 @@
+"""Candidate pairs, on made hashes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_lib.dedup.candidates import SPLITS, Candidates, Known, propose
+from pipeline_lib.dedup.minhash import Hashes
+
+LIMIT = 4
+
+
+def found(hashes: np.ndarray, rank: np.ndarray, *, limit: int = LIMIT, **night: object) -> Candidates:
+    taking_part = np.ones(hashes.shape[1], dtype=bool)
+    return propose(Hashes(hashes), taking_part, lambda numbers: (rank[numbers],), limit, **night)
+
+
+def pairs(candidates: Candidates) -> list[tuple[int, int]]:
+    return list(zip(candidates.left.tolist(), candidates.right.tolist(), strict=True))
+
+
+@st.composite
+def corpora(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Hashes of few values, so that buckets are large; ranks; and the documents of each night."""
+    count = draw(st.integers(2, 30))
+    bands = draw(st.integers(1, 4))
+    values = draw(st.integers(1, 6))
+    drawn = draw(st.lists(st.integers(0, values), min_size=count * bands, max_size=count * bands))
+    rank = np.array(draw(st.permutations(range(count))), dtype=np.int64)
+    return np.array(drawn, dtype=np.uint64).reshape(bands, count), rank, sorted(draw(st.sets(st.integers(1, count), max_size=3)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(corpora())
+def test_small_buckets_give_all_pairs_and_no_pair_is_invented(corpus) -> None:
+    hashes, rank, _ = corpus
+    all_pairs = pairs(found(hashes, rank, limit=100))
+    count = hashes.shape[1]
+    equal = {(a, b): int(((hashes[:, a] == hashes[:, b]) & (hashes[:, a] != 0)).sum()) for b in range(count) for a in range(b)}
+    assert all_pairs == sorted(pair for pair, bands in equal.items() if bands)
+    some = found(hashes, rank)
+    assert set(pairs(some)) <= set(all_pairs)
+    assert [equal[pair] for pair in pairs(some)] == some.bands_hit.tolist()
+    sizes = {(band, int(h)): int((hashes[band] == h).sum()) for band in range(len(hashes)) for h in hashes[band] if h}
+    large = {key: size for key, size in sizes.items() if size > LIMIT}
+    rows = zip(some.buckets.band, some.buckets.hash, some.buckets.documents, strict=True)
+    assert {(int(band), int(h)): int(size) for band, h, size in rows} == large
+    for band, h in large:  # the best of a large bucket meets every member, so it can remove them
+        members = np.flatnonzero(hashes[band] == h)
+        best = int(members[np.argmin(rank[members])])
+        assert {(min(best, m), max(best, m)) for m in members.tolist() if m != best} <= set(pairs(some))
+
+
+@settings(max_examples=15, deadline=None)
+@given(corpora())
+def test_nights_propose_what_one_run_proposes(corpus) -> None:
+    hashes, rank, cuts = corpus
+    count = hashes.shape[1]
+    known, before = None, 0
+    for until in [*cuts, count]:
+        part = hashes[:, :until]
+        whole = found(part, rank)
+        step = found(part, rank, fresh=np.arange(until) >= before, known=known) if known else whole
+        assert pairs(step) == pairs(whole)
+        assert step.bands_hit.tolist() == whole.bands_hit.tolist()
+        for name in ("band", "hash", "documents", "cut"):
+            assert getattr(step.buckets, name).tolist() == getattr(whole.buckets, name).tolist()
+        known, before = Known(step.left, step.right, step.buckets), until
+
+
+def test_a_large_bucket_is_split_by_further_bands() -> None:
+    """40 documents share the first band; in the second they are ten groups of four."""
+    hashes = np.stack([np.full(40, 7), np.arange(40) // 4 + 1, np.arange(40) + 100]).astype(np.uint64)
+    proposed = found(hashes, np.arange(40))
+    star, groups = {(0, i) for i in range(1, 40)}, {(a, b) for b in range(40) for a in range(b) if a // 4 == b // 4}
+    assert set(pairs(proposed)) == star | groups
+    assert proposed.buckets.documents.tolist() == [40]
+    assert proposed.buckets.cut.tolist() == [0]
+
+
+def test_what_no_band_tells_apart_is_cut_and_counted() -> None:
+    hashes = np.full((SPLITS + 2, 10), 7, dtype=np.uint64)
+    proposed = found(hashes, np.arange(10)[::-1].copy())
+    assert pairs(proposed) == [(i, 9) for i in range(9)]
+    assert proposed.buckets.cut.tolist() == [10] * (SPLITS + 2)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_to_compare(count: int) -> None:
+    assert pairs(found(np.ones((3, count), dtype=np.uint64), np.arange(count))) == []
+
+
+def test_a_bucket_of_100_000_documents() -> None:
+    """Each of them also shares other bands with a few: the number of pairs stays a small multiple of the documents."""
+    rng = np.random.default_rng(0)
+    count = 100_000
+    hashes = rng.integers(1, 20_000, (6, count)).astype(np.uint64)
+    hashes[0] = 7
+    hashes[1] += np.uint64(10)
+    hashes[1, ::2] = 8
+    proposed = found(hashes, np.arange(count), limit=200)
+    assert proposed.buckets.documents.tolist() == [count, count // 2]
+    assert proposed.buckets.cut.tolist() == [0, 0]
+    met = np.zeros(count, dtype=bool)
+    met[proposed.right[proposed.left == 0]] = True
+    assert met[1:].all()
+    assert len(proposed.left) < 20 * count
