@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from packing_toy import run_toy
+from pyarrow import ipc
 from torch.utils.data import DataLoader
 
 from pipeline_lib.errors import DamagedError
@@ -64,6 +65,36 @@ def test_tensors_of_a_sequence(tmp_path: Path) -> None:
     assert item["labels"].tolist() == [2, -100, -100, 5, 6, 7, -100, 9, 10, 11, 12, 13, 14, -100, -100, -100]
     assert item["document_lengths"].tolist() == [5, 8, 3]
     assert all(tensor.dtype == torch.int64 for tensor in item.values())
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_every_column_reads_as_pyarrow_reads_it_over_many_record_batches(tmp_path: Path, codec: str, wide: bool) -> None:
+    rng = np.random.default_rng(5)
+    pieces = rng.integers(1, 9, 700)
+    piece_starts = np.append(0, np.cumsum(pieces))
+    doc_len = rng.integers(1, 40, piece_starts[-1])
+    token_starts = np.append(0, np.cumsum(doc_len))[piece_starts]
+    spans = [[1, 2] if i % 5 == 0 else [0, 1, 2, 3] if i % 7 == 0 else [] for i in range(700)]
+    table = chunk_table(
+        rng.integers(0, 100_000 if wide else 60_000, token_starts[-1]).astype(np.uint32), token_starts, piece_starts,
+        doc_len=doc_len, doc_row=rng.integers(0, 10**12, len(doc_len)), doc_off=rng.integers(0, 10**6, len(doc_len)),
+        no_loss=pa.array(spans, pa.list_(pa.int32())), wide=wide,
+    )  # fmt: skip
+    facts = commit_chunk(tmp_path, Range("train", 0, 0, 9), Packed(table, 0, 0), ChunkSettings(400, 100_000, 0, 1, codec))
+    plain = ipc.open_file(facts.file(tmp_path))
+    assert plain.num_record_batches > 10
+    reader = SequenceReader(tmp_path, [facts], "train")
+    high = table["tokens_high"].to_pylist() if wide else None
+    for i, row in enumerate(plain.read_all().select(["tokens", "doc_len", "doc_row", "doc_off", "no_loss"]).to_pylist()):
+        found = reader[i]
+        tokens = [low + (top << 16) for low, top in zip(row["tokens"], high[i], strict=True)] if high else row["tokens"]
+        assert found.tokens.tolist() == tokens
+        assert found.no_loss.ravel().tolist() == row["no_loss"]
+        assert [found.doc_len.tolist(), found.doc_row.tolist(), found.doc_off.tolist()] == [
+            row["doc_len"], row["doc_row"], row["doc_off"],
+        ]  # fmt: skip
+    assert np.concatenate(list(reader.scan())).tolist() == [token for i in range(700) for token in reader[i].tokens.tolist()]
 
 
 def test_dataset_batches_and_provenance(tmp_path: Path) -> None:
