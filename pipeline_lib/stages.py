@@ -16,13 +16,13 @@ STAGES: tuple[Stage, ...] = (
         reads={"ingest": ("documents", "details"), "score": ("signals", "decisions"), "suites": ("suite_items",)},
         sections=("dedup",),
     ),
-    Stage("split", 1, "pure", "pipeline_lib.corpus.split:split", reads={"ingest": ("documents",), "dedup": ("clusters",)},
+    Stage("split", 2, "pure", "pipeline_lib.corpus.split:split", reads={"ingest": ("documents",), "dedup": ("clusters",)},
           sections=("split",), seeded=True),
     Stage(
         "select", 2, "pure", "pipeline_lib.selection.select:select",
         reads={
             "suites": ("suite_items",), "ingest": ("documents",), "score": ("signals", "decisions"),
-            "dedup": ("clusters", "decisions"), "split": ("splits",),
+            "dedup": ("clusters", "decisions"), "split": ("splits", "decisions"),
         },
         sections=("select",), seeded=True, outside="pipeline_lib.selection.target:file_digests",
         uses={"world": "pipeline_lib.validation.statements:training_statements"},
@@ -52,7 +52,7 @@ STAGES: tuple[Stage, ...] = (
           uses={"controller": "pipeline_lib.planning.controller:WindowController"}, extends=("model", "callback"),
           outside="pipeline_lib.training.start:file_digests"),
     Stage("validate", 3, "pure", "pipeline_lib.validation.validate:validate",
-          reads={"suites": ("suite_items",), "ingest": ("documents",), "select": ("selection",), "train": ("model",)},
+          reads={"suites": ("suite_items", "details"), "ingest": ("documents",), "select": ("selection",), "train": ("model",)},
           sections=("validation",), seeded=True),
 )  # fmt: skip
 

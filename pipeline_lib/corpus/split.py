@@ -11,20 +11,25 @@ domain's clusters if that is less, so the floor never takes more than a third of
 - only in a domain of less than six floors of clusters, where the floor itself still grows, can a train document be drawn into it;
 - a document joins its cluster without effect, unless it is older than the whole cluster or ties two clusters together: then the
   cluster's name is that of the earliest document.
-Along a chain of nightly selections nothing moves at all: `selection` keeps the side of every document it has chosen before.
+**With a parent** (an earlier split) nothing moves at all: a document that it knows keeps its side, and a new document takes the
+side of the known ones in its cluster. A new document of a cluster that is held out is neither trained on nor tested on: it is
+refused by a decision (`near_dev`, `near_test`), so that dev and test stay what they were. Where a new document ties together
+clusters of several sides, it is held out, too; the known ones stay apart: they are no direct duplicates of each other.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline_lib.config.data import SplitConfig
-from pipeline_lib.tables.ids import draw, id_column, ids_of, places_of
+from pipeline_lib.tables.ids import Ids, draw, id_column, ids_of, places_of
 from pipeline_lib.tables.parquet import read_tables, write_table
-from pipeline_lib.tables.schemas import SPLITS
-from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.tables.schemas import DECISIONS, SPLITS
+from pipeline_lib.workspace.artifact import Artifact, SummaryTable
+from pipeline_lib.workspace.resolve import parent_of
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 SIDES = np.array(["train", "dev", "test"])
@@ -57,8 +62,37 @@ def sides_of(draws: NDArray[np.float64], domains: NDArray[np.int64], config: Spl
     return sides
 
 
+def keep_sides(
+    ids: Ids, head: NDArray[np.int64], drawn: NDArray[np.int64], known: Ids, known_side: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Sides with a parent, and which documents are refused because a held-out one is in their cluster.
+
+    Args:
+        ids: documents, sorted.
+        head: number of the document that names each one's cluster.
+        drawn: sides as they would be without a parent.
+        known: documents of the parent.
+        known_side: their sides there.
+    """
+    places = places_of(known, ids)
+    here = places >= 0
+    side = drawn.copy()
+    old = np.zeros(len(ids), dtype=bool)
+    old[places[here]] = True
+    side[places[here]] = known_side[here]
+    strictest = np.full(len(ids), -1, dtype=np.int64)  # of the known members, by cluster: test before dev before train
+    np.maximum.at(strictest, head[old], side[old])
+    joins = ~old & (strictest[head] >= 0)
+    side[joins] = strictest[head[joins]]
+    return side, joins & (side > 0)
+
+
 def split(run: StageRun, *, split: SplitConfig) -> Outcome:
-    """See the module. Reads documents (id and domain) and clusters; a document without a cluster row is a cluster of its own."""
+    """See the module. Reads documents (id and domain) and clusters; a document without a cluster row is a cluster of its own.
+
+    Raises:
+        StageFailedError: the parent is not what it was.
+    """
     documents = read_tables(run.input("ingest").files("documents"), ["doc_id", "domain"])
     clusters = read_tables(run.input("dedup").files("clusters"), ["doc_id", "cluster_id"])
     ids = ids_of(documents["doc_id"])
@@ -70,24 +104,46 @@ def split(run: StageRun, *, split: SplitConfig) -> Outcome:
     head = np.arange(len(ids))
     member = places_of(ids_of(clusters["doc_id"]), ids)
     head[member] = places_of(ids_of(clusters["cluster_id"]), ids)
-
+    parent = parent_of(run, split.parent)
     heads = np.unique(head)
-    side_of_head = np.zeros(len(ids), dtype=np.int64)
-    side_of_head[heads] = sides_of(draw(ids[heads], run.seed), domains[heads], split)
-    side = side_of_head[head]
+    drawn = np.zeros(len(ids), dtype=np.int64)
+    drawn[heads] = sides_of(draw(ids[heads], run.seed), domains[heads], split)
+    side, refused = drawn[head], np.zeros(len(ids), dtype=bool)
+    if parent:
+        side, refused = keep_sides(ids, head, side, *_known(parent))
     rows = write_table(pa.table([id_column(ids), SIDES[side]], schema=SPLITS), run.path("splits", "splits.parquet"))
+    write_table(_decisions(ids[refused], side[refused]), run.path("decisions", "decisions.parquet"))
 
     counted = {
-        str(name): {"documents": int((side == s).sum()), "clusters": int((side_of_head[heads] == s).sum())}
+        str(name): {"documents": int((side == s).sum()), "clusters": len(np.unique(head[side == s]))}
         for s, name in enumerate(SIDES)
     }
+    late = {f"refused_near_{SIDES[s]}": int((refused & (side == s)).sum()) for s in (1, 2)}
+    if refused.any():
+        run.event("late_duplicates_of_held_out", **late)
     table = [(names[d], *(int(((side == s) & (domains == d)).sum()) for s in range(len(SIDES)))) for d in np.unique(domains)]
     for name, *on_side in table:
         if empty := [str(SIDES[s]) for s in range(len(SIDES)) if not on_side[s]]:
             run.event("domain_missing_on_a_side", domain=name, sides=empty)
     return Outcome(
-        metrics={f"{name}_{what}": number for name, numbers in counted.items() for what, number in numbers.items()},
+        metrics={f"{name}_{what}": number for name, numbers in counted.items() for what, number in numbers.items()} | late,
         counts={"in": len(documents), "out": rows},
         summary=SummaryTable(("domain", *map(str, SIDES)), sorted(table), "Documents a side"),
-        details={"sides": counted},
+        details={"sides": counted, "parent": parent.key if parent else ""},
     )
+
+
+def _known(parent: Artifact) -> tuple[Ids, NDArray[np.int64]]:
+    """Documents of an earlier split and their sides. What it refused is new again: it will be refused again."""
+    before, refused = read_tables(parent.files("splits")), read_tables(parent.files("decisions"), ["doc_id"])
+    before = before.filter(pc.invert(pc.is_in(before["doc_id"], value_set=refused["doc_id"].combine_chunks())))
+    return ids_of(before["doc_id"]), np.asarray(pc.index_in(before["side"], pa.array(SIDES)).to_numpy(), dtype=np.int64)
+
+
+def _decisions(ids: Ids, side: NDArray[np.int64]) -> pa.Table:
+    """A refusal for each late duplicate of a held-out document."""
+    rules = pa.array(["", "near_dev", "near_test"]).take(pa.array(side))
+    reasons = pa.array(["", *(f"in the cluster of a document that was held out for {SIDES[s]} earlier" for s in (1, 2))])
+    stage = pa.array(["split"]).take(pa.array(np.zeros(len(ids), dtype=np.int64)))
+    columns = [id_column(ids), stage, rules, np.zeros(len(ids), dtype=bool), reasons.take(pa.array(side)), np.ones(len(ids))]
+    return pa.table(columns, schema=DECISIONS)

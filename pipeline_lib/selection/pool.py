@@ -185,10 +185,10 @@ def read_pool(run: StageRun) -> Pool:
 
 
 def read_refusals(run: StageRun, ids: Ids) -> Refusals:
-    """The first refusal of each document: of `score`, then of `dedup`; by rule name within a stage."""
+    """The first refusal of each document: of `score`, then of `dedup`, then of `split`; by rule name within a stage."""
     verdicts = Verdicts(len(ids))
     marks = {name: np.zeros(len(ids), dtype=bool) for name in ("contamination", "exact_duplicate", "near_duplicate")}
-    for stage in ("dedup", "score"):  # the later one overwrites
+    for stage in ("split", "dedup", "score"):  # the later one overwrites
         refused = _refused(run.input(stage).files("decisions"))
         places = places_of(ids_of(refused["doc_id"]), ids)
         verdicts.refuse_each(places, refused)

@@ -1,7 +1,7 @@
 """Made corpora for near-duplicate search: a million documents of 1 kB, skewed ones, and texts with planted edits.
 
-A corpus is a folder with `documents/*.parquet` and `signals/*.parquet`, as the stages ingest and score leave them. `Stages` runs the
-real stages dedup and split on it. The same arguments give the same bytes.
+A corpus is a folder with `documents/*.parquet` and `signals/*.parquet`, as the stages ingest and score leave them. `run_dedup`
+runs the real stage on it. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ VOCABULARY = 50_000
 EDIT_RATES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04)  # of words; Jaccard of 5-word shingles is about (1 − 5r) / (1 + 5r)
 SIGNALS = pa.schema(
     [
-        ("doc_id", pa.binary(16)), ("quality", pa.float64()), ("bytes", pa.int64()), ("words", pa.int64()), ("est_tokens", pa.int64()),
+        ("doc_id", pa.binary(16)), ("quality", pa.float64()), ("bytes", pa.int64()), ("words", pa.int64()),
+        ("est_tokens", pa.int64()),
     ]
 )  # fmt: skip
 Array = NDArray[Any]
@@ -159,7 +160,8 @@ def write(folder: Path, batches: Iterator[Batch], n: int, seed: int, files: int)
     """Write the batches as `files` files of about the same size."""
     rng = np.random.default_rng([seed, 1])
     words = vocabulary(np.random.default_rng(seed))
-    size, done, file, writers = 0, 0, -1, []
+    size, done, file = 0, 0, -1
+    writers: list[pq.ParquetWriter] = []
     for name in ("documents", "signals"):
         (folder / name).mkdir(parents=True)
     for batch in batches:
@@ -183,10 +185,11 @@ def tables_of(rng: np.random.Generator, batch: Batch, words: pa.Array) -> tuple[
     count = len(batch)
     ids, text = id_column(hashes(rng, count)), batch.text(words)
     size = pc.binary_length(text).cast(pa.int64())
+    source = pa.array(["a", "b"]).take(pa.array(np.arange(count) % 2))
+    created = pa.array(rng.integers(10**9, 17 * 10**8, count), pa.timestamp("s", tz="UTC"))
     given = {
-        "doc_id": ids, "kind": _same("text", count), "text": text, "source": pa.array(["a", "b"]).take(pa.array(np.arange(count) % 2)),
-        "text_hash": id_column(batch.text_hash), "byte_length": size, "domain": _same("prose", count),
-        "created_at": pa.array(rng.integers(10**9, 17 * 10**8, count), pa.timestamp("s", tz="UTC")),
+        "doc_id": ids, "kind": _same("text", count), "text": text, "source": source, "domain": _same("prose", count),
+        "created_at": created, "byte_length": size, "text_hash": id_column(batch.text_hash),
     }  # fmt: skip
     documents = [given.get(field.name, pa.nulls(count, field.type)) for field in DOCUMENTS]
     numbers = np.diff(batch.bounds)

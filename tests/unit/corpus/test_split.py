@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from curation_toy import Run, document, edited, words
+from curation_toy import Run, document, edited, jaccard, words
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.corpus.split import held_out, sides_of
 from pipeline_lib.tables.ids import draw
+from pipeline_lib.workspace.resolve import reference
 
 UNIT = st.lists(st.floats(0, 1, exclude_max=True), unique=True, max_size=80)
 
@@ -82,6 +83,61 @@ def test_documents_stay_when_others_are_added(tmp_path: Path) -> None:
     after = sides(Run(tmp_path, rows[::-1], files=3, **settings))
     assert len(set(before.values())) == 3
     assert all(after[name] == side for name, side in before.items())
+
+
+def refused(run: Run) -> dict[str, str]:
+    return {row["doc_id"]: row["rule"] for row in run.rows("split", "decisions")}
+
+
+def test_with_a_parent_no_side_changes_and_late_duplicates_of_the_held_out_go(tmp_path: Path) -> None:
+    """Without it the floor and an older member do move documents: 60 of the first 120 are held out, later 20 of 300."""
+    rows = corpus(300)
+    rng = np.random.default_rng(9)
+    first, late = rows[:120], rows[120:]
+    setting = {"floor_per_domain": 20, "dev_share": 0.02, "test_share": 0.02}
+    one = Run(tmp_path, first, until="split", split=setting)
+    before = sides(one)
+    for row in first[:60]:  # older than what it copies, so that it gives the cluster another name
+        text = " ".join(edited(rng, row["text"].split(), 0.01))
+        late.append(document(f"late {row['name']}", text, domain="other", created="2010-01-01", quality=0.9))
+    parent = reference(one.refs["split"].key, one.refs["split"].digest)
+    run = Run(tmp_path, first + late, until="select", split={**setting, "parent": parent}, select={"domain_balance": "none"})
+    after, gone = sides(run), refused(run)
+    assert {name: after[name] for name in before} == before
+    assert any(
+        before[name] != side for name, side in sides(Run(tmp_path, rows, until="split", split=setting)).items() if name in before
+    )
+    for row in first[:60]:
+        side = before[row["name"]]
+        assert gone.get(f"late {row['name']}", "") == ("" if side == "train" else f"near_{side}")
+    assert len({before[row["name"]] for row in first[:60]}) == 3
+    assert len(gone) == sum(run.artifact("split").metrics[f"refused_near_{side}"] for side in ("dev", "test"))
+    assert run.events("split")["late_duplicates_of_held_out"]["refused_near_dev"] > 0
+    assert not gone.keys() & {row["doc_id"] for row in run.rows("select", "selection")}
+
+
+def test_no_near_duplicate_on_two_sides_over_nights(tmp_path: Path) -> None:
+    """Of what may be used, no two documents of different sides are near-duplicates: by brute force, after three nights."""
+    rng = np.random.default_rng(4)
+    texts = [words(rng, 40) for _ in range(25)]
+    rows = []
+    for number in range(150):
+        text = edited(rng, texts[int(rng.integers(0, 25))], float(rng.choice([0.025, 0.05])))
+        rows.append(document(f"d{number}", " ".join(text), created=f"20{rng.integers(10, 25)}-01-01"))
+    parent = "none"
+    for night in range(1, 4):
+        settings = {"split": {"dev_share": 0.2, "test_share": 0.2, "floor_per_domain": 2, "parent": parent}}
+        run = Run(tmp_path, rows[: night * 50], until="split", dedup={"threshold": 0.7, "shingle_words": 3}, **settings)
+        parent = reference(run.refs["split"].key, run.refs["split"].digest)
+    found, gone = sides(run), refused(run)
+    assert gone
+    assert len(set(found.values())) == 3
+    used = [row for row in rows if row["name"] not in gone]
+    accepted = {frozenset((p["doc_id_a"], p["doc_id_b"])) for p in run.rows("dedup", "pairs") if p["accepted"]}
+    near = [(a, b) for i, a in enumerate(used) for b in used[:i] if jaccard(a["text"], b["text"], 3) >= 0.7]
+    near = [(a["name"], b["name"]) for a, b in near if frozenset((a["name"], b["name"])) in accepted]
+    assert len(near) > 50
+    assert all(found[a] == found[b] for a, b in near)
 
 
 def test_seed_changes_the_split_and_workers_do_not(tmp_path: Path) -> None:
