@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from blake3 import blake3
 
@@ -182,7 +182,7 @@ def _compiled(text: str) -> Any:
     class Generation(Extension):
         """`{% generation %}` marks answers for other tools; here it is its body."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 - as its base class has it
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
