@@ -42,7 +42,7 @@ QUARANTINE = _schema(
 SUITE_ITEMS = _schema(
     ("suite", pa.string()),
     ("item", pa.string()),  # unique in the suite
-    ("form", pa.string()),  # minimal_pair | choice | cloze
+    ("form", pa.string()),  # of validation/items.py: FORMS
     ("prompt", pa.string()),  # context shared by all options, may be empty
     ("options", pa.list_(pa.string())),
     ("answer", pa.int32()),  # index of the right option
@@ -103,9 +103,11 @@ SCORES = _schema(  # one row an item, or in suite `language` a document
     ("suite", pa.string()),
     ("task", pa.string()),  # the item's category; the document's domain
     ("item", pa.string()),
+    ("form", pa.string()),
+    ("variant", pa.string()),  # the perturbation of the prompt, "" for none
     ("fact", pa.string()),
     ("region", pa.string()),
-    ("score", pa.float64()),  # 1 right, 0 wrong; language: bits
+    ("score", pa.float64()),  # 1 right, 0 wrong; preference: 1 the stereotyped sentence; language: bits
     ("weight", pa.float64()),  # 1; language: bytes
     ("chance", pa.float64()),  # of a random guess
     ("majority", pa.float64()),  # of a guess at what is most often right in the category

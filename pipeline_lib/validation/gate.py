@@ -32,8 +32,8 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
     if not beaten:
         reasons.append(f"{config.gate.metric} was not scored: without it nothing is promoted (is the test side empty?)")
     for name, score in scores.items():
-        if "/" in name:
-            continue
+        if "/" in name or not score.get("judged", True):
+            continue  # a preference has no right answer
         if score["lower_is_better"]:
             ok = score["high"] < score["chance"]
             reasons.append(
@@ -70,8 +70,8 @@ def _paired(candidate: Artifact, champion: Artifact, metric: str, learned: Seque
             """
             SELECT sum(a.score) AS candidate, sum(b.score) AS champion, sum(a.weight) AS weight,
               bool_or(suite = 'language' AND item IN (SELECT lower(hex(doc_id)) FROM chosen WHERE side = 'train')) AS learned
-            FROM a JOIN b USING (suite, task, item)
-            WHERE suite = ? AND (? = '' OR task = ? OR starts_with(task, ? || '/'))
+            FROM a JOIN b USING (suite, task, item, variant)
+            WHERE variant = '' AND suite = ? AND (? = '' OR task = ? OR starts_with(task, ? || '/'))
             GROUP BY task, coalesce(nullif(a.fact, ''), item) ORDER BY task, min(item)
             """,
             params=[suite, task, task, task],

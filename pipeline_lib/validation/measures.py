@@ -6,7 +6,7 @@ All over columns of the table `scores`; rows without a probability (suite `langu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def _consistency(facts: Sequence[str], chosen: NDArray[np.int64], right: NDArray
     return {"consistency": float(same.mean()), "stable_wrong": float((same & wrong).mean())}
 
 
-def majority(items: Sequence[dict[str, Any]]) -> list[float]:
+def majority(items: Sequence[Mapping[str, Any]]) -> list[float]:
     """How often a guesser is right who always takes the option that is most often the right one in its category.
 
     Args:

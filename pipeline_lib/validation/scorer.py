@@ -76,11 +76,15 @@ class Scorer:
             scored = end
         return spans
 
-    def log_probs(self, spans: Sequence[Span]) -> NDArray[np.float64]:
-        """Summed natural log-probabilities of each span's scored tokens, float64 [spans]; NaN where the context is too short."""
+    def log_probs(self, spans: Sequence[Span]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Of each span's scored tokens: their summed natural log-probability, and whether each of them is the likeliest there.
+
+        Returns:
+            float64 [spans], NaN where the span is longer than the context; bool [spans].
+        """
         import torch
 
-        result = np.full(len(spans), np.nan)
+        result, greedy = np.full(len(spans), np.nan), np.zeros(len(spans), np.bool_)
         order = sorted((i for i in range(len(spans)) if len(spans[i].tokens) <= self.context), key=lambda i: len(spans[i].tokens))
         first = 0
         while first < len(order):
@@ -98,10 +102,11 @@ class Scorer:
                 scored[row, span.scored_from : len(span.tokens)] = True
             with torch.inference_mode():
                 logits = self.model(input_ids=ids.to(self.device), use_cache=False).logits[:, :-1].float()
-                losses = torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), ids[:, 1:].to(self.device).flatten(), reduction="none"
-                ).view(len(batch), longest - 1)
-            sums = -(losses.double().cpu() * scored[:, 1:]).sum(dim=1)
-            result[order[first:last]] = sums.numpy()
+                targets, counted = ids[:, 1:].to(self.device), scored[:, 1:].to(self.device)
+                losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+                sums = -(losses.view(targets.shape).double() * counted).sum(dim=1)
+                likeliest = ((logits.argmax(dim=-1) == targets) | ~counted).all(dim=1)
+            result[order[first:last]] = sums.cpu().numpy()
+            greedy[order[first:last]] = likeliest.cpu().numpy()
             first = last
-        return result
+        return result, greedy

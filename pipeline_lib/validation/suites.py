@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline_lib.config.data import SuitesConfig
-from pipeline_lib.errors import ConfigError
+from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.extensions import extensions
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import SUITE_ITEMS
-from pipeline_lib.validation import grammar, knowledge, syntax
+from pipeline_lib.validation import grammar, knowledge, people, syntax
 from pipeline_lib.validation.earth import DOMAINS
 from pipeline_lib.validation.earth.facts import held_out, items_of
-from pipeline_lib.validation.items import Item, items_table, read_user_suite
+from pipeline_lib.validation.files import read_suite, suite_files
+from pipeline_lib.validation.items import Item, items_table
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.identity import file_digest
 from pipeline_lib.workspace.stage import Outcome, StageRun
@@ -29,6 +30,7 @@ PER_PART: dict[Level, int] = {
     "smoke": 80,
     "standard": 10_000,
 }  # items drawn from each phenomenon or table, at most (standard: all there are)
+PEOPLE: dict[Level, int] = {"smoke": 80, "standard": 0}  # items of each suite about people; 0: all
 FACTS_PER_RELATION: dict[Level, int] = {
     "smoke": 10,
     "standard": 10_000,
@@ -84,7 +86,7 @@ def file_digests(*, suites: SuitesConfig) -> dict[str, str]:
 
     A missing file is told of when it is read.
     """
-    files = {path: file_digest(Path(path)) if Path(path).is_file() else "" for path in suites.paths}
+    files = {str(file): file_digest(file) for path in suites.paths for file in suite_files(Path(path))}
     return files | {name: installed(name) for domain in DOMAINS for name in domain.PACKAGES}
 
 
@@ -112,12 +114,27 @@ def earth_suite(level: Level, seed: int) -> Iterator[Item]:
             yield from items_of(facts[index], index, draw)
 
 
+def people_suite(make: Callable[[], Iterator[Item]]) -> Callable[[Level, int], Iterator[Item]]:
+    """One of the suites about people, at level smoke a part of it."""
+
+    def suite(level: Level, seed: int) -> Iterator[Item]:
+        items = list(make())
+        most = PEOPLE[level] or len(items)
+        for index in sorted(np.random.default_rng([seed, len(items)]).permutation(len(items))[:most].tolist()):
+            yield items[index]
+
+    return suite
+
+
 BUILT_IN: dict[str, Callable[[Level, int], Iterator[Item]]] = {
     "grammar": grammar_suite,
     "syntax": syntax_suite,
     "knowledge": knowledge_suite,
     "zen": zen_suite,
     "earth": earth_suite,
+    "people_pairs": people_suite(people.preferences),
+    "people_questions": people_suite(people.questions),
+    "pronouns": people_suite(people.pronouns),
 }
 
 
@@ -125,24 +142,32 @@ def suites(run: StageRun, *, suites: SuitesConfig) -> Outcome:
     """Build the items of all wanted suites.
 
     Raises:
-        ConfigError: an unknown suite, or a malformed user file (line and field named).
+        ConfigError: an unknown suite, or no items at all. A malformed or missing file is an event, and is not scored.
     """
     extended = extensions("suite")
     known = {*BUILT_IN, *extended}
     if unknown := [name for name in suites.names if name not in known]:
         raise ConfigError(f"unknown suite {unknown[0]!r}", where="suites.names", fix=f"known: {', '.join(sorted(known))}")
     names = suites.names or sorted(known)
+    not_built: list[dict[str, str]] = []
     for domain, packages in missing_packages().items() if "earth" in names else ():
-        run.event("domain_not_built", suite="earth", domain=domain, missing=packages, fix="pip install 'millrace[earth]'")
+        reason = f"the tables of {', '.join(packages)} are missing\n  → pip install 'millrace[earth]'"
+        not_built.append({"suite": f"earth/{domain}", "reason": reason})
     tables = [items_table(BUILT_IN[name](suites.level, run.seed)) for name in names if name in BUILT_IN]
     for name in names:
         if name in extended:
             tables.append(extended[name](run.seed).cast(SUITE_ITEMS))
-    files = {}
-    for text in suites.paths:
-        path = Path(text)
-        tables.append(items_table(read_user_suite(path)))
-        files[path.name] = file_digest(path)
+    for path in map(Path, suites.paths):
+        try:
+            if path.stem in names:
+                raise ConfigError("a built-in suite has this name", where=str(path), fix="rename the file")
+            tables.append(items_table(read_suite(path)))
+        except (ConfigError, NotFoundError) as error:  # the others are scored all the same
+            not_built.append({"suite": path.stem, "reason": str(error)})
+    for lost in not_built:
+        run.event("suite_not_built", **lost)
+    if not tables:
+        raise ConfigError("there are no validation items", where="suites", fix="name suites in suites.names or suites.paths")
     table = pa.concat_tables(tables).sort_by([("suite", "ascending"), ("item", "ascending")])
     write_table(table, run.path("suite_items", "suite_items.parquet"))
     counted = table.group_by(["suite", "kind"]).aggregate([("item", "count"), ("category", "count_distinct")])
@@ -151,5 +176,5 @@ def suites(run: StageRun, *, suites: SuitesConfig) -> Outcome:
     return Outcome(
         metrics={"items": table.num_rows, "suites": len(per_suite)},
         summary=SummaryTable(("suite", "kind", "items", "categories"), rows, "Validation items"),
-        details={"suites": per_suite, "files": files},
+        details={"suites": per_suite, "not_built": not_built},
     )

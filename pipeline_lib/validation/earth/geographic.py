@@ -6,10 +6,11 @@ import itertools
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -174,14 +175,16 @@ def north_of() -> Iterator[Fact]:
 
 
 @cache
-def _ports() -> list[tuple[dict[str, str], Country]]:
+def _ports() -> list[tuple[Mapping[str, Any], Country]]:
     """International airports whose name is theirs alone and does not tell the country, by code."""
     import airportsdata
 
     by_code = {country.code: country for country in countries()}
     ports = [port for _, port in sorted(airportsdata.load("IATA").items()) if port["name"].endswith("International Airport")]
     named = Counter(port["name"] for port in ports)
-    placed = [(port, by_code[port["country"]]) for port in ports if port["country"] in by_code and named[port["name"]] == 1]
+    placed: list[tuple[Mapping[str, Any], Country]] = [
+        (port, by_code[port["country"]]) for port in ports if port["country"] in by_code and named[port["name"]] == 1
+    ]
     return [(port, country) for port, country in placed if country.name not in port["name"]]
 
 

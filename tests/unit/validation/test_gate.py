@@ -36,7 +36,7 @@ def doc_id(number: int) -> bytes:
 
 def scored(run: StageRun, *, toy: Toy) -> Outcome:
     rows = [
-        {"suite": "language", "task": "prose", "item": doc_id(n).hex(), "score": bits, "weight": 100.0,
+        {"suite": "language", "task": "prose", "item": doc_id(n).hex(), "variant": "", "score": bits, "weight": 100.0,
          "model": ""}
         for n, bits in enumerate(toy.bits)
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import ConfigError
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.tables.parquet import read_tables
-from pipeline_lib.validation.items import read_user_suite
+from pipeline_lib.validation.files import read_suite
 from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -83,7 +83,7 @@ def test_a_malformed_line_is_named_with_its_field(tmp_path, line, told):
     file = tmp_path / "bad.jsonl"
     file.write_text('{"options": ["a", "b"], "answer": 0}\n' + line + "\n")
     with pytest.raises(ConfigError) as caught:
-        read_user_suite(file)
+        read_suite(file)
     assert told in str(caught.value)
     assert f"{file}:2" in str(caught.value)
 
@@ -91,6 +91,19 @@ def test_a_malformed_line_is_named_with_its_field(tmp_path, line, told):
 def test_empty_suite_and_unknown_suite_are_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ConfigError, match="no items"):
-        read_user_suite(tmp_path / "empty.jsonl")
+        read_suite(tmp_path / "empty.jsonl")
     with pytest.raises(ConfigError, match="unknown suite 'gramar'"):
         build(tmp_path, names=["gramar"])
+
+
+def test_a_suite_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path):
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    (tmp_path / "zen.jsonl").write_text('{"options": ["a", "b"], "answer": 0}\n')
+    ref, items = build(tmp_path, names=["zen"], paths=[str(tmp_path / name) for name in ("bad.jsonl", "none.jsonl", "zen.jsonl")])
+    assert {item["suite"] for item in items} == {"zen"}
+    manifest = Workspace.open(tmp_path / "workspace").store.manifest(ref.key)
+    reasons = {lost["suite"]: lost["reason"] for lost in manifest.details["not_built"]}
+    assert "bad.jsonl:1: not JSON" in reasons["bad"]
+    assert "there is no suite file" in reasons["none"]
+    assert "a built-in suite has this name" in reasons["zen"]
+    assert [event["kind"] for event in manifest.events] == ["suite_not_built"] * 3
