@@ -87,6 +87,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str = "
         say("  ".join(padded).rstrip())
 
 
+_STYLES = {"gone": "red strike", "new": "green", "left out": "dim"}
+_MARKS = {"gone": "[-{}-]", "new": "{{+{}+}}"}
+
+
+def differences(parts: Sequence[tuple[str, str]]) -> None:
+    """Pieces of a text with what they are (same, gone, new, left out): in colour in a terminal, else as `[-gone-]{+new+}`."""
+    if in_terminal():
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(highlight=False).print(Text.assemble(*((clean(text), _STYLES.get(kind, "")) for kind, text in parts)))
+    else:
+        say("".join(_MARKS.get(kind, "{}").format(text) for kind, text in parts))
+
+
 def summary(shown: SummaryTable) -> None:
     """The one small table of a stage."""
     if shown.columns:
