@@ -40,7 +40,8 @@ _LOOKUPS: Mapping[str, tuple[str, str, str]] = {
     ),
     "contamination": (
         "dedup", "contamination",
-        "SELECT suite, item, containment FROM contamination WHERE doc_id = $id ORDER BY containment DESC, suite, item",
+        """SELECT suite, item, containment, start, "end", cut FROM contamination WHERE doc_id = $id
+        ORDER BY containment DESC, suite, item, start""",
     ),
     "duplicates": (
         "dedup", "decisions", "SELECT stage, rule, kept, reason, value FROM decisions WHERE doc_id = $id ORDER BY rule",
