@@ -49,7 +49,7 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     _warn_of_bands(run, dedup)
     corpus = Corpus.of(run.input("ingest"), run.input("score"))
     corpus.check()
-    identity = index_identity(dedup.model_dump())
+    identity = index_identity(dedup)
     segments = _index(run, dedup)
     index = Index([segment.files["bands"] for segment in segments], dedup.bands)
     parent = parent_of(run, dedup.parent)
@@ -185,7 +185,10 @@ def _digests(run: StageRun) -> list[tuple[str, str]]:
 
 
 def _index(run: StageRun, config: DedupConfig) -> list[Shard]:
-    index = {"part": "bands", "shingle_words": config.shingle_words, "bands": config.bands, "rows": config.rows}
+    shingles = Shingles.of(config)
+    index = {
+        "part": "bands", "width": shingles.width, "characters": shingles.characters, "bands": config.bands, "rows": config.rows,
+    }  # fmt: skip
     return run.shards(
         _digests(run), partial(index_file, config=config), key=lambda item: {**index, "file": item[1]}, unit="files"
     )

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline_lib.config.data import DedupConfig
 from pipeline_lib.dedup.candidates import Buckets, Candidates, Known
 from pipeline_lib.dedup.documents import Documents, EqualTexts, Lookup
 from pipeline_lib.dedup.minhash import Index
+from pipeline_lib.dedup.shingles import Shingles
 from pipeline_lib.errors import DamagedError, NotFoundError
 from pipeline_lib.tables.ids import Ids, ids_of, places_of
 from pipeline_lib.tables.parquet import read_tables
@@ -52,10 +54,16 @@ def _codes(left: Numbers, right: Numbers) -> NDArray[np.int64]:
     return (left << 32) | right
 
 
-def index_identity(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What pairs depend on beside the documents, of the stage's parameters."""
-    names = ("shingle", "shingle_words", "shingle_characters", "bands", "rows", "bucket_limit")
-    return {name: parameters[name] for name in names}
+def index_identity(config: DedupConfig) -> dict[str, Any]:
+    """What pairs depend on beside the documents."""
+    shingles = Shingles.of(config)
+    return {
+        "shingle": config.shingle,
+        "width": shingles.width,
+        "bands": config.bands,
+        "rows": config.rows,
+        "bucket_limit": config.bucket_limit,
+    }
 
 
 def lender(run: StageRun, identity: dict[str, Any], segments: Sequence[Shard]) -> Artifact | None:

@@ -157,3 +157,76 @@ def test_only_a_new_file_is_indexed(tmp_path: Path, rng: np.random.Generator) ->
 def test_two_documents_with_one_id_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StageFailedError, match="share their id"):
         Run(tmp_path, [document("same", "a"), document("same", "b")], until="dedup")
+
+
+def test_characters_bear_noise_inside_words(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Every tenth word misread in one letter: half of the 5-word shingles go, but four fifths of the 4-character ones stay."""
+    text = ["".join(chr(97 + c) for c in rng.integers(0, 26, 8)) for _ in range(200)]
+    noisy = [word[:3] + "0" + word[4:] if i % 10 == 0 else word for i, word in enumerate(text)]
+    rows = [document("clean", " ".join(text)), document("noisy", "  ".join(noisy).upper())]
+    by_words = Run(tmp_path, rows, until="dedup")
+    assert by_words.rows("dedup", "clusters") == []
+    by_characters = Run(tmp_path, rows, until="dedup", dedup={"shingle": "characters", "shingle_characters": 4})
+    (pair,) = by_characters.rows("dedup", "pairs")
+    grams = [{t[i : i + 4] for i in range(len(t) - 3)} for t in (" ".join(text), " ".join(noisy))]
+    assert pair["jaccard"] == pytest.approx(len(grams[0] & grams[1]) / len(grams[0] | grams[1]))
+    assert pair["containment"] == pytest.approx(len(grams[0] & grams[1]) / min(map(len, grams)))
+    assert pair["accepted"]
+
+
+def test_containment_decides_too_where_it_is_set(tmp_path: Path, rng: np.random.Generator) -> None:
+    text = words(rng, 300)
+    rows = [document("whole", " ".join(text), quality=0.9), document("part", " ".join(text[:215]))]
+    assert Run(tmp_path, rows, until="dedup").rows("dedup", "decisions") == []
+    run = Run(tmp_path, rows, until="dedup", dedup={"containment": 0.95})
+    assert [(row["doc_id"], row["rule"]) for row in run.rows("dedup", "decisions")] == [("part", "near_duplicate")]
+
+
+def test_the_order_of_survivors_is_as_configured(tmp_path: Path, rng: np.random.Generator) -> None:
+    text = words(rng, 200)
+    rows = [
+        document("good", " ".join(text), quality=0.9, created="2024-01-01", source="a"),
+        document("long", " ".join([*text, "and", "more"]), quality=0.5, created="2023-01-01", source="a"),
+        document("early", " ".join([*text, "and"]), quality=0.4, created="2001-01-01", source="a"),
+        document("own", " ".join([*text[:-1], "own"]), quality=0.1, created="2024-01-01", source="b"),
+    ]
+    for first, winner in (("quality", "good"), ("length", "long"), ("date", "early"), ("priority", "own")):
+        run = Run(tmp_path, rows, until="dedup", priorities={"b": 1}, dedup={"survivor": [first]})
+        clusters = run.rows("dedup", "clusters")
+        assert [row["doc_id"] for row in clusters if row["survivor"]] == [winner]
+        assert f"{first}, id" in next(row["why"] for row in clusters if row["survivor"])
+
+
+def test_no_source_vanishes_silently_or_below_its_quota(tmp_path: Path, rng: np.random.Generator) -> None:
+    texts = [words(rng, 100) for _ in range(10)]
+    rows = [document(f"good {i}", " ".join(text), source="good", quality=0.9) for i, text in enumerate(texts)]
+    rows += [
+        document(f"mirror {i}", " ".join(edited(rng, t, 0.01)), source="mirror", quality=i / 100) for i, t in enumerate(texts)
+    ]
+    plain = Run(tmp_path, rows, until="dedup")
+    assert plain.events("dedup")["source_shrinks"] == {"source": "mirror", "documents": 10, "removed": 10}
+    run = Run(tmp_path, rows, until="dedup", dedup={"source_quota": 0.3, "cluster_alarm": 2})
+    dropped = {row["doc_id"] for row in run.rows("dedup", "decisions")}
+    assert dropped == {f"mirror {i}" for i in range(7)}  # the best three of it stay
+    stays = [row for row in run.rows("dedup", "clusters") if row["doc_id"] == "mirror 9"]
+    assert [(row["survivor"], row["why"]) for row in stays] == [(True, "duplicate that stays for the quota of its source")]
+    assert run.artifact("dedup").metrics["kept_by_quota"] == 3
+    assert "large_cluster" not in run.events("dedup")
+
+
+def test_a_large_cluster_and_cut_buckets_are_told(tmp_path: Path, rng: np.random.Generator) -> None:
+    text = words(rng, 300)
+    rows = [document(f"d{i}", " ".join([*text, f"n{i}"]), quality=float(rng.random())) for i in range(60)]
+    run = Run(tmp_path, rows, until="dedup", dedup={"bucket_limit": 10, "cluster_alarm": 20})
+    events, buckets = run.events("dedup"), run.rows("dedup", "buckets")
+    assert events["large_cluster"] == {"documents": 60, "alarm": 20}
+    assert events["buckets_split"]["buckets"] == len(buckets) > 15
+    assert events["buckets_cut"]["buckets"] == sum(row["cut"] > 0 for row in buckets) > 0
+    assert run.artifact("dedup").metrics["pairs_proposed"] < 60 * 59 / 2
+    survivors = [row["doc_id"] for row in run.rows("dedup", "clusters") if row["survivor"]]
+    assert survivors == [max(rows, key=lambda row: row["quality"])["name"]]  # the star hangs on the one that removes the others
+
+
+def test_bands_that_propose_too_much_are_told(tmp_path: Path) -> None:
+    run = Run(tmp_path, [document("a", "b")], until="dedup", dedup={"bands": 32, "rows": 3})
+    assert run.events("dedup")["bands_below_threshold"]["better"] == "18 × 7"
