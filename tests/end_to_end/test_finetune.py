@@ -175,3 +175,17 @@ def test_a_step_leads_to_its_lines(tuned: tuple[Workspace, RunRecord], records: 
     assert all(piece["file"] for piece in found)
     for piece in from_lines:
         assert lines[piece["line"] - 1]["question"].startswith(piece["head"][:40])
+
+
+def test_the_loop_in_the_documentation_runs(
+    tuned: tuple[Workspace, RunRecord], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (REPOSITORY / "pipeline_lib" / "packing" / "README.md").read_text("utf-8")
+    code = page.partition("## Reading from your own loop")[2].partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "workspace").symlink_to(tuned[0].root)
+    (tmp_path / "my-model").symlink_to(base)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own page
+    assert names["position"] == len(names["data"]) == len(names["rows"])
+    assert names["out"].loss < 6  # it learns: ln(400) is 5.99
