@@ -89,7 +89,7 @@ def cells_table(
     code = grid.code
     age, rest = code % len(AGE_NAMES), code // len(AGE_NAMES)
     quality, rest = rest % len(QUALITY_NAMES), rest // len(QUALITY_NAMES)
-    wants = np.ceil(wanted).astype(np.int64)
+    wants = np.floor(wanted + 1e-9).astype(np.int64)
     columns = {
         "domain": pa.array(pool.domain.names, pa.string()).take(pa.array(grid.domain)),
         "length": pa.array(LENGTH_NAMES).take(pa.array(rest % len(LENGTH_NAMES))),
@@ -100,7 +100,7 @@ def cells_table(
         "wanted": wants,
         "without_refill": before,
         "chosen": after,
-        "lacking": np.maximum(0, wants - after),
+        "lacking": np.where(after < available, 0, np.maximum(0, wants - after)),
     }
     return pa.table(columns, schema=CELLS)
 

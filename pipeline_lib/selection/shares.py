@@ -43,13 +43,14 @@ def shared(weights: NDArray[np.float64], least: Amounts, most: Amounts, target: 
             start, end = float(at(bends[first]).sum()), float(at(bends[last]).sum())
             part = min(1.0, max(0.0, (room - start) / (end - start))) if end > start else 0.0
             result[grows] = at(bends[first] + part * (bends[last] - bends[first]))
-    whole: Amounts = np.floor(result + 1e-9).astype(np.int64)
+    whole: Amounts = np.maximum(np.floor(result + 1e-9).astype(np.int64), least)
     return whole
 
 
 def most_of(available: Amounts, config: SelectConfig) -> Amounts:
     """The largest amount that each may give: its size, repeated as often as the settings allow."""
-    return np.floor(available * min(config.epoch_cap, float(config.max_repeats))).astype(np.int64)
+    most: Amounts = np.floor(available * min(config.epoch_cap, float(config.max_repeats))).astype(np.int64)
+    return most
 
 
 def kind_budgets(names: Sequence[str], available: Amounts, target: int, config: SelectConfig) -> list[tuple[list[int], int]]:

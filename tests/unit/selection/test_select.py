@@ -126,7 +126,7 @@ def test_budgets_keep_target_floors_and_caps(
 ) -> None:
     names, available = [f"d{i}" for i in range(len(sizes))], np.array(sizes)
     least = np.array([data.draw(st.integers(0, min(size, target // len(sizes)))) for size in sizes])
-    weights = {"d0": 2.0, "*": data.draw(st.floats(0, 3))}
+    weights = {"d0": 2.0, "*": data.draw(st.just(0.0) | st.floats(0.01, 3))}
     for balance in ("none", "temperature", "unimax", "weights"):
         given_weights = weights if balance == "weights" else {}
         config = SelectConfig(
