@@ -1,7 +1,7 @@
-"""Remote files through fsspec, copied here before they are read. Over HTTP only public addresses are asked, within limits.
+"""Remote files through fsspec, copied here before they are read. Over HTTP only public addresses are asked, and not without end.
 
-An address is judged where the connection is made, so a name that resolves to a private address, a redirect to one, and a name
-that changes its mind between two questions are all refused. Whoever runs this machine may allow networks of their own in
+An address is judged where the connection is made, so a name that resolves to a private address, a redirect to one, and a name that
+changes its mind between two questions are all refused. Whoever runs this machine may allow networks of their own in
 $MILLRACE_ALLOWED_NETWORKS (`10.1.0.0/16,192.168.7.9`). Proxies from the environment are not used.
 """
 

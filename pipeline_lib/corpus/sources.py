@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ class Part:
     files: tuple[SourceFile, ...]
     share: float  # share of the documents that is kept, by hash
     max_document_bytes: int
-    caps: Caps = field(default_factory=Caps)
-    recipe: Recipe = field(default_factory=Recipe)
-    barred: Barred = field(default_factory=Barred)
+    caps: Caps = Caps()
+    recipe: Recipe = Recipe()
+    barred: Barred = Barred()
 
     @property
     def has_ids(self) -> bool:
@@ -119,8 +119,8 @@ def list_files(source: SourceConfig, max_file_gb: float = 100.0) -> list[SourceF
         raise NotFoundError(
             f"source {source.name!r} has no files to read",
             where=hide_passwords(source.path),
-            fix="name a file, a glob, or a folder that holds .jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, .md, .rst, .html "
-            "or .warc files (compressed or not); with `format` any names will do",
+            fix="name a file, a glob, or a folder that holds .jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, .md, .rst, .html or "
+            ".warc files (compressed or not); with `format` any names will do",
         )
     return sorted(found, key=lambda file: file.name)
 

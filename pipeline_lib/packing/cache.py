@@ -27,7 +27,7 @@ from pipeline_lib.tokens.encode import encoder_for
 from pipeline_lib.workspace.files import read_json, write_json
 from pipeline_lib.workspace.identity import file_digest
 from pipeline_lib.workspace.machine import versions
-from pipeline_lib.workspace.resolve import key_of, reference
+from pipeline_lib.workspace.resolve import key_of
 
 if TYPE_CHECKING:
     from pipeline_lib.workspace.artifact import Artifact
@@ -197,7 +197,7 @@ def ancestry(workspace: Workspace, pack: Artifact) -> list[Artifact]:
     packs = [pack]
     while named := packs[-1].details["parent"]:
         earlier = workspace.artifact(key_of(named))
-        if reference(earlier.key, earlier.manifest.digest) != named:
+        if not earlier.manifest.was(named.partition("#")[2]):
             raise DamagedError(f"is not the cache that {packs[-1].key} continues", where=earlier.key)
         packs.append(earlier)
     return packs[::-1]

@@ -61,7 +61,7 @@ def parent_named(workspace: Workspace, named: str) -> Artifact | None:
         fix = "use `previous` or `none`; a run resolves `previous` when it starts"
         raise StageFailedError(f"pack.parent = {named!r} is not an artifact", where="stage pack", fix=fix)
     parent = workspace.artifact(key_of(named))
-    if reference(parent.key, parent.manifest.digest) != named:
+    if not parent.manifest.was(named.partition("#")[2]):
         raise StageFailedError(
             f"{parent.key} is not what it was when this run started", where="stage pack", fix="start a new run"
         )

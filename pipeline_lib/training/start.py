@@ -33,7 +33,7 @@ def start_folder(start: str, store_lookup: Lookup | None = None) -> Path:
     if store_lookup is None:
         raise ConfigError(f"{start!r} names an artifact, but there is no workspace to look it up in", where="model.start")
     artifact = store_lookup(key)
-    if artifact.manifest.digest != start.partition("#")[2]:
+    if not artifact.manifest.was(start.partition("#")[2]):
         raise ConfigError(f"{key} is not the artifact that was meant: its digest differs", where="model.start")
     return artifact.files("model")[0].parent
 

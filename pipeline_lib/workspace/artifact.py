@@ -96,6 +96,11 @@ class Manifest:
     versions: dict[str, str]
     machine: dict[str, Any]
     format: int = MANIFEST_FORMAT
+    supersedes: list[str] = field(default_factory=list)  # its digests of before documents in it were forgotten
+
+    def was(self, digest: str) -> bool:
+        """Whether this is the artifact that had this output digest, forgotten documents aside."""
+        return digest == self.digest or digest in self.supersedes
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -18,6 +18,8 @@ POINTS = {
     "checkpoint.after_commit": "a checkpoint is committed",
     "cache.before_commit": "a chunk is written beside, not renamed",
     "cache.after_commit": "a chunk is committed",
+    "forget.before_manifest": "an artifact has its segments without the forgotten document, its manifest names the old ones",
+    "forget.after_manifest": "the manifest names the new segments, the old ones are still there",
     "promote.before_champion": "the verdict is known, the champion is the old one",
     "promote.after_champion": "the champion moved, the registry does not know",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -175,6 +175,35 @@ class RemoteStore:
         fault_point("publish.after_manifest")
         self.mirror.commit(staged, manifest)
         return Artifact(manifest, self)
+
+    def add(self, key: str, fresh: Mapping[str, Path]) -> None:
+        """Upload files of an artifact; no manifest names them yet."""
+        for path, source in fresh.items():
+            at = self._at(key, path)
+            self.files.makedirs(at.rpartition("/")[0], exist_ok=True)
+            self.files.put_file(str(source), at)
+        self.mirror.add(key, fresh)
+
+    def revise(self, manifest: Manifest, fresh: Mapping[str, Path]) -> None:
+        """Upload files, then the manifest, which commits them; what it no longer names stays until `sweep`."""
+        self.add(manifest.key, fresh)
+        fault_point("forget.before_manifest")
+        self._write_json(self._at(manifest.key, MANIFEST), manifest.to_json())
+        fault_point("forget.after_manifest")
+        if self.mirror.has(manifest.key):
+            self.mirror.revise(manifest, {})
+
+    def sweep(self, key: str) -> list[str]:
+        """Remove the files of an artifact that no manifest names, there and in the mirror; returns their paths."""
+        own = self.manifest(key).files if self.has(key) else ()
+        kept = {entry.path for entry in own if not entry.home} | self.lent(key) | {MANIFEST}
+        self._fresh()
+        prefix = len(PurePosixPath(self._at(key)).parts)
+        there = ["/".join(PurePosixPath(path).parts[prefix:]) for path in self.files.find(self._at(key))]
+        removed = sorted(set(there) - kept)
+        for path in removed:
+            self.files.rm_file(self._at(key, path))
+        return sorted({*removed, *self.mirror.sweep_to(key, kept)})
 
     def lent(self, key: str) -> set[str]:
         """Files of an artifact that other artifacts of its stage refer to."""

@@ -45,7 +45,7 @@ def parent_of(run: StageRun, value: str) -> Artifact | None:
             fix="use `previous` or `none`; a run resolves `previous` when it starts",
         )
     parent = run.workspace.store.artifact(key_of(value))
-    if parent.manifest.digest != value.partition("#")[2]:
+    if not parent.manifest.was(value.partition("#")[2]):
         raise StageFailedError(
             f"{parent.key} is not what it was when this run started", where=f"stage {stage}", fix="start a new run"
         )

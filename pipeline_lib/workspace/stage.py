@@ -267,6 +267,10 @@ def look(workspace: Workspace, stage: Stage, fingerprint: str, *, sample: bool =
             continue
         except DamagedError as error:
             damages = {"manifest.json": error.what}
+        else:
+            if artifact.manifest.supersedes:  # only its own recipe's bytes may stand for a recipe
+                reason = "documents of it were forgotten"
+                continue
         if damages:
             path, what = next(iter(damages.items()))
             more = f" and {len(damages) - 1} more" if len(damages) > 1 else ""

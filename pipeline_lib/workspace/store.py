@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -55,6 +55,15 @@ class Store(Protocol):
 
     def commit(self, staged: Path, manifest: Manifest) -> Artifact:
         """Publish a complete folder; afterwards `staged` is gone."""
+
+    def revise(self, manifest: Manifest, fresh: Mapping[str, Path]) -> None:
+        """Put files into a committed artifact, then let this manifest take the place of its own; see `sweep`."""
+
+    def add(self, key: str, fresh: Mapping[str, Path]) -> None:
+        """Put files (path in the artifact → where they are now) into an artifact's folder; no manifest names them yet."""
+
+    def sweep(self, key: str) -> list[str]:
+        """Remove the files of an artifact that no manifest names; returns their paths."""
 
     def lent(self, key: str) -> set[str]:
         """Files of an artifact that other artifacts of its stage refer to."""
@@ -185,6 +194,40 @@ class LocalStore:
         write_json(target / MANIFEST, manifest.to_json())
         fault_point("publish.after_manifest")
         return self.artifact(manifest.key)
+
+    def add(self, key: str, fresh: Mapping[str, Path]) -> None:
+        """Put files into an artifact's folder; no manifest names them yet."""
+        for path, source in fresh.items():
+            target = self.place(key, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(source, target)
+            sync_file(target)
+            sync_folder(target.parent)
+
+    def revise(self, manifest: Manifest, fresh: Mapping[str, Path]) -> None:
+        """Files first; the manifest's rename is the commit. What it no longer names stays until `sweep`."""
+        self.add(manifest.key, fresh)
+        fault_point("forget.before_manifest")
+        write_json(self.folder(manifest.key) / MANIFEST, manifest.to_json())
+        fault_point("forget.after_manifest")
+
+    def sweep(self, key: str) -> list[str]:
+        """Remove the files of an artifact that no manifest names; returns their paths."""
+        own = self.manifest(key).files if self.has(key) else ()  # a damaged artifact may have left what others call home
+        kept = {entry.path for entry in own if not entry.home} | self.lent(key) | {MANIFEST}
+        return self.sweep_to(key, kept)
+
+    def sweep_to(self, key: str, kept: Collection[str]) -> list[str]:
+        """Remove the files of an artifact's folder but these; returns their paths."""
+        folder, seen, removed = self.folder(key), self.seen(key), []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if name not in kept:
+                path.unlink()
+                seen.forget(name)
+                removed.append(name)
+        seen.save()
+        return removed
 
     def lent(self, key: str) -> set[str]:
         """Files of an artifact that other artifacts of its stage refer to."""

@@ -1,0 +1,1 @@
+"""Forgetting documents: everything that holds them is written again without them, and the old bytes go."""
