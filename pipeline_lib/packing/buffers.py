@@ -7,61 +7,70 @@ the buffers stand in flatbuffers at fixed fields. Format: https://arrow.apache.o
 
 from __future__ import annotations
 
-import struct
+from typing import NamedTuple
 
 import numpy as np
 
 TAIL = 10  # int32 length of the footer, then "ARROW1"
+FRAME = 8  # continuation mark and length before a message
 RECORD_BATCHES = 3  # fields of the tables `Footer`, `Message` and `RecordBatch`
 HEADER = 2
-BUFFERS = 2
-BLOCK = np.dtype([("at", "<i8"), ("head", "<i4"), ("padding", "<i4"), ("body", "<i8")])
-PLACE = np.dtype("<i8")
+NODES, BUFFERS = 1, 2
+BLOCK = 24  # bytes: int64 offset, int32 length of the message, padding, int64 length of the body
+PLACE = NODE = 16  # bytes: offset and length of a buffer; length and nulls of an array; int64 each
 PREFIX = 8  # of a compressed buffer: its decoded length, -1 where it is stored as it is
 BUFFERS_OF_A_LIST, OFFSETS, VALUES = 4, 1, 3  # validity and offsets of the list, validity and values of its items
 
 
-def _field(data: memoryview, table: int, number: int) -> int:
-    """Where the value of a table's field stands."""
-    fields = table - int(struct.unpack_from("<i", data, table)[0])
-    return table + int(struct.unpack_from("<H", data, fields + 4 + 2 * number)[0])
+class Places(NamedTuple):
+    """Of every record batch of a file whose columns are lists of fixed-width items."""
+
+    buffers: np.ndarray  # int64[batches, buffers, 3]: offset in the file, bytes there, bytes when decoded (-1: as they are)
+    values: np.ndarray  # int64[batches, columns]: items of a column; a buffer may hold more (Arrow pads those of a slice)
 
 
-def _follow(data: memoryview, at: int) -> int:
-    return at + int(struct.unpack_from("<I", data, at)[0])
-
-
-def _vector(data: memoryview, at: int, item: np.dtype[np.void] | np.dtype[np.int64], numbers: int = 1) -> np.ndarray:
-    start = _follow(data, at)
-    return np.frombuffer(data, item, numbers * int(struct.unpack_from("<I", data, start)[0]), start + 4)
-
-
-def buffer_places(data: memoryview, *, compressed: bool) -> np.ndarray:
+def find_buffers(data: memoryview, *, compressed: bool) -> Places:
     """Places of all buffers in every record batch.
 
     Args:
-        data: the file.
-        compressed: the file's buffers are compressed.
-
-    Returns:
-        int64[batches, buffers, 3]: offset in the file, bytes there, bytes when decoded (-1: they are stored as they are). A list
-        column of fixed-width items has `BUFFERS_OF_A_LIST` buffers: `OFFSETS` and `VALUES` are the ones that hold something.
+        data: the file; it has at least one record batch.
+        compressed: its buffers are compressed.
     """
-    (length,) = struct.unpack_from("<i", data, len(data) - TAIL)
-    footer = _follow(data, len(data) - TAIL - length)
-    blocks = _vector(data, _field(data, footer, RECORD_BATCHES), BLOCK)
-    batches = []
-    for at, head, _, _ in blocks.tolist():
-        message = _follow(data, at + 8)  # behind the continuation mark and the length
-        batch = _follow(data, _field(data, message, HEADER))
-        places = _vector(data, _field(data, batch, BUFFERS), PLACE, 2).reshape(-1, 2)
-        batches.append(places + np.array([at + head, 0]))
-    places = np.full((len(batches), batches[0].shape[0] if batches else 0, 3), -1, np.int64)
-    if batches:
-        places[:, :, :2] = batches
+    raw = np.frombuffer(data, np.uint8)
+    tail = np.array([len(raw) - TAIL])
+    footer = _follow(raw, tail - _numbers(raw, tail, "<i4"))
+    blocks = _vector(raw, _field(raw, footer, RECORD_BATCHES), BLOCK)[0]
+    at, head = _numbers(raw, blocks, "<i8"), _numbers(raw, blocks + 8, "<i4")
+    batch = _follow(raw, _field(raw, _follow(raw, at + FRAME), HEADER))
+    nodes = _vector(raw, _field(raw, batch, NODES), NODE)
+    places = _vector(raw, _field(raw, batch, BUFFERS), PLACE)
+    found = np.full((*places.shape, 3), -1, np.int64)
+    found[:, :, 0] = _numbers(raw, places, "<i8") + (at + head)[:, None]
+    found[:, :, 1] = _numbers(raw, places + 8, "<i8")
     if compressed:
-        filled = places[:, :, 1] > 0
-        numbers = np.frombuffer(data, "<i8", len(data) // PREFIX)  # buffers begin at multiples of eight bytes
-        places[filled, 2] = numbers[places[filled, 0] // PREFIX]
-        places[filled, :2] += (PREFIX, -PREFIX)
-    return places
+        filled = found[:, :, 1] > 0
+        found[filled, 2] = _numbers(raw, found[filled, 0], "<i8")
+        found[filled, :2] += (PREFIX, -PREFIX)
+    return Places(found, _numbers(raw, nodes[:, 1::2], "<i8"))
+
+
+def _numbers(raw: np.ndarray, at: np.ndarray, kind: str) -> np.ndarray:
+    """The numbers that begin at bytes `at` (any shape), as int64."""
+    width = np.dtype(kind).itemsize
+    gathered = np.ascontiguousarray(raw[at[..., None] + np.arange(width)])
+    return gathered.view(kind)[..., 0].astype(np.int64)
+
+
+def _field(raw: np.ndarray, table: np.ndarray, number: int) -> np.ndarray:
+    """Where the value of a field stands, for several tables of one type."""
+    return table + _numbers(raw, table - _numbers(raw, table, "<i4") + 4 + 2 * number, "<u2")
+
+
+def _follow(raw: np.ndarray, at: np.ndarray) -> np.ndarray:
+    return at + _numbers(raw, at, "<u4")
+
+
+def _vector(raw: np.ndarray, at: np.ndarray, size: int) -> np.ndarray:
+    """Where the items of vectors begin, int64[vectors, items]; the vectors are equally long."""
+    start = _follow(raw, at)
+    return start[:, None] + 4 + size * np.arange(int(_numbers(raw, start[:1], "<u4")[0]))

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from pyarrow import ipc
 
 from pipeline_lib.errors import DamagedError
-from pipeline_lib.packing.buffers import BUFFERS_OF_A_LIST, OFFSETS, VALUES, buffer_places
+from pipeline_lib.packing.buffers import BUFFERS_OF_A_LIST, OFFSETS, VALUES, find_buffers
 from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, read_header, settings_in
 from pipeline_lib.packing.growth import is_in_sorted
 from pipeline_lib.workspace.identity import bytes_digest
@@ -66,7 +66,7 @@ class Chunk:
         self.names = schema.names
         self.codec = None if self.settings.codec == "none" else pa.Codec(self.settings.codec)
         self.batch_rows = int(header["batch_rows"])
-        self.places = buffer_places(memoryview(self.data), compressed=self.codec is not None)
+        self.places, self.values = find_buffers(memoryview(self.data), compressed=self.codec is not None)
         self.planes = [self._buffer_of("tokens", VALUES)]
         if "tokens_high" in schema.names:
             self.planes.append(self._buffer_of("tokens_high", VALUES))
@@ -81,16 +81,11 @@ class Chunk:
 
     def _lists(self, column: str, item: DTypeLike) -> tuple[np.ndarray, np.ndarray]:
         """Starts (int64[sequences + 1]) and values of a list column, over the whole chunk."""
-        lengths, parts = [], []
-        for number in range(len(self.places)):
-            offsets = self._offsets(number, column)
-            values = np.frombuffer(self._decode(number, self._buffer_of(column, VALUES)), item)
-            lengths.append(np.diff(offsets))
-            parts.append(values[offsets[0] : offsets[-1]])  # Arrow pads the buffers of a slice with what comes behind it
+        offsets, values = self._buffer_of(column, OFFSETS), self._buffer_of(column, VALUES)
+        counts = self.values[:, self.names.index(column)].tolist()
+        lengths = [np.diff(np.frombuffer(self._decode(number, offsets), np.int32)) for number in range(len(counts))]
+        parts = [np.frombuffer(self._decode(number, values), item, count) for number, count in enumerate(counts)]
         return np.append(0, np.cumsum(np.concatenate(lengths), dtype=np.int64)), np.concatenate(parts)
-
-    def _offsets(self, number: int, column: str) -> np.ndarray:
-        return np.frombuffer(self._decode(number, self._buffer_of(column, OFFSETS)), np.int32)
 
     @cached_property
     def lengths(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,15 +105,12 @@ class Chunk:
 
     def batch(self, number: int) -> np.ndarray:
         """All tokens of a record batch, uint16 or uint32."""
-        return self._tokens(number)[: int(self._offsets(number, "tokens")[-1])]
-
-    def _tokens(self, number: int) -> np.ndarray:
-        """The same, and perhaps some padding."""
-        low = np.frombuffer(self._decode(number, self.planes[0]), np.uint16)
+        count = int(self.values[number, 0])  # `tokens` is the first column
+        low = np.frombuffer(self._decode(number, self.planes[0]), np.uint16, count)
         if len(self.planes) == 1:
             return low
-        high = np.frombuffer(self._decode(number, self.planes[1]), np.uint8)
-        return low[: len(high)] | (high[: len(low)].astype(np.uint32) << np.uint32(16))
+        high = np.frombuffer(self._decode(number, self.planes[1]), np.uint8, count)
+        return low | (high.astype(np.uint32) << np.uint32(16))
 
     def sequence(self, row: int) -> PackedSequence:
         """Sequence `row` of the chunk."""
@@ -126,7 +118,7 @@ class Chunk:
         span_starts, spans = self.no_loss
         number = row // self.batch_rows
         base = int(token_starts[number * self.batch_rows])
-        tokens = self._tokens(number)[int(token_starts[row]) - base : int(token_starts[row + 1]) - base]
+        tokens = self.batch(number)[int(token_starts[row]) - base : int(token_starts[row + 1]) - base]
         pieces = slice(int(piece_starts[row]), int(piece_starts[row + 1]))
         silent = spans[span_starts[row] : span_starts[row + 1]].reshape(-1, 2)
         return PackedSequence(tokens, doc_len[pieces], silent, self, pieces)
