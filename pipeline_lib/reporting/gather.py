@@ -46,6 +46,7 @@ class Facts:
     funnel: list[tuple[str, int]] = field(default_factory=list)
     domains: SummaryTable | None = None
     rejections: list[tuple[str, int, list[str]]] = field(default_factory=list)  # reason, documents, examples
+    suites: SummaryTable | None = None  # what decontamination took out of the documents, for which suite
     licences: list[tuple[str, int, int]] = field(default_factory=list)  # licence, documents, estimated tokens
     curve: pa.Table | None = None
     dev_curve: list[tuple[int, float]] = field(default_factory=list)
@@ -118,6 +119,9 @@ def _data(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) 
         facts.funnel.append(("records read", counts.get("in", 0)))
         facts.funnel.append(("documents", int(artifacts["ingest"].metrics.get("documents", 0))))
         facts.domains = artifacts["ingest"].manifest.summary
+    if "dedup" in artifacts and (suites := artifacts["dedup"].details.get("suites")):
+        columns = ("suite", "items searched", "found in a document", "documents dropped", "documents cut")
+        facts.suites = SummaryTable(columns, [tuple(row.values()) for row in suites], "Validation items in documents")
     if not {"ingest", "score", "dedup", "select"} <= artifacts.keys():
         return
     files = {

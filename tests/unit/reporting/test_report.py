@@ -24,6 +24,8 @@ def run(tmp_path_factory):
     lines = [f"{EVIL} A sentence with the usual words, number {n}, and that is what it has to be. " * 8 for n in range(60)]
     lines += [lines[0].replace("number 0", "number zero")] * 3 + [EVIL] * 5
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    zen = "Beautiful is better than ugly. Explicit is better than implicit. Simple is better than complex."  # of suite zen
+    lines.append(f"{lines[1]} {zen} {lines[2]}")
     source = {"name": "files", "kind": "files", "path": str(folder / "text.jsonl"), "domain": "<b>domain</b>", "licence": "MIT"}
     config = PipelineConfig.model_validate({"goal": EVIL, "ingest": {"sources": [source]}, "resources": {"watts": 90}})
     workspace = Workspace.open(folder / "workspace")
@@ -52,6 +54,16 @@ def test_text_from_data_never_becomes_markup(run):
     assert "<b>domain" not in html
     assert not re.search(r"(?<!\\)<script", markdown)
     assert "\x1b" not in markdown
+
+
+def test_what_was_removed_for_which_suite(run):
+    _, _, html, markdown = run
+    row = re.search(r"<td>zen</td>(.*?)</tr>", html.partition("Validation items in documents")[2])
+    assert row
+    searched, found, dropped, cut = map(int, re.findall(r">(\d+)<", row[1]))
+    assert 0 < found <= searched
+    assert (dropped, cut) == (1, 0)
+    assert "documents dropped" in markdown
 
 
 def test_the_page_asks_nothing_of_the_network(run):
