@@ -6,9 +6,12 @@ A cache folder `cache/<fingerprint of pack>/` is mutable and local: everything i
 
 from __future__ import annotations
 
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +178,17 @@ class Cache:
             drift = f"libraries changed since: {', '.join(changed)}" if changed else "same libraries: texts or code changed"
             raise StageFailedError(f"{error.what} ({drift})", where=error.where, fix=error.fix) from error
 
+    def make_aside(self, name: str, folder: Path) -> ChunkFacts:
+        """Make a chunk in another folder, with equal content; nothing in the cache is touched.
+
+        Raises:
+            StageFailedError: the content came out otherwise.
+        """
+        (link,) = (link for link in self.links if name in link.ranges)
+        recipe = replace(link.recipe, folder=folder)
+        (facts,) = recipe.make([link.ranges[name]], {name: self.chunks[name].content_digest})
+        return replace(facts, cache=str(folder))
+
     def _set_aside(self, name: str) -> None:
         """Move what lies in a chunk's place to quarantine, to be looked at."""
         facts = self.chunks[name]
@@ -205,7 +219,11 @@ def ancestry(workspace: Workspace, pack: Artifact) -> list[Artifact]:
 
 @dataclass(frozen=True)
 class Healer:
-    """Makes a chunk again on demand: picklable, for readers in other processes."""
+    """Makes a chunk again on demand: picklable, for readers in other processes.
+
+    Where the cache cannot be written (a full or read-only disk), the chunk is packed on the fly, for this process alone, from the
+    same range by the same packer and with the same content digest, into the system's temporary folder ($TMPDIR).
+    """
 
     root: Path  # of the workspace
     key: str  # of the fill_gaps artifact
@@ -222,13 +240,27 @@ class Healer:
 
         workspace = Workspace.open(self.root, store_url=self.store_url)
         name = chunk_name(side, chunk)
-        with workspace.lease(f"heal-{self.key.replace('/', '-')}-{name}", wait=True):
-            cache = cache_behind(workspace, workspace.artifact(self.key))
-            facts = cache.chunks[name]
-            if damages_of(cache.folder, [facts]):  # another process may have healed it meanwhile
-                (facts,) = cache.heal([name])
-                remember(cache.folder, [facts])
+        cache = cache_behind(workspace, workspace.artifact(self.key))
+        try:
+            with workspace.lease(f"heal-{self.key.replace('/', '-')}-{name}", wait=True):
+                facts = cache.chunks[name]
+                if damages_of(cache.folder, [facts]):  # another process may have healed it meanwhile
+                    (facts,) = cache.heal([name])
+                    remember(cache.folder, [facts])
+        except OSError as error:
+            warnings.warn(f"{name} cannot be put into the cache ({error}); it is packed for this process", stacklevel=2)
+            facts = cache.make_aside(name, _own_folder())
         return facts
+
+
+@lru_cache(maxsize=1)
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="millrace-chunks-")
+
+
+def _own_folder() -> Path:
+    """A folder of this process, removed with it."""
+    return Path(_temporary().name)
 
 
 def cache_behind(workspace: Workspace, filled: Artifact) -> Cache:

@@ -77,8 +77,8 @@ class ChunkFacts:
         return chunk_name(self.side, self.chunk)
 
     def file(self, folder: Path) -> Path:
-        """Where the chunk lies, given a cache folder: there, or in the folder beside that the chunk names."""
-        return (folder.with_name(self.cache) if self.cache else folder) / f"{self.name}.arrow"
+        """Where the chunk lies, given a cache folder: there, or in the folder beside (or anywhere) that the chunk names."""
+        return (folder.parent / self.cache if self.cache else folder) / f"{self.name}.arrow"
 
 
 class Packed(NamedTuple):

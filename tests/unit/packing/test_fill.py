@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from packing_toy import Toy, run_toy
 from pipeline_lib.config.model import FillGapsConfig
 from pipeline_lib.errors import DamagedError, StageFailedError
 from pipeline_lib.packing.cache import Cache, Healer
-from pipeline_lib.packing.fill import intact
+from pipeline_lib.packing.fill import fill_cache, intact
 from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.workspace.files import read_json
 
@@ -130,6 +131,22 @@ def test_training_heals_what_it_meets(tmp_path: Path) -> None:
     remove(folder / "train-00002.arrow")
     healing = PackedDataset(folder, filled.file("chunks"), "train", heal=Healer.of(workspace, filled))
     assert [healing[i]["input_ids"].tolist() for i in range(len(healing))] == expected
+    assert intact(filled, workspace) == ""
+
+
+def test_training_goes_on_without_a_cache_that_can_be_written(tmp_path: Path) -> None:
+    workspace, made = run_toy(tmp_path)
+    folder, filled = workspace.cache_folder / made["fill_gaps"].details["cache"], made["fill_gaps"]
+    calm = PackedDataset.of(workspace, filled, "train")
+    expected = [calm[i]["input_ids"].tolist() for i in range(len(calm))]
+    shutil.rmtree(folder)
+    folder.symlink_to("/proc/self/fdinfo")  # a folder that is there, empty, and takes no file, from root neither
+    alone = PackedDataset.of(workspace, filled, "train")
+    with pytest.warns(UserWarning, match="it is packed for this process"):
+        assert [alone[i]["input_ids"].tolist() for i in range(len(alone))] == expected
+    assert not list(folder.glob("*.arrow"))
+    folder.unlink()
+    assert fill_cache(workspace, filled)  # and with a folder again, the cache is whole again
     assert intact(filled, workspace) == ""
 
 
