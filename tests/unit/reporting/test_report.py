@@ -23,9 +23,9 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     lines = [f"{EVIL} A sentence with the usual words, number {n}, and that is what it has to be. " * 8 for n in range(60)]
     lines += [lines[0].replace("number 0", "number zero")] * 3 + [EVIL] * 5
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     zen = "Beautiful is better than ugly. Explicit is better than implicit. Simple is better than complex."  # of suite zen
     lines.append(f"{lines[1]} {zen} {lines[2]}")
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     source = {"name": "files", "kind": "files", "path": str(folder / "text.jsonl"), "domain": "<b>domain</b>", "licence": "MIT"}
     config = PipelineConfig.model_validate({"goal": EVIL, "ingest": {"sources": [source]}, "resources": {"watts": 90}})
     workspace = Workspace.open(folder / "workspace")
