@@ -219,7 +219,8 @@ def check_extensions(config: PipelineConfig) -> None:
         if source.kind == "module":
             extension("source", source.name)
     built_in = get_args(RuleSetName)
-    for name in config.score.rules.values():
+    chosen = [*config.score.rules.values(), config.score.instruct_rules]
+    for name in (part.strip() for text in chosen for part in text.split("+")):
         if name not in (known := [*built_in, *extensions("rule_set")]):
             near = get_close_matches(name, known, 1)
             fix = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

@@ -9,8 +9,8 @@ STAGES: tuple[Stage, ...] = (
           outside="pipeline_lib.validation.suites:file_digests", extends=("suite",)),
     Stage("ingest", 3, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",),
           outside="pipeline_lib.corpus.sources:file_digests", forgets="pipeline_lib.corpus.barred:forgets", extends=("source",)),
-    Stage("score", 1, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
-          extends=("signal", "rule_set")),
+    Stage("score", 2, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
+          extends=("signal", "rule_set"), outside="pipeline_lib.quality.ngrams:file_digests"),
     Stage(
         "dedup", 3, "pure", "pipeline_lib.dedup.dedup:dedup",
         reads={"ingest": ("documents", "details"), "score": ("signals", "decisions"), "suites": ("suite_items",)},

@@ -15,30 +15,54 @@ from numpy.typing import NDArray
 from pipeline_lib.config.data import ScoreConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.extensions import extensions
+from pipeline_lib.quality.signals import TEXT_NAMES
 from pipeline_lib.tables.duck import connect
 
+_REPETITION = {
+    "repeated_lines": "duplicate_line_share <= 0.3 AND duplicate_line_char_share <= 0.2",
+    "repeated_paragraphs": "duplicate_paragraph_share <= 0.3 AND duplicate_paragraph_char_share <= 0.2",
+    "top_ngrams": "top_2gram_char_share <= 0.2 AND top_3gram_char_share <= 0.18 AND top_4gram_char_share <= 0.16",
+    "repeated_ngrams": "duplicate_5gram_char_share <= 0.15 AND duplicate_6gram_char_share <= 0.14"
+    " AND duplicate_7gram_char_share <= 0.13 AND duplicate_8gram_char_share <= 0.12"
+    " AND duplicate_9gram_char_share <= 0.11 AND duplicate_10gram_char_share <= 0.1",
+}
+_GOPHER_QUALITY = {
+    "word_count": "words BETWEEN 50 AND 100000",
+    "word_length": "mean_word_length BETWEEN 3 AND 10",
+    "symbols": "hash_per_word <= 0.1 AND ellipsis_per_word <= 0.1",
+    "bullets": "bullet_line_share <= 0.9",
+    "ellipsis_lines": "ellipsis_line_share <= 0.3",
+    "alphabetic": "alpha_word_share >= 0.8",
+    "stop_words": "stop_words >= 2",
+}
 RULE_SETS: Mapping[str, Mapping[str, str]] = {
-    # Gopher (Rae et al. 2021, table A1), FineWeb (Penedo et al. 2024) and C4 (Raffel et al. 2020). Left out: FineWeb's limit of
-    # 1 % on characters in repeated lines and C4's ban of braces, which throw away reference pages with tables and examples.
+    # Rae et al. 2021, appendix A: the quality filter and table A1
+    "gopher": {**_GOPHER_QUALITY, **_REPETITION},
+    # Raffel et al. 2020, section 2.2, on the lines that its line rules keep
+    "c4": {
+        "clean_sentences": "clean_sentences >= 5",
+        "curly_brackets": "clean_brace_lines = 0",
+        "clean_lorem_ipsum": "clean_lorem_ipsum = 0",
+    },
+    # Penedo et al. 2024, section 3.6
+    "fineweb": {
+        "line_ends": "terminal_line_share >= 0.12",
+        "line_lengths": "short_line_share <= 0.67",
+        "line_copies": "duplicate_text_line_char_share <= 0.01",
+        "list_like": "newlines_per_word <= 0.3",
+    },
+    # All three, made milder for reference pages with tables and examples: Gopher's limit of 80 % on words with a letter (punctuation
+    # marks are words here), FineWeb's of 1 % on characters in repeated lines and C4's ban of braces throw away most of them.
     "prose": {
-        "word_count": "words BETWEEN 50 AND 100000",
-        "word_length": "mean_word_length BETWEEN 3 AND 10",
-        "symbols": "hash_per_word <= 0.1 AND ellipsis_per_word <= 0.1",
-        "bullets": "bullet_line_share <= 0.9",
-        "ellipsis_lines": "ellipsis_line_share <= 0.3",
-        "alphabetic": "alpha_word_share >= 0.8",
-        "stop_words": "stop_words >= 2",
-        "repeated_lines": "duplicate_line_share <= 0.3 AND duplicate_line_char_share <= 0.2",
-        "repeated_paragraphs": "duplicate_paragraph_share <= 0.3 AND duplicate_paragraph_char_share <= 0.2",
-        "top_ngrams": "top_2gram_char_share <= 0.2 AND top_3gram_char_share <= 0.18 AND top_4gram_char_share <= 0.16",
-        "repeated_ngrams": "duplicate_5gram_char_share <= 0.15 AND duplicate_6gram_char_share <= 0.14"
-        " AND duplicate_7gram_char_share <= 0.13 AND duplicate_8gram_char_share <= 0.12"
-        " AND duplicate_9gram_char_share <= 0.11 AND duplicate_10gram_char_share <= 0.1",
+        **_GOPHER_QUALITY,
+        "alphabetic": "alpha_word_share >= 0.6",
+        **_REPETITION,
         "punctuation": "terminal_line_share >= 0.12",
         "short_lines": "short_line_share <= 0.67",
         "newlines": "newlines_per_word <= 0.3",
         "sentences": "sentences >= 3",
-        "lorem_ipsum": "lorem_ipsum = 0",
+        "lorem_ipsum": "clean_lorem_ipsum = 0",
+        "compressible": "compression_ratio BETWEEN 0.1 AND 1.0",
     },
     # The Stack (Kocetkov et al. 2022, section 3.2): mean line ≤ 100, longest line ≤ 1,000, alphabetic characters ≥ 25 %
     "code": {
@@ -49,6 +73,15 @@ RULE_SETS: Mapping[str, Mapping[str, str]] = {
         "digits": "digit_share <= 0.3",
         "repeated_lines": "duplicate_line_char_share <= 0.5",
         "compressible": "compression_ratio >= 0.1",
+    },
+    # Instruction records: both sides say something, the answer is no loop, and nothing is a secret
+    "instruct": {
+        "both_sides": "turns >= 2 AND prompt_bytes >= 4 AND response_bytes >= 1",
+        "length": "bytes BETWEEN 16 AND 200000",
+        "repetition": "duplicate_line_char_share <= 0.4 AND duplicate_10gram_char_share <= 0.3",
+        "letters": "letter_share >= 0.2",
+        "no_noise": "compression_ratio BETWEEN 0.08 AND 1.2",
+        "no_secrets": "keys = 0",
     },
     # Legal texts repeat phrases and have long lists: only what is no text at all goes
     "licence": {
@@ -61,6 +94,7 @@ RULE_SETS: Mapping[str, Mapping[str, str]] = {
     },
     "none": {},
 }
+EXTRA = "extra"  # the rule set of `score.extra_rules`, which decide about every document
 _FORBIDDEN = ("select", "from", "pragma", "attach", "copy", "install", "load", "set", "call")
 _LITERAL = re.compile(r"'(?:[^']|'')*'")
 _NAME = re.compile(r'"([^"]+)"|([A-Za-z_]\w*)')
@@ -79,14 +113,20 @@ class Rule:
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of a configuration: the rule set of each domain (`*`: any other), and all rules in order."""
+    """The rules of a configuration: the rule sets of each domain (`*`: any other) and of instruction records, and all rules."""
 
-    domains: Mapping[str, str]
+    domains: Mapping[str, Sequence[str]]
+    instruct: Sequence[str]
     rules: Sequence[Rule]
 
     def key(self) -> dict[str, object]:
-        """Identity: which expression decides about which domain."""
-        return {"domains": dict(self.domains), "rules": [[r.rule_set, r.name, r.expression] for r in self.rules]}
+        """Identity: which expression decides about which documents."""
+        domains = {domain: list(names) for domain, names in self.domains.items()}
+        return {
+            "domains": domains,
+            "instruct": list(self.instruct),
+            "rules": [[r.rule_set, r.name, r.expression] for r in self.rules],
+        }
 
 
 def rules_of(config: ScoreConfig, signals: Sequence[str]) -> Rules:
@@ -96,23 +136,34 @@ def rules_of(config: ScoreConfig, signals: Sequence[str]) -> Rules:
         ConfigError: an unknown rule set, a name that is taken, or an expression that DuckDB does not take.
     """
     known = {**RULE_SETS, **extensions("rule_set")}
-    domains = {"*": "none", **config.rules}
+    domains = {domain: rule_set_names(text) for domain, text in {"*": "none", **config.rules}.items()}
+    instruct = rule_set_names(config.instruct_rules)
     found: list[Rule] = []
-    for name in dict.fromkeys(domains.values()):
+    for name in dict.fromkeys(name for names in (*domains.values(), instruct) for name in names):
         if name not in known:
             near = get_close_matches(name, known, 1)
             fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"there is no rule set {name!r}", where="score.rules", fix=fix)
         if taken := set(known[name]) & set(config.extra_rules):
             raise ConfigError(f"rule set {name!r} has a rule {min(taken)!r} already", where="score.extra_rules", fix="rename it")
-        for rule, expression in {**known[name], **config.extra_rules}.items():
-            where = f"score.extra_rules.{rule}" if rule in config.extra_rules else f"rule set {name}, rule {rule}"
-            found.append(Rule(name, rule, expression, _first_signal(expression, signals, where)))
+        found += [_rule(name, rule, text, f"rule set {name}, rule {rule}", signals) for rule, text in known[name].items()]
+    for rule, text in config.extra_rules.items():
+        found.append(_rule(EXTRA, rule, text, f"score.extra_rules.{rule}", signals))
     with connect() as connection:
-        connection.register("signals", pa.table({name: pa.array([1.0, 1.0]) for name in signals}))
-        for rule in found:
-            _check(connection, rule, signals)
-    return Rules(domains, found)
+        sample = {name: pa.array(["en", "en"] if name in TEXT_NAMES else [1.0, 1.0]) for name in signals}
+        connection.register("signals", pa.table(sample))
+        for one in found:
+            _check(connection, one, signals)
+    return Rules(domains, instruct, found)
+
+
+def rule_set_names(text: str) -> list[str]:
+    """The rule sets that a setting names: `gopher+fineweb` is both, one after the other."""
+    return [name.strip() for name in text.split("+")]
+
+
+def _rule(rule_set: str, name: str, expression: str, where: str, signals: Sequence[str]) -> Rule:
+    return Rule(rule_set, name, expression, _first_signal(expression, signals, where))
 
 
 def _first_signal(expression: str, signals: Sequence[str], where: str) -> str:
@@ -179,7 +230,7 @@ def verdicts(table: pa.Table, rules: Sequence[Rule]) -> NDArray[np.bool_]:
     return np.column_stack([column.to_numpy() for column in found.columns])
 
 
-def rule_numbers(rules: Rules, domain: str) -> Iterator[int]:
-    """The numbers of the rules that decide about a domain."""
-    name = rules.domains.get(domain, rules.domains["*"])
-    return (number for number, rule in enumerate(rules.rules) if rule.rule_set == name)
+def rule_numbers(rules: Rules, domain: str, kind: str) -> Iterator[int]:
+    """The numbers of the rules that decide about the documents of a domain, of a kind (text or instruct)."""
+    names = rules.instruct if kind == "instruct" else rules.domains.get(domain, rules.domains["*"])
+    return (number for number, rule in enumerate(rules.rules) if rule.rule_set == EXTRA or rule.rule_set in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline_lib.config.data import ScoreConfig
 from pipeline_lib.extensions import active_extensions, digests, load_extensions
+from pipeline_lib.quality.language import model_digest, model_file
+from pipeline_lib.quality.ngrams import ngram_model
 from pipeline_lib.quality.rules import Rules, rule_numbers, rules_of, verdicts
-from pipeline_lib.quality.signals import signal_names, signal_table
+from pipeline_lib.quality.signals import TEXT_NAMES, signal_names, signal_table
 from pipeline_lib.tables.parquet import write_batches, write_table
 from pipeline_lib.tables.schemas import DECISIONS
 from pipeline_lib.workspace.artifact import SummaryTable
@@ -50,11 +53,18 @@ def score(run: StageRun, *, score: ScoreConfig) -> Outcome:
     ingest = run.input("ingest")
     entries = [entry for entry in ingest.manifest.files if entry.table == "documents"]
     files = [DocumentsFile(p, entry.digest) for p, entry in zip(ingest.files("documents"), entries, strict=True)]
-    own = digests(["signal"], active_extensions())
+    if model_file() is None:
+        run.event("no_language_model", fix="pip install 'millrace[language]'", without="language and language_confidence")
+    with_what = {
+        "extensions": digests(["signal"], active_extensions()),
+        "language": model_digest(),
+        "ngrams": ngram_model(score.ngram_model).digest,
+        "unicode": unicodedata.unidata_version,
+    }
     measured = run.shards(
         files,
-        partial(measure_file, modules=active_extensions()),
-        key=lambda file: {"documents": file.digest, "extensions": own},
+        partial(measure_file, modules=active_extensions(), ngrams=score.ngram_model),
+        key=lambda file: {"documents": file.digest, **with_what},
         unit="files measured",
     )
     pairs = list(zip(files, measured, strict=True))
@@ -74,22 +84,23 @@ def score(run: StageRun, *, score: ScoreConfig) -> Outcome:
         metrics=metrics,
         counts={"in": sum(shard.metrics["documents"] for shard in measured), "out": documents, "kept": kept},
         summary=_summary(rules, decided),
-        details={"rule_sets": dict(rules.domains)},
+        details={"rule_sets": {domain: "+".join(names) for domain, names in rules.domains.items()}},
     )
 
 
-def measure_file(file: DocumentsFile, folder: Path, *, modules: Sequence[str]) -> dict[str, Any]:
+def measure_file(file: DocumentsFile, folder: Path, *, modules: Sequence[str], ngrams: str) -> dict[str, Any]:
     """Write `signals` for one file of documents."""
     if tuple(modules) != active_extensions():
         load_extensions(modules)
     counts = {"documents": 0, "bytes": 0}
     begin = time.perf_counter()
     schema = signal_table(pa.array([], pa.binary(16)), pa.array([], pa.large_string())).schema
+    model = ngram_model(ngrams)
     with pq.ParquetFile(file.path) as parquet:
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=["doc_id", "text"], use_threads=False):
-                table = signal_table(batch.column("doc_id"), batch.column("text"))
+            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=["doc_id", "text", "turns"], use_threads=False):
+                table = signal_table(batch.column("doc_id"), batch.column("text"), batch.column("turns"), ngrams=model)
                 counts["documents"] += table.num_rows
                 counts["bytes"] += int(np.sum(table.column("bytes").to_numpy()))
                 yield from table.to_batches()
@@ -101,13 +112,15 @@ def measure_file(file: DocumentsFile, folder: Path, *, modules: Sequence[str]) -
 def decide_file(pair: tuple[DocumentsFile, Shard], folder: Path, *, rules: Rules) -> dict[str, Any]:
     """Write `decisions` for one file of documents; count what each rule dropped, and what it alone dropped."""
     file, shard = pair
-    domains = pq.read_table(file.path, columns=["domain"]).column("domain").to_numpy()
+    columns = pq.read_table(file.path, columns=["domain", "kind"])
+    domains, kinds = (columns.column(name).to_numpy() for name in ("domain", "kind"))
     signals = pq.read_table(shard.files["signals"])
     failed = ~verdicts(signals, rules.rules)
-    for domain in np.unique(domains):
-        applies = np.zeros(len(rules.rules), bool)
-        applies[list(rule_numbers(rules, domain))] = True
-        failed[domains == domain] &= applies
+    for kind in np.unique(kinds):
+        for domain in np.unique(domains):
+            applies = np.zeros(len(rules.rules), bool)
+            applies[list(rule_numbers(rules, domain, kind))] = True
+            failed[(domains == domain) & (kinds == kind)] &= applies
     number = failed.sum(axis=1)
     write_table(_decisions(signals, failed, rules), folder / "decisions.parquet")
     dropped = [[int(failed[:, k].sum()), int((failed[:, k] & (number == 1)).sum())] for k in range(len(rules.rules))]
@@ -121,7 +134,8 @@ def _decisions(signals: pa.Table, failed: NDArray[np.bool_], rules: Rules) -> pa
     value = np.full(len(rows), np.nan)
     for number, rule in enumerate(rules.rules):
         at = which == number
-        value[at] = signals.column(rule.signal).to_numpy()[rows[at]]
+        if rule.signal not in TEXT_NAMES:
+            value[at] = signals.column(rule.signal).to_numpy()[rows[at]]
     names = pa.array([*(rule.name for rule in rules.rules), ""])
     reasons = pa.array([*(f"needs {rule.expression}" for rule in rules.rules), ""])
     columns = [
