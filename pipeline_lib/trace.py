@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_lib.config.data import SourceConfig
-from pipeline_lib.corpus.redact import head
 from pipeline_lib.corpus.ranges import ranges
+from pipeline_lib.corpus.redact import head
 from pipeline_lib.corpus.sources import list_files
 from pipeline_lib.corpus.streams import is_remote
 from pipeline_lib.errors import MillraceError, NotFoundError
@@ -44,9 +44,8 @@ def trace_step(workspace: Workspace, record: RunRecord, step: int) -> dict[str, 
 
     Returns:
         JSON values: {run_id, step, loss (None: not known), epochs: [int], sequences: [{sequence, chunk, tokens, documents:
-        [{doc_id, row, offset, tokens, source, domain, file, line, byte_offset, url, head}]}]}. `offset`: where the piece begins in
-        its document, in tokens. `file` is None where no local source of the run holds that file any more; `line` counts records
-        from 1.
+        [{doc_id, row, offset, tokens, source, domain, file, line, byte_offset, url, head}]}]}. `offset`: where the piece begins
+        in its document, in tokens. `file` is None where no local source of the run has it any more; `line` counts records from 1.
 
     Raises:
         NotFoundError: the run did not pack or plan, or has no such step.
@@ -192,7 +191,7 @@ def _artifact(workspace: Workspace, record: RunRecord, stage: str) -> Artifact:
     ref = record.ref(stage)
     if ref is None:
         raise NotFoundError(
-            f"the run has no finished {stage}", where=f"run {record.run_id}", fix=f"millrace retry {record.run_id}"
+            f"the run has no finished {stage}", where=f"run {record.run_id}", fix=f"run the pipeline to `{stage}` at least"
         )
     return workspace.artifact(ref.key)
 

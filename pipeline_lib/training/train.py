@@ -137,7 +137,7 @@ def open_side(run: StageRun, side: str) -> Sequences:
 
 
 def _special_ids(packed: Mapping[str, Any]) -> dict[str, int]:
-    """Tokens that the model's configuration names; `stop` ends an answer where the chat template has a token of its own for it."""
+    """Tokens that the model's configuration names; `stop` ends an answer, where the chat template has a token for that."""
     stop = (packed["chat"] or {}).get("stop_id")
     return {"eos": packed["eos_id"], "pad": packed["pad_id"], **({} if stop is None else {"stop": stop})}
 
