@@ -28,7 +28,10 @@ class SourceConfig(Section):
         "", "Path, glob or fsspec URL (kind files); folder, or hf://datasets/owner/name (kind dataset)", identity=False, path=()
     )
     revision: str = setting(
-        "", "Commit of a data set on the hub (40 hexadecimal digits)", pattern=r"^([0-9a-f]{40})?$", why="a name may change its content"
+        "",
+        "Commit of a data set on the hub (40 hexadecimal digits)",
+        pattern=r"^([0-9a-f]{40})?$",
+        why="a name may change its content",
     )
     split: str = setting("train", "Split of a data set", pattern=r"^[A-Za-z0-9_.-]{1,60}$")
     subset: str = setting("", "Configuration of a data set that has several", pattern=r"^[A-Za-z0-9_.-]{0,60}$")
@@ -45,7 +48,9 @@ class SourceConfig(Section):
     id_column: str = setting("", "Column that holds a stable id; empty: the position in the file")
     date_column: str = setting("", "Column that holds the creation date")
     date_pattern: str = setting(
-        "", "Date in the file names, where records have none: `%Y` year, `%m` month, `%d` day, as in `news-%Y%m%d`", max_length=100
+        "",
+        "Date in the file names, where records have none: `%Y` year, `%m` month, `%d` day, as in `news-%Y%m%d`",
+        max_length=100,
     )
     url_column: str = setting("", "Column that holds the address; empty: `url`")
     max_mb: float = setting(20.0, "Read at most this much text", unit="MB", gt=0, why="the quickstart finishes in minutes")
@@ -70,7 +75,10 @@ class IngestConfig(Section):
     sample: int = setting(0, "Keep only this many documents, spread evenly by hash; 0: all", unit="documents", ge=0)
     max_document_mb: float = setting(10.0, "A longer document goes to quarantine", unit="MB", gt=0)
     max_file_gb: float = setting(
-        100.0, "Read at most this much of a file, downloaded or decompressed; what is beyond goes to quarantine as one row", unit="GB", gt=0
+        100.0,
+        "Read at most this much of a file, downloaded or decompressed; what is beyond goes to quarantine as one row",
+        unit="GB",
+        gt=0,
     )
     max_expansion: float = setting(
         200.0,
@@ -103,7 +111,7 @@ class IngestConfig(Section):
     )
 
 
-RuleSetName = Literal["prose", "code", "licence", "none"]
+RuleSetName = Literal["prose", "gopher", "c4", "fineweb", "code", "instruct", "licence", "none"]
 
 
 class ScoreConfig(Section):
@@ -111,11 +119,17 @@ class ScoreConfig(Section):
 
     rules: dict[str, str] = setting(
         lambda: {"code": "code", "licence": "licence", "*": "prose"},
-        "Rule set by domain; `*` is any other domain. Built in: prose, code, licence, none; extensions may register more",
+        "Rule sets by domain; `*` is any other domain, `gopher+fineweb` is both. Built in: prose, gopher, c4, fineweb, code, "
+        "instruct, licence, none; extensions may register more",
     )
+    instruct_rules: str = setting("instruct", "Rule sets of instruction records, whatever their domain")
     extra_rules: dict[str, str] = setting(
         dict, "Further rules by name: a SQL expression over signals that is true for a document to keep"
     )
+    ngram_model: str = setting(
+        "", "Model of the n-gram signals and the classifier, written by `millrace fit-ngrams`; empty: the one that ships",
+        identity=False, path=(),
+    )  # fmt: skip
 
 
 class DedupConfig(Section):
