@@ -146,11 +146,11 @@ class ValidationConfig(Section):
         ge=1000,
         why="about 10 s for 3 M parameters on two cores",
     )
-    batch_tokens: int = setting(16384, "Tokens scored at once", unit="tokens", ge=256, identity=False)
+    batch_tokens: int = setting(4096, "Tokens scored at once", unit="tokens", ge=256, identity=False)
     bootstrap: int = setting(1000, "Bootstrap resamples for 95 % intervals", ge=100, le=100000)
     robustness_items: int = setting(
-        40, "Items of each suite with prompts that are asked again with perturbed prompts; 0: none", ge=0,
-        why="five perturbations of 40 items of four suites cost about as much as 1,000 items",
+        20, "Items of each suite with prompts that are asked again with perturbed prompts; 0: none", ge=0,
+        why="five perturbations of 20 items of four suites cost about as much as 400 items",
     )  # fmt: skip
 
 

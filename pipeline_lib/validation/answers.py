@@ -34,12 +34,12 @@ def answer(items: Rows, scorer: Scorer, *, variant: str = "") -> tuple[pa.Table,
     prompts = [item["prompt"] for item in items for _ in item["options"]]
     spans = scorer.continuations(prompts, options)
     by = np.repeat([FORMS[item["form"]].by for item in items], counts)
-    sums, greedy = scorer.log_probs(spans)
+    sums = scorer.log_probs(spans)
     values = sums / np.where(by == "byte", [len(option.encode()) for option in options], 1)
     if (prior := np.flatnonzero(by == "prior")).size:
-        alone, _ = scorer.log_probs(scorer.continuations([""] * len(prior), [options[index] for index in prior]))
-        values[prior] -= alone
-    values[by == "greedy"] = greedy[by == "greedy"]
+        values[prior] -= scorer.log_probs(scorer.continuations([""] * len(prior), [options[index] for index in prior]))
+    if (greedy := np.flatnonzero(by == "greedy")).size:
+        values[greedy] = scorer.greedy([spans[index] for index in greedy])
     guesses = majority(items)
     rows, missing = [], []
     for number, (item, count, end) in enumerate(zip(items, counts, ends.tolist(), strict=True)):

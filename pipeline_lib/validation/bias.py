@@ -55,7 +55,7 @@ def bias(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down correction, which keeps the chance of any false alarm at its level (Holm 1979, Scand. J. Stat. 6:65-70)."""
+    """Holm's step-down correction, which keeps the chance of any false alarm at its level (Holm 1979, SJS 6:65-70)."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected, worst = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

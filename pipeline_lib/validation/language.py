@@ -46,7 +46,7 @@ def language(run: StageRun, scorer: Scorer, budget: int) -> tuple[pa.Table, int,
     spans = [(row, span) for row in chosen for span in scorer.windows(encoded[row])]
     run.progress(0, len(spans), "windows of test text")
     sums = np.zeros(len(texts))
-    np.subtract.at(sums, [row for row, _ in spans], scorer.log_probs([span for _, span in spans])[0] * BITS)
+    np.subtract.at(sums, [row for row, _ in spans], scorer.log_probs([span for _, span in spans]) * BITS)
     if not np.isfinite(sums).all():
         raise StageFailedError(
             "the model gives NaN on test text",

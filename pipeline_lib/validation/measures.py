@@ -77,8 +77,12 @@ def majority(items: Sequence[Mapping[str, Any]]) -> list[float]:
         For each item 1 or 0, or a share where several options are equally common (in texts that are right only once: chance).
     """
     common: Counter[tuple[str, str, str]] = Counter()
+    told: set[tuple[str, str]] = set()
     for item in items:
-        common[item["suite"], item["category"], item["options"][item["answer"]]] += 1
+        fact = (item["suite"], item["fact"] or item["item"])
+        if fact not in told:  # a fact in several wordings is one
+            told.add(fact)
+            common[item["suite"], item["category"], item["options"][item["answer"]]] += 1
     guesses = []
     for item in items:
         counts = [common[item["suite"], item["category"], option] for option in item["options"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,19 @@ class Scorer:
             scored = end
         return spans
 
-    def log_probs(self, spans: Sequence[Span]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Of each span's scored tokens: their summed natural log-probability, and whether each of them is the likeliest there.
+    def log_probs(self, spans: Sequence[Span]) -> NDArray[np.float64]:
+        """Summed natural log-probabilities of each span's scored tokens, float64 [spans]; NaN where the context is too short."""
+        return self._scored(spans, lambda logits, targets, counted: -(_losses(logits, targets) * counted).sum(dim=1))
 
-        Returns:
-            float64 [spans], NaN where the span is longer than the context; bool [spans].
-        """
+    def greedy(self, spans: Sequence[Span]) -> NDArray[np.float64]:
+        """1 where each of a span's scored tokens is the likeliest there, else 0, float64 [spans]; NaN as above."""
+        return self._scored(spans, lambda logits, targets, counted: ((logits.argmax(dim=-1) == targets) | ~counted).all(dim=1))
+
+    def _scored(self, spans: Sequence[Span], measure: Callable[[Any, Any, Any], Any]) -> NDArray[np.float64]:
+        """A number a span from the logits [spans, tokens, vocabulary], the tokens they predict and which of these count."""
         import torch
 
-        result, greedy = np.full(len(spans), np.nan), np.zeros(len(spans), np.bool_)
+        result = np.full(len(spans), np.nan)
         order = sorted((i for i in range(len(spans)) if len(spans[i].tokens) <= self.context), key=lambda i: len(spans[i].tokens))
         first = 0
         while first < len(order):
@@ -103,10 +107,14 @@ class Scorer:
             with torch.inference_mode():
                 logits = self.model(input_ids=ids.to(self.device), use_cache=False).logits[:, :-1].float()
                 targets, counted = ids[:, 1:].to(self.device), scored[:, 1:].to(self.device)
-                losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-                sums = -(losses.view(targets.shape).double() * counted).sum(dim=1)
-                likeliest = ((logits.argmax(dim=-1) == targets) | ~counted).all(dim=1)
-            result[order[first:last]] = sums.cpu().numpy()
-            greedy[order[first:last]] = likeliest.cpu().numpy()
+                result[order[first:last]] = measure(logits, targets, counted).cpu().numpy()
             first = last
-        return result, greedy
+        return result
+
+
+def _losses(logits: Any, targets: Any) -> Any:
+    import torch
+
+    return (
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).double()
+    )

@@ -18,8 +18,8 @@ from pipeline_lib.validation.scorer import Span
 class Toy:
     """Scores texts by a rule: stands where a model stands."""
 
-    def __init__(self, rule, greedy=lambda prompt, option: False):
-        self.rule, self.greedy, self.asked = rule, greedy, []
+    def __init__(self, rule, says=None):
+        self.rule, self.says, self.asked = rule, says, []
 
     def continuations(self, prompts, options):
         self.asked = list(zip(prompts, options, strict=True))
@@ -27,7 +27,10 @@ class Toy:
 
     def log_probs(self, spans):
         asked = [self.asked[int(span.tokens[0])] for span in spans]
-        return np.array([float(self.rule(*one)) for one in asked]), np.array([self.greedy(*one) for one in asked])
+        return np.array([float(self.rule(*one)) for one in asked])
+
+    def greedy(self, spans):
+        return np.array([float(self.says(*self.asked[int(span.tokens[0])])) for span in spans])
 
 
 def rows(items):

@@ -56,10 +56,14 @@ def test_documents_have_no_measures():
 
 
 def test_a_guesser_at_the_commonest_answer():
-    asked = [{"suite": "s", "category": "c", "options": ["Africa", "Asia"], "answer": int(n >= 8)} for n in range(10)]
+    def item(options, answer, number, fact=""):
+        return {"suite": "s", "category": "c", "item": str(number), "fact": fact, "options": options, "answer": answer}
+
+    asked = [item(["Africa", "Asia"], int(n >= 8), n) for n in range(10)]
     assert majority(asked) == [1.0] * 8 + [0.0] * 2
-    once = [{"suite": "s", "category": "c", "options": [f"a{n}", f"b{n}"], "answer": 0} for n in range(4)]
-    assert majority(once) == [0.5] * 4
+    assert majority([item([f"a{n}", f"b{n}"], 0, n) for n in range(4)]) == [0.5] * 4
+    worded = [item([f"a{n // 2}", f"b{n // 2}"], 0, n, f"fact {n // 2}") for n in range(4)]
+    assert majority(worded) == [0.5] * 4, "another wording of the same fact gives it away"
 
 
 def test_wordings_of_one_fact_count_as_what_they_are():

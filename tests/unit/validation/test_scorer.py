@@ -31,9 +31,9 @@ def scorer(tmp_path_factory):
 def test_a_score_does_not_depend_on_its_batch(scorer):
     draw = np.random.default_rng(0)
     spans = [Span(draw.integers(1, 257, n).astype(np.int64), int(draw.integers(1, n))) for n in draw.integers(2, 60, 80)]
-    together, _ = scorer.log_probs(spans)
-    alone = np.concatenate([scorer.log_probs([span])[0] for span in spans])
-    backwards = scorer.log_probs(spans[::-1])[0][::-1]
+    together = scorer.log_probs(spans)
+    alone = np.concatenate([scorer.log_probs([span]) for span in spans])
+    backwards = scorer.log_probs(spans[::-1])[::-1]
     assert np.abs(together - alone).max() < 1e-5 * 60
     assert np.abs(together - backwards).max() < 1e-5 * 60
     assert (together < 0).all()
@@ -57,4 +57,16 @@ def test_a_continuation_scores_the_option_only(scorer):
 
 
 def test_an_item_longer_than_the_context_is_not_scored(scorer):
-    assert np.isnan(scorer.log_probs([Span(np.ones(65, np.int64), 1)])[0]).all()
+    assert np.isnan(scorer.log_probs([Span(np.ones(65, np.int64), 1)])).all()
+
+
+def test_greedy_is_what_the_model_itself_would_say(scorer):
+    import torch
+
+    (start,) = scorer.continuations(["ab"], ["c"])
+    tokens = start.tokens[:-1]
+    with torch.no_grad():
+        logits = scorer.model(torch.from_numpy(tokens)[None]).logits[0, -1]
+    likeliest, second = logits.topk(2).indices.tolist()
+    spans = [Span(np.append(tokens, token), len(tokens)) for token in (likeliest, second)]
+    assert scorer.greedy(spans).tolist() == [1.0, 0.0]
