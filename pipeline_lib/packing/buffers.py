@@ -63,11 +63,13 @@ def _numbers(raw: np.ndarray, at: np.ndarray, kind: str) -> np.ndarray:
 
 def _field(raw: np.ndarray, table: np.ndarray, number: int) -> np.ndarray:
     """Where the value of a field stands, for several tables of one type."""
-    return table + _numbers(raw, table - _numbers(raw, table, "<i4") + 4 + 2 * number, "<u2")
+    found: np.ndarray = table + _numbers(raw, table - _numbers(raw, table, "<i4") + 4 + 2 * number, "<u2")
+    return found
 
 
 def _follow(raw: np.ndarray, at: np.ndarray) -> np.ndarray:
-    return at + _numbers(raw, at, "<u4")
+    found: np.ndarray = at + _numbers(raw, at, "<u4")
+    return found
 
 
 def _vector(raw: np.ndarray, at: np.ndarray, size: int) -> np.ndarray:

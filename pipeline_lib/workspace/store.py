@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from pipeline_lib.errors import DamagedError, NotFoundError
-from pipeline_lib.workspace.artifact import Artifact, FileEntry, Manifest
+from pipeline_lib.workspace.artifact import Artifact, FileEntry, Manifest, output_digest, table_digests
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import link_or_copy, read_json, remove_tree, sync_file, sync_folder, write_json
 from pipeline_lib.workspace.seen import Seen
@@ -294,4 +294,6 @@ def parse_manifest(key: str, value: object) -> Manifest:
     manifest = Manifest.from_json(value)
     if manifest.key != key:
         raise ValueError(f"it says {manifest.key}")
+    if output_digest(manifest.tables, manifest.details) != manifest.digest or table_digests(manifest.files) != manifest.tables:
+        raise ValueError("its output digest is not that of the files and details")
     return manifest
