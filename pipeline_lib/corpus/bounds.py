@@ -11,7 +11,7 @@ from numba import njit
 from pipeline_lib.corpus.kernels import TEXT
 
 USED, COUNT, NUMBER, MODE = 0, 1, 2, 3
-"""Places in `state`: bytes done with; records found; record numbers gone by (blank lines have numbers too); kept between blocks."""
+"""Places in `state`: bytes done with; records found; numbers gone by (blank lines have numbers too); kept between blocks."""
 MOST_FIELDS = 255  # that `rows` counts
 
 _OUT = "i8[::1], i8[::1], i8[::1], u1[::1], i8[::1]"  # starts, ends, numbers, shape, state
@@ -43,7 +43,7 @@ def lines(data, final, starts, ends, numbers, shape, state):  # type: ignore[no-
 
 
 @njit(f"void({TEXT}, b1, {_OUT})", nogil=True, cache=True)
-def values(data, final, starts, ends, numbers, shape, state):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def values(data, final, starts, ends, numbers, shape, state):  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915, PLR0917
     """JSON values one after the other, or the elements of one array. `state[MODE]`: 0 at the start, 1 no array, 2 in an array."""
     count, at, size = 0, 0, len(data)
     used = 0
@@ -85,7 +85,7 @@ def values(data, final, starts, ends, numbers, shape, state):  # type: ignore[no
                     at += 1
                     done = True
                     break
-            elif depth == 0 and (byte == 0x2C or byte == 0x20 or 0x09 <= byte <= 0x0D):
+            elif depth == 0 and (byte == 0x2C or byte == 0x20 or 0x09 <= byte <= 0x0D):  # noqa: PLR1714
                 done = True
                 break
             at += 1
@@ -100,10 +100,10 @@ def values(data, final, starts, ends, numbers, shape, state):  # type: ignore[no
 
 
 @njit(f"void({TEXT}, b1, {_OUT})", nogil=True, cache=True)
-def rows(data, final, starts, ends, numbers, shape, state):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def rows(data, final, starts, ends, numbers, shape, state):  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917
     """CSV rows that are not blank (RFC 4180). `state[MODE]` is the delimiter.
 
-    `shape` counts the fields, at most `MOST_FIELDS`; 0: a quote that nothing closes up to the end of the file, which makes the line a row.
+    `shape` counts the fields, at most `MOST_FIELDS`; 0: a quote that nothing closes up to the end of the file; its line is a row.
     """
     count, at, size = 0, 0, len(data)
     used = 0
@@ -163,7 +163,7 @@ def paragraphs(data, final, starts, ends, numbers, shape, state):  # type: ignor
         if not blank:
             if start < 0:
                 start = at
-            end = stop
+            end = stop - (data[stop - 1] == 0x0D)
         elif start >= 0:
             starts[count], ends[count], numbers[count] = start, end, count
             count += 1
@@ -212,7 +212,7 @@ def pieces(data, final, starts, ends, numbers, shape, state):  # type: ignore[no
 
 @njit(f"void({TEXT}, i8[::1], i8[::1], u1[::1], i8[::1], i8)", nogil=True, cache=True)
 def gather(data, starts, ends, out, offsets, separator):  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    """Copy records one after the other, each followed by a byte (negative: by none); `offsets` gets where each begins in `out`."""
+    """Copy records one after the other, each followed by a byte (negative: none); `offsets` gets where each begins in `out`."""
     to = 0
     offsets[0] = 0
     for row in range(len(starts)):

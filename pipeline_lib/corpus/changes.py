@@ -1,7 +1,8 @@
 """Changes of texts as data: which bytes of the original stand for which bytes now, also after several steps.
 
 A change is a row of `edits`: bytes `start` to `end` of the original became `length` bytes. What lies between two changes is as it
-was, so a place in the text of today leads back to its bytes (`original`).
+was, so a place in the text of today leads back to its bytes (`original`). Of a text that was taken out of a page (`extract`) the
+other rows count in what was taken out.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Changes:
         return pa.table([ids.take(pa.array(self.row)), stage, self.start, self.end, kinds, self.length], schema=EDITS)
 
 
-NOTHING = Changes(*(np.empty(0, np.int64) for _ in range(4)), np.empty(0, np.uint8))
+_NONE = np.empty(0, np.int64)
+NOTHING = Changes(_NONE, _NONE, _NONE, _NONE, np.empty(0, np.uint8))
 
 
 def one_kind(row: Numbers, start: Numbers, end: Numbers, length: Numbers, kind: str) -> Changes:
@@ -50,7 +52,7 @@ def one_kind(row: Numbers, start: Numbers, end: Numbers, length: Numbers, kind: 
 
 
 def then(first: Changes, second: Changes) -> Changes:
-    """Both steps as one: changes that touch the same bytes become one, of the second's kind."""
+    """Both steps as one: changes that touch the same bytes become one, of the kind that touches most of them."""
     if not len(second) or not len(first):
         return first if len(first) else second
     room = len(first) + len(second)
@@ -77,17 +79,19 @@ def _then(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             has_a, has_b = i < len(a_row) and a_row[i] == here, j < len(b_row) and b_row[j] == here
             first = a_start[i] + moved if has_a and (not has_b or a_start[i] + moved <= b_start[j]) else b_start[j]
             row[count], start[count] = here, first - moved
-            last, grown, empty = first, 0, True
+            last, grown, empty, widest = first, 0, True, -1
             while True:
                 if i < len(a_row) and a_row[i] == here and (a_start[i] + moved < last or (empty and a_start[i] + moved == first)):
                     last = max(last, a_start[i] + moved + a_length[i])
                     moved += a_length[i] - (a_end[i] - a_start[i])
-                    kind[count] = a_kind[i] if empty else kind[count]
+                    if a_length[i] > widest:
+                        kind[count], widest = a_kind[i], a_length[i]
                     i += 1
                 elif j < len(b_row) and b_row[j] == here and (b_start[j] < last or (empty and b_start[j] == first)):
                     last = max(last, b_end[j])
                     grown += b_length[j] - (b_end[j] - b_start[j])
-                    kind[count] = b_kind[j]
+                    if b_end[j] - b_start[j] >= widest:
+                        kind[count], widest = b_kind[j], b_end[j] - b_start[j]
                     j += 1
                 else:
                     break
@@ -105,7 +109,10 @@ def original(place: int, edits: pa.Table) -> tuple[int, int]:
         edits: the rows of one document, of the stage ingest.
     """
     moved = 0
-    for row in edits.sort_by("start").select(["start", "end", "length"]).to_pylist():
+    for row in edits.sort_by("start").to_pylist():
+        if row["kind"] == "extract":  # nobody knows which byte of a page a character was
+            return 0, row["end"]
+    for row in edits.sort_by("start").to_pylist():
         begin = row["start"] + moved
         if place < begin:
             break

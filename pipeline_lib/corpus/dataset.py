@@ -1,7 +1,7 @@
 """Data sets of the library `datasets` as files: which ones belong to a split is its knowledge, reading them is ours.
 
-No loading script runs and no row passes through the library: a folder that `save_to_disk` made is Arrow files, any other folder and a
-repository on the hub are data files that its rules (names, or `configs` in the README) give to a split.
+No loading script runs and no row passes through the library: a folder that `save_to_disk` made is Arrow files, any other folder
+and a repository on the hub are data files that its rules (names, or `configs` in the README) give to a split.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _READ = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "text")
 
 
 def dataset_files(source: SourceConfig) -> list[SourceFile]:
-    """The files of a split of a data set: local, or on the hub at a commit (from the hub's cache on this machine if they are there).
+    """The files of a split of a data set: local, or on the hub at a commit (from the hub's cache on this machine if it is there).
 
     Raises:
         NotFoundError: there is no such folder, data set or split.

@@ -12,8 +12,8 @@ _PARTS = {"%Y": r"(?P<y>(?:1[5-9]|20)\d\d)", "%m": r"(?P<m>\d\d)", "%d": r"(?P<d
 
 
 def dates(column: pa.Array) -> pa.Array:
-    """Timestamps (UTC, to the day) from texts that begin with YYYY, YYYY-MM, YYYY-MM-DD (or with `/`, `.` or nothing between), or from
-    seconds or milliseconds since 1970; null for anything else.
+    """Timestamps (UTC, to the day) from texts that begin with YYYY, YYYY-MM, YYYY-MM-DD (or with `/`, `.` or nothing between), or
+    from seconds or milliseconds since 1970; null for anything else.
 
     An offset behind the time is not applied.
     """

@@ -12,9 +12,9 @@ from pipeline_lib.workspace.identity import file_digest
 
 PART_BYTES = 4_000_000  # smaller files are read together in groups of about this size
 FORMS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow",
-    ".feather": "arrow", ".html": "html", ".htm": "html", ".xhtml": "html", ".warc": "warc", ".txt": "text", ".text": "text",
-    ".md": "text", ".markdown": "text", ".rst": "text",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".arrow": "arrow", ".feather": "arrow", ".html": "html", ".htm": "html", ".xhtml": "html", ".warc": "warc", ".txt": "text",
+    ".text": "text", ".md": "text", ".markdown": "text", ".rst": "text",
 }  # fmt: skip
 
 
@@ -23,9 +23,10 @@ class SourceFile:
     """A file of a source.
 
     `name` is relative to the source's root and stable across machines; `path` is where it lies here; `form` says how it is read
-    (`readers.py`; `link` and `unreadable`: not at all); `size` is the estimated bytes of text in it; `stamp` is (size, mtime_ns) of a local file, to
-    notice a change between listing and reading. Of a large file that is read in ranges (`ranges.py`) each is a `SourceFile`: its
-    digest is that of the range, `start` and `stop` are bytes or row groups (-1: the end), `first` is the number of its first record.
+    (`readers.py`; `link` and `unreadable`: not at all); `size` is the estimated bytes of text in it; `stamp` is (size, mtime_ns)
+    of a local file, to notice a change between listing and reading. Of a large file that is read in ranges (`ranges.py`) each is
+    a `SourceFile`: its digest is that of the range, `start` and `stop` are bytes or row groups (-1: the end), `first` is the
+    number of its first record.
     """
 
     name: str
@@ -62,7 +63,7 @@ def unreadable(path: Path, name: str) -> SourceFile:
     return SourceFile(name, str(path), "", 0, "unreadable")
 
 
-def local_file(path: Path, name: str, form: str = "", **known: str) -> SourceFile:
+def local_file(path: Path, name: str, form: str = "", *, domain: str = "", licence: str = "") -> SourceFile:
     """A local file as a source file; its digest is kept while the process lives and the file's size, time and inode stay."""
     stat = path.stat()
     size = stat.st_size
@@ -76,7 +77,8 @@ def local_file(path: Path, name: str, form: str = "", **known: str) -> SourceFil
         size=size,
         form=form,
         stamp=(stat.st_size, stat.st_mtime_ns),
-        **known,
+        domain=domain,
+        licence=licence,
     )
 
 

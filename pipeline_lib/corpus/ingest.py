@@ -153,7 +153,7 @@ def read_part(part: Part, folder: Path, replaced: pa.Array = NONE) -> dict[str, 
 def _read(task: tuple[Part, pa.Array, bool], folder: Path) -> dict[str, Any]:
     """`read_part`; where asked for, with a file `ids`."""
     part, replaced, with_ids = task
-    ids, sums = [IDS.empty_table()], []
+    ids, sums = [IDS.empty_table()], list[pa.Table]()
     counts = dict.fromkeys(("records", "left_out", "replaced", "barred", "set_aside"), 0)
     changed: Counter[str] = Counter()
 

@@ -52,8 +52,10 @@ def _sequence_length(data, at, end):  # type: ignore[no-untyped-def]
 
 @lru_cache(maxsize=1)
 def _unsettled() -> NDArray[np.uint8]:
-    """1 for each code point below U+20000 that may change in NFC or by its neighbours: not `Yes` in UAX #15's quick check, or of a
-    combining class other than 0. Worked out of `unicodedata`, where nothing says `Maybe`: those are what others compose with.
+    """1 for each code point below U+20000 that NFC may change, alone or by its neighbours.
+
+    These are not `Yes` in UAX #15's quick check, or of a combining class other than 0. Worked out of `unicodedata`, where nothing
+    says `Maybe`: those are what others compose with.
     """
     table = np.zeros(0x20000, np.uint8)
     for point in [*range(0x300, 0x3400), *range(0xA600, 0xAC00), *range(0xF900, 0x20000)]:
@@ -74,7 +76,7 @@ def inspect(data: Bytes, offsets: Offsets, flags: NDArray[np.uint8], bad_at: NDA
 
 
 @njit(f"void({TEXT}, {OFFSETS}, u1[::1], u1[::1], i8[::1])", nogil=True, cache=True)
-def _inspect(data, offsets, unsettled, flags, bad_at):  # type: ignore[no-untyped-def]
+def _inspect(data, offsets, unsettled, flags, bad_at):  # type: ignore[no-untyped-def]  # noqa: PLR0912
     for row in range(len(offsets) - 1):
         start, at, end, found = offsets[row], offsets[row], offsets[row + 1], 0
         bad_at[row] = -1
@@ -131,8 +133,8 @@ def count_unwanted(data):  # type: ignore[no-untyped-def]
 def clean(data, offsets, flags, out, out_offsets, spans, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Copy texts with LF for CRLF, CR, VT and FF, without other control characters (C0 but tab, DEL, C1, U+FEFF).
 
-    `spans` gets (row, start, end, length, 0 for line ends or 1 for controls) of each change, in bytes of the old text; neighbouring
-    controls are one change. `counts` gets how many changes. Returns the bytes written. `out` needs len(data) bytes.
+    `spans` gets (row, start, end, length, 0 for line ends or 1 for controls) of each change, in bytes of the old text;
+    neighbouring controls are one change. `counts` gets how many changes. Returns the bytes written. `out` needs len(data) bytes.
     """
     to = changes = 0
     out_offsets[0] = 0

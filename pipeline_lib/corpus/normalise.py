@@ -103,7 +103,6 @@ def _unscrambled(text: pa.Array) -> tuple[pa.Array, Changes]:
     """ftfy, for texts beyond ASCII only."""
     import ftfy
 
-    data, offsets = text_buffers(text)
     ask = ~pc.string_is_ascii(text).to_numpy(zero_copy_only=False)
     if not ask.any():
         return text, NOTHING

@@ -101,7 +101,7 @@ def _ipv6(data, at, end, classes):  # type: ignore[no-untyped-def]
 
 
 @njit(f"i8({TEXT}, i8, i8, u1[::1])", nogil=True, cache=True)
-def _phone(data, at, end, classes):  # type: ignore[no-untyped-def]
+def _phone(data, at, end, classes):  # type: ignore[no-untyped-def]  # noqa: PLR0911, PLR0912
     """End of a telephone number that begins at `at`, or 0."""
     first = at
     if data[at] == 0x2B:  # +
@@ -231,7 +231,7 @@ def _email(data, at, least, end, classes, start):  # type: ignore[no-untyped-def
     "i8[::1], i8[::1], i8[::1], u1[::1])",
     nogil=True, cache=True,
 )  # fmt: skip
-def _find(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _find(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917
     data, offsets, wanted, classes, heads, bounds, least, dots, begin, private, finish, rows, starts, ends, kinds
 ):
     count = 0
@@ -254,7 +254,8 @@ def _find(  # type: ignore[no-untyped-def]  # noqa: PLR0917
                         stop, kind = _ipv4(data, at, end, classes), IP
                     if stop == 0 and (classes[byte] & _HEX or byte == 0x3A):
                         stop, kind = _ipv6(data, at, end, classes), IP
-                if stop == 0 and wanted & PHONE and (byte == 0x2B or byte == 0x28 or classes[byte] & _DIGIT):  # noqa: PLR1714
+                number = byte == 0x2B or byte == 0x28 or classes[byte] & _DIGIT  # noqa: PLR1714
+                if stop == 0 and wanted & PHONE and number:  # noqa: SIM102
                     if previous != 0x2B and previous != 0x2D and previous != 0x2E and previous != 0x2F:  # noqa: PLR1714
                         stop, kind = _phone(data, at, end, classes), PHONE
                         if stop and stop < end and data[stop] == 0x40:

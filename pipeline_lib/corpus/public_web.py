@@ -1,7 +1,7 @@
-"""Remote files through fsspec, copied here before they are read. Over HTTP only public addresses are asked, and not without end.
+"""Remote files through fsspec, copied here before they are read. Over HTTP only public addresses are asked, within limits.
 
-An address is judged where the connection is made, so a name that resolves to a private address, a redirect to one, and a name that
-changes its mind between two questions are all refused. Whoever runs this machine may allow networks of their own in
+An address is judged where the connection is made, so a name that resolves to a private address, a redirect to one, and a name
+that changes its mind between two questions are all refused. Whoever runs this machine may allow networks of their own in
 $MILLRACE_ALLOWED_NETWORKS (`10.1.0.0/16,192.168.7.9`). Proxies from the environment are not used.
 """
 
@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from pipeline_lib.corpus.files import SourceFile
 from pipeline_lib.corpus.streams import BLOCK, is_remote
-from pipeline_lib.errors import ConfigError, RefusedError, StageFailedError
+from pipeline_lib.errors import ConfigError, MillraceError, RefusedError, StageFailedError
 from pipeline_lib.secrets import hide_passwords, told
 
 ALLOWED = "MILLRACE_ALLOWED_NETWORKS"
@@ -123,7 +123,9 @@ def fetched(file: SourceFile, most: int, folder: Path) -> Iterator[SourceFile]:
             for block in _read(system, place, most):
                 copy.write(block)
                 hasher.update(block)
-        except (OSError, ValueError) as error:
+        except MillraceError:
+            raise
+        except Exception as error:  # each file system has errors of its own
             raise StageFailedError(told(error), where=hide_passwords(file.path), fix="run again when it can be reached") from None
         copy.flush()
         if len(file.digest) == len(found := hasher.hexdigest()) and file.digest != found:

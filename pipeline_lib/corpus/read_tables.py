@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, a few thousand rows at a time; a part of a file that cannot be read is one problem, the next goes on."""
+"""Parquet and Arrow files, a few thousand rows at a time; a part that cannot be read is one problem, the next goes on."""
 
 from __future__ import annotations
 
@@ -89,13 +89,8 @@ def read_arrow(file: SourceFile, source: SourceConfig, caps: Caps, longest: int)
                     return
             else:
                 for at in range(0, batch.num_rows, BATCH_ROWS):
-                    piece = batch.slice(at, BATCH_ROWS)
-                    yield _batch(
-                        file,
-                        source,
-                        pa.RecordBatch.from_arrays([pa.concat_arrays([c]) for c in piece.columns], piece.schema.names),
-                        index,
-                    )
+                    piece = batch.slice(at, BATCH_ROWS).take(np.arange(min(BATCH_ROWS, batch.num_rows - at)))  # no offset
+                    yield _batch(file, source, piece, index)
                     index += piece.num_rows
             number += 1
 

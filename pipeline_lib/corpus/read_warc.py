@@ -23,6 +23,7 @@ _START, _HEADER_END = b"WARC/1.", b"\r\n\r\n"
 _MOST_HEADER = 1 << 16
 _MARKUP = 20  # a page is mostly markup: this many times more bytes than its text
 _ABOUT_OTHERS = (b"warcinfo", b"request", b"metadata", b"revisit", b"continuation")
+_OTHER, _PAGE, _BROKEN = 0, 1, 2  # shapes
 _HTML, _PLAIN = ("text/html", "application/xhtml+xml"), "text/plain"
 
 
@@ -33,7 +34,10 @@ def read_warc(file: SourceFile, source: SourceConfig, caps: Caps, longest: int) 
         if isinstance(found, pa.RecordBatch):
             yield found
             continue
-        pages = [(row, _page(found.record(row), longest)) for row in np.flatnonzero(found.shape)]
+        pages = [
+            (row, _page(found.record(row), longest) if found.shape[row] == _PAGE else _broken(found.record(row)))
+            for row in np.flatnonzero(found.shape != _OTHER)
+        ]
         if pages:
             places = {name: values[[row for row, _ in pages]].tolist() for name, values in found.places().items()}
             yield one_batch([
@@ -45,7 +49,7 @@ def read_warc(file: SourceFile, source: SourceConfig, caps: Caps, longest: int) 
 def _search(data: Any, final: bool, starts: Any, ends: Any, numbers: Any, shape: Any, state: Any) -> None:  # noqa: PLR0917
     """Bounds of WARC records, as the kernels of `bounds.py` find them; what is no record is one up to the next that begins.
 
-    A loop over records: each costs an HTML parser anyway. `shape` is 0 for types that hold no page.
+    A loop over records: each costs an HTML parser anyway.
     """
     view = memoryview(data)
     bytes_ = bytes(view)
@@ -62,7 +66,7 @@ def _search(data: Any, final: bool, starts: Any, ends: Any, numbers: Any, shape:
             if length.isdigit() and len(length) < 16:
                 end = header + len(_HEADER_END) + int(length)
                 kind = _field(bytes_[at:header], b"warc-type")
-                shape[count] = kind not in _ABOUT_OTHERS
+                shape[count] = _OTHER if kind in _ABOUT_OTHERS else _PAGE
         elif not final and len(bytes_) - at < _MOST_HEADER:
             break
         if end < 0 or (final and end > len(bytes_)):
@@ -70,7 +74,7 @@ def _search(data: Any, final: bool, starts: Any, ends: Any, numbers: Any, shape:
             if following < 0 and not final:
                 break
             end = following + 2 if following >= 0 else len(bytes_)
-            shape[count] = 1
+            shape[count] = _BROKEN
         if end > len(bytes_):
             break
         starts[count], ends[count], numbers[count] = at, end, count
@@ -87,6 +91,10 @@ def _field(header: bytes, name: bytes) -> bytes:
     return b""
 
 
+def _broken(record: bytes) -> dict[str, Any]:
+    return {"problem": BROKEN, "head": head(record)}
+
+
 def _page(record: bytes, longest: int) -> dict[str, Any]:
     """What one record says, as columns of `RAW`."""
     from fastwarc.warc import ArchiveIterator
@@ -94,7 +102,7 @@ def _page(record: bytes, longest: int) -> dict[str, Any]:
     problem, text, facts = "", None, dict[str, str]()
     try:
         warc = next(iter(ArchiveIterator(io.BytesIO(record), parse_http=True, auto_decode="all", fsspec_args=False)))
-        facts = {"url": warc.headers.get("WARC-Target-URI", "").strip("<>"), "date": warc.headers.get("WARC-Date", "")}
+        facts = {"url": (warc.headers.get("WARC-Target-URI") or "").strip("<>"), "date": warc.headers.get("WARC-Date") or ""}
         kind = (warc.http_content_type if warc.http_headers else warc.headers.get("Content-Type", "")) or ""
         kind = kind.partition(";")[0].strip().lower()
         good = warc.http_headers is None or warc.http_headers.status_code == 200

@@ -37,7 +37,7 @@ class Found:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def record(self, row: int) -> bytes:
+    def record(self, row: int | np.integer[Any]) -> bytes:
         """The bytes of one record."""
         return self.data[self.starts[row] : self.ends[row]]
 
@@ -78,7 +78,8 @@ def records(
     """
     state = np.zeros(4, np.int64)
     state[MODE] = mode
-    starts, ends, numbers, shape = (np.empty(ROOM, kind) for kind in (np.int64, np.int64, np.int64, np.uint8))
+    starts, ends, numbers = (np.empty(ROOM, np.int64) for _ in range(3))
+    shape = np.empty(ROOM, np.uint8)
     number, offset, rest = file.first, file.start, b""
     lost = False  # inside a record that is too long
     broken: BrokenStreamError | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from pipeline_lib.corpus.normalise import Recipe
 from pipeline_lib.corpus.public_web import remote_digest, remote_system
 from pipeline_lib.corpus.ranges import ranges
 from pipeline_lib.corpus.streams import Caps, is_remote
-from pipeline_lib.errors import ConfigError, NotFoundError
-from pipeline_lib.secrets import hide_passwords
+from pipeline_lib.errors import ConfigError, MillraceError, NotFoundError, StageFailedError
+from pipeline_lib.secrets import hide_passwords, told
 from pipeline_lib.workspace.files import inside
 from pipeline_lib.workspace.identity import fingerprint_of
 
@@ -37,9 +37,9 @@ class Part:
     files: tuple[SourceFile, ...]
     share: float  # share of the documents that is kept, by hash
     max_document_bytes: int
-    caps: Caps = Caps()
-    recipe: Recipe = Recipe()
-    barred: Barred = Barred()
+    caps: Caps = field(default_factory=Caps)
+    recipe: Recipe = field(default_factory=Recipe)
+    barred: Barred = field(default_factory=Barred)
 
     @property
     def has_ids(self) -> bool:
@@ -114,13 +114,13 @@ def list_files(source: SourceConfig, max_file_gb: float = 100.0) -> list[SourceF
     if source.kind == "dataset":
         found = dataset_files(source)
     else:
-        found = list(_remote(source, int(max_file_gb * 1e9)) if is_remote(source.path) else _local(source))
+        found = _reached(source, int(max_file_gb * 1e9)) if is_remote(source.path) else list(_local(source))
     if not any(file.form != "link" for file in found):
         raise NotFoundError(
             f"source {source.name!r} has no files to read",
             where=hide_passwords(source.path),
-            fix="name a file, a glob, or a folder that holds .jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, .md, .rst, .html or "
-            ".warc files (compressed or not); with `format` any names will do",
+            fix="name a file, a glob, or a folder that holds .jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, .md, .rst, .html "
+            "or .warc files (compressed or not); with `format` any names will do",
         )
     return sorted(found, key=lambda file: file.name)
 
@@ -179,6 +179,17 @@ def _entry(root: Path, file: Path, form: str) -> Iterator[SourceFile]:
 def _literal(pieces: Sequence[str]) -> list[str]:
     """The leading components without wildcards."""
     return list(pieces[: next((i for i, piece in enumerate(pieces) if glob.has_magic(piece)), len(pieces) - 1)])
+
+
+def _reached(source: SourceConfig, most: int) -> list[SourceFile]:
+    try:
+        return list(_remote(source, most))
+    except MillraceError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise StageFailedError(
+            f"cannot be reached: {told(error)}", where=hide_passwords(source.path), fix="run again when it can be reached"
+        ) from None
 
 
 def _remote(source: SourceConfig, most: int) -> Iterator[SourceFile]:

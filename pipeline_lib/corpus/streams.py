@@ -1,20 +1,21 @@
-"""Bytes of source files in blocks: compressed or not (told by content), honest about files that break off or expand without end."""
+"""Bytes of source files in blocks: compressed or not (told by content), honest about files that break off or never end."""
 
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Protocol, cast
 
 import pyarrow as pa
 
 BLOCK = 8 << 20
-_STEP = 1 << 16  # `read(n)` of a broken stream loses what it had already decoded: small steps lose little
+_STEP = 1 << 16  # a step that meets an error loses what it had decoded: small steps lose little
+_XZ_MEMORY = 1 << 28  # bytes; the largest preset of xz asks for 65 MB
 HARMLESS = 64 << 20  # bytes that any file may expand to, whatever its ratio
 
 
@@ -34,22 +35,75 @@ class Caps:
     size: int = 1 << 40
 
 
-_Open = Callable[[IO[bytes]], IO[bytes]]
+class _Decompressor(Protocol):
+    """What `bz2`, `lzma` and `lz4.frame` call a decompressor."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes | None: ...
+    @property
+    def needs_input(self) -> bool: ...
+    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
 
 
-def _arrow(codec: str) -> _Open:
-    return lambda raw: cast(IO[bytes], pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec))
+class _Gzip:
+    """`zlib` in the same form; it checks the sum at the end."""
+
+    def __init__(self) -> None:
+        self._inner, self._tail = zlib.decompressobj(wbits=31), b""
+        self.eof, self.needs_input, self.unused_data = False, True, b""
+
+    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes:
+        found = self._inner.decompress(self._tail + data, max_length)
+        self._tail, self.eof, self.unused_data = self._inner.unconsumed_tail, self._inner.eof, self._inner.unused_data
+        self.needs_input = not self._tail
+        return found
 
 
+def _lz4() -> _Decompressor:
+    import lz4.frame
+
+    return cast(_Decompressor, lz4.frame.LZ4FrameDecompressor())
+
+
+def _members(make: Callable[[], _Decompressor]) -> Callable[[IO[bytes]], Iterator[bytes]]:
+    """One compressed member after the other, in steps: what was decoded before an error is not lost."""
+
+    def decoded(raw: IO[bytes]) -> Iterator[bytes]:
+        data = raw.read(_STEP)
+        while data:
+            one = make()
+            while not one.eof:
+                if not data and one.needs_input and not (data := raw.read(_STEP)):
+                    raise EOFError("the file ends in the middle")
+                found = one.decompress(data, _STEP)
+                data = b""
+                if found:
+                    yield found
+            data = one.unused_data or raw.read(_STEP)
+            while data and not data.strip(b"\0"):  # padding
+                data = raw.read(_STEP)
+
+    return decoded
+
+
+def _zstd(raw: IO[bytes]) -> Iterator[bytes]:
+    stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+    while piece := stream.read(_STEP):
+        yield bytes(piece)
+
+
+_Open = Callable[[IO[bytes]], Iterator[bytes]]
 _CODECS: tuple[tuple[bytes, _Open], ...] = (
-    (b"\x1f\x8b", lambda raw: cast(IO[bytes], gzip.GzipFile(fileobj=raw))),
-    (b"\x28\xb5\x2f\xfd", _arrow("zstd")),
-    (b"\x04\x22\x4d\x18", _arrow("lz4")),
-    (b"BZh", lambda raw: cast(IO[bytes], bz2.BZ2File(raw))),
-    (b"\xfd7zXZ\x00", lambda raw: cast(IO[bytes], lzma.LZMAFile(raw))),  # noqa: SIM115
+    (b"\x1f\x8b", _members(_Gzip)),
+    (b"\x28\xb5\x2f\xfd", _zstd),
+    (b"\x04\x22\x4d\x18", _members(_lz4)),
+    (b"BZh", _members(bz2.BZ2Decompressor)),
+    (b"\xfd7zXZ\x00", _members(lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY))),
 )
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".lz4", ".bz2", ".xz")
-_BROKEN = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
+_BROKEN = (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zlib.error, pa.ArrowException)
 
 
 def is_remote(path: str) -> bool:
@@ -94,9 +148,8 @@ def blocks(path: str, size: int = BLOCK, *, caps: Caps = Caps(), start: int = 0,
             return
         total, pieces, waiting = 0, cast(list[bytes], []), 0
         try:
-            stream = codec(raw)
-            while piece := stream.read(_STEP):
-                pieces.append(bytes(piece))
+            for piece in codec(raw):
+                pieces.append(piece)
                 total, waiting = total + len(piece), waiting + len(piece)
                 if total > caps.size or (total > HARMLESS and total > caps.ratio * max(raw.tell(), 1)):
                     raise TooLargeError
@@ -120,11 +173,12 @@ def expansion(path: str) -> float:
         if codec is None:
             return 1.0
         raw.seek(0)
-        data, read = io.BytesIO(raw.read(1 << 18)), 0
+        data, read, used = io.BytesIO(raw.read(1 << 18)), 0, 1
         try:
-            stream = codec(data)
-            while read < HARMLESS and (piece := stream.read(_STEP)):
-                read += len(piece)
+            for piece in codec(data):
+                read, used = read + len(piece), max(data.tell(), 1)
+                if read > HARMLESS:
+                    break
         except _BROKEN:
             pass  # cut where the sample ends
-        return max(read / max(data.tell(), 1), 1.0)
+        return max(read / used, 1.0)

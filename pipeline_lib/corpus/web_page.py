@@ -1,4 +1,4 @@
-"""The main text of an HTML page: without navigation, advertisements and scripts. Needs the extra `web` (resiliparse, Apache-2.0)."""
+"""The main text of an HTML page, without navigation and scripts. Needs the extra `web` (resiliparse, Apache-2.0)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def page(data: bytes, charset: str = "") -> tuple[bytes, dict[str, str]]:
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
     from resiliparse.parse.html import HTMLTree
 
-    tree = HTMLTree.parse(bytes_to_str(data, charset or detect_encoding(data)))
+    tree = HTMLTree.parse(bytes_to_str(data, charset or detect_encoding(data) or "utf-8"))
     text = extract_plain_text(tree, main_content=True, preserve_formatting=True, alt_texts=False, comments=False)
     facts = {"title": " ".join((tree.title or "").split())[:_MOST_TITLE]}
     link = tree.head.query_selector("link[rel=canonical]") if tree.head else None
-    if link is not None and (link.getattr("href") or "").startswith(("http://", "https://")):
-        facts["url"] = link.getattr("href")
+    address = (link.getattr("href") or "") if link is not None else ""
+    if address.startswith(("http://", "https://")):
+        facts["url"] = address
     return text.encode("utf-8", "replace"), {name: value for name, value in facts.items() if value}

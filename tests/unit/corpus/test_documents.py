@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 import unicodedata
 
 import numpy as np
@@ -11,19 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_lib.corpus import kernels
-from pipeline_lib.corpus.documents import dates, normalise, text_hashes
+from pipeline_lib.corpus.dates import dates, file_date
+from pipeline_lib.corpus.documents import text_hashes
 from pipeline_lib.corpus.redact import head
 from pipeline_lib.tables.buffers import text_buffers
-
-SINGLE = "ab é\n\r\t\x00\x07\x0b\x0c\x1b\x7f\x85\x9f\xa0\ufeff\u212bﬁ한🙂…"
-ALPHABET = st.sampled_from([*SINGLE, "e\u0301", "\u1112\u1161\u11ab", "\r\n"])
-TEXTS = st.lists(st.lists(ALPHABET, max_size=12).map("".join), min_size=1, max_size=6)
-
-
-def mended(text: str) -> str:
-    text = re.sub("\r\n|[\r\x0b\x0c]", "\n", text)
-    text = re.sub("[\x00-\x08\x0e-\x1f\x7f\x80-\x9f\ufeff]", "", text)
-    return unicodedata.normalize("NFC", text)
 
 
 def flags_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
@@ -31,23 +21,6 @@ def flags_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:  # type: ignore
     flags, bad_at = np.empty(len(column), np.uint8), np.empty(len(column), np.int64)
     kernels.inspect(data, offsets, flags, bad_at)
     return flags, bad_at
-
-
-@settings(max_examples=200, deadline=None)
-@given(TEXTS)
-def test_normalisation_is_what_plain_python_says(texts: list[str]) -> None:
-    column = pa.array([text.encode() for text in texts], pa.large_binary())
-    ids = pa.array([bytes([i] * 16) for i in range(len(texts))], pa.binary(16))
-    got, edits = normalise(column, ids, flags_of(column)[0])
-    assert got.to_pylist() == [mended(text) for text in texts]
-    changed = {row["doc_id"][0] for row in edits.to_pylist()}
-    assert changed == {i for i, text in enumerate(texts) if mended(text) != text}
-    for row in edits.to_pylist():
-        raw = texts[row["doc_id"][0]].encode()
-        piece = raw[row["start"] : row["end"]].decode()
-        assert mended(piece) != piece
-        if row["kind"] == "line_ends":
-            assert not re.search("[\r\x0b\x0c]", (raw[: row["start"]] + raw[row["end"] :]).decode())
 
 
 NEARLY = st.sampled_from([b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xe0\x80\x80", b"\xf0\x9f\x99"])
@@ -84,12 +57,51 @@ def test_equal_hashes_mean_equal_words(texts: list[str]) -> None:
     [
         ("2024-05-06", "2024-05-06"), ("2024-05-06T12:00:00+02:00", "2024-05-06"), ("2024-05-06 23:59:59", "2024-05-06"),
         ("2024-05", "2024-05-01"), ("1999", "1999-01-01"), ("1789-04-30", "1789-04-30"), ("2024-02-31", None),
-        ("2024-13-01", None), ("yesterday", None), ("", None), (None, None), ("12345", None), ("05/06/2024", None),
+        ("2024/05/06", "2024-05-06"), ("20240506", "2024-05-06"), ("2024.05.06", "2024-05-06"), ("1714953600", "2024-05-06"),
+        ("1714953600123", "2024-05-06"), (" 2024 ", "2024-01-01"), ("2024-13-01", None), ("yesterday", None),
+        ("", None), (None, None), ("12345", None), ("05/06/2024", None),
     ],
 )  # fmt: skip
 def test_dates(told: str | None, day: str | None) -> None:
     (got,) = dates(pa.array([told], pa.string())).to_pylist()
     assert got == (dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC) if day else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "day"),
+    [
+        ("a/news-20240506.jsonl", "news-%Y%m%d", "2024-05-06"), ("2024/05/x.txt", "%Y/%m/", "2024-05"),
+        ("y1999.md", "y%Y", "1999"),
+        ("notes.txt", "%Y", ""), ("06-05-2024.txt", "%d-%m-%Y", "2024-05-06"), ("a.b2024", "a.b%Y", "2024"),
+        ("aXb2024", "a.b%Y", ""),
+    ],
+)  # fmt: skip
+def test_dates_in_file_names(name: str, pattern: str, day: str) -> None:
+    assert file_date(name, pattern) == day
+
+
+QUIET = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(QUIET, min_size=1, max_size=5))
+def test_what_is_not_looked_at_again_is_composed(values: list[str]) -> None:
+    flags, _ = flags_of(pa.array([value.encode() for value in values], pa.large_binary()))
+    for value, flag in zip(values, flags, strict=True):
+        if not flag & kernels.COMPOSE:
+            assert unicodedata.is_normalized("NFC", value)
+
+
+def test_most_text_is_not_looked_at_again() -> None:
+    texts = [
+        "plain",
+        "caf\u00e9 \u2014 \u2018so\u2019",
+        "\u65e5\u672c\u8a9e",
+        "\ud55c\uad6d",
+        "\u0420\u0443\u0441\u0441",
+        "\U0001f642",
+    ]
+    assert not any(flag & kernels.COMPOSE for flag in flags_of(pa.array([t.encode() for t in texts], pa.large_binary()))[0])
 
 
 @pytest.mark.parametrize(

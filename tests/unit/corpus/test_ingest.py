@@ -112,7 +112,8 @@ def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(tmp_path: Path) -> 
     made = ingest(tmp_path / "w", files(data), quarantine_limit=1.0, max_document_mb=0.002)
     found = reasons(made)
     assert found == Counter({
-        "broken JSON": 2, "not a JSON object": 1, "no text": 5, "text is not a string": 4, "empty text": 4, "not UTF-8": 3, "empty file": 1,
+        "broken JSON": 2, "not a JSON object": 1, "no text": 5, "text is not a string": 4, "empty text": 4, "not UTF-8": 3,
+        "empty file": 1,
         "lone surrogate in a string": 1, "longer than max_document_mb": 2, "compressed file is cut or damaged": 2,
         "file cannot be read": 1, "wrong number of columns": 2,
     })  # fmt: skip
