@@ -13,7 +13,7 @@ pairs are known, only the buckets of the added ones and the large buckets (befor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,10 +22,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline_lib.dedup import kernels
 from pipeline_lib.dedup.verify import distinct
 from pipeline_lib.tables.duck import connect
 
 SPLITS = 3  # further bands; 100,000 documents of which half share a hash in each band are parts of 13,000 then
+BLOCK_BYTES = 192 << 20  # of band hashes held at once: all 21 bands of a million documents
 MEMORY_GIB = 1.0  # for DuckDB; beyond it the join spills to disk
 Numbers = NDArray[np.int64]
 Ranks = Callable[[Numbers], tuple[Numbers, ...]]
@@ -41,8 +43,8 @@ class BandIndex(Protocol):
     def __len__(self) -> int:
         """Number of documents."""
 
-    def column(self, band: int) -> NDArray[np.uint64]:
-        """Hashes of all documents in one band; 0: no shingle."""
+    def columns(self, bands: Sequence[int]) -> NDArray[np.uint64]:
+        """Hashes of all documents, [bands, documents]; 0: no shingle."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,31 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Members:
-    """Documents of large buckets, a row a band and document, ordered."""
+    """Documents of large buckets: a row a band and document, ordered; and the hashes of these documents in all bands."""
 
     band: Numbers
     hash: NDArray[np.uint64]
-    number: Numbers
+    place: Numbers  # in `known`
+    known: Numbers  # document numbers
+    columns: NDArray[np.uint64]  # [bands, known]
+
+    def places(self, numbers: Numbers) -> Numbers:
+        """Where documents stand in `known`."""
+        return np.searchsorted(self.known, numbers)
+
+    def both(self, left: Numbers, right: Numbers) -> NDArray[np.bool_]:
+        """Which pairs are pairs of these documents."""
+        if not len(self.known):
+            return np.zeros(len(left), dtype=bool)
+        return np.asarray(np.isin(left, self.known) & np.isin(right, self.known))
+
+    def equal_bands(self, left: Numbers, right: Numbers) -> Numbers:
+        """In how many bands the documents of each pair have the same hash."""
+        one, other = self.places(left), self.places(right)
+        hit = np.zeros(len(left), dtype=np.int64)
+        for column in self.columns if len(left) else ():
+            hit += (column[one] == column[other]) & (column[one] != 0)
+        return hit
 
 
 @dataclass(frozen=True)
@@ -73,6 +95,7 @@ class Known:
 
     left: Numbers
     right: Numbers
+    bands_hit: NDArray[np.int32]
     buckets: Buckets
 
 
@@ -114,42 +137,73 @@ def propose(
         known: pairs among the others; those that are still proposed are in the result, too.
         threads: of DuckDB.
 
-    Memory: 12 bytes a document for one band, DuckDB's limit, and 8 bytes a band for each document of a large bucket.
+    Memory: the hashes of as many bands as fit `BLOCK_BYTES`, but one at least; 13 bytes a document beside it; DuckDB's limit; and
+    8 bytes a band for each document of a large bucket.
     """
     numbers = np.flatnonzero(taking_part)
     new = np.ones(len(numbers), dtype=bool) if fresh is None else fresh[numbers]
-    earlier = known or Known(numbers[:0], numbers[:0], no_buckets())
+    earlier = known or Known(numbers[:0], numbers[:0], numbers[:0].astype(np.int32), no_buckets())
+    large: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]] = []
     with connect(memory_gib=MEMORY_GIB, threads=threads) as db:
         db.execute("CREATE TABLE proposed (a UINTEGER, b UINTEGER)")
         db.register("before", pa.table({"band": earlier.buckets.band, "h": earlier.buckets.hash}))
-        large = []
-        for band in range(index.bands):
-            column = index.column(band)[numbers]
-            worded = column != 0
-            rows = {"h": column[worded], "number": numbers[worded].astype(np.uint32), "fresh": new[worded]}
-            large.append(_join(db, band, pa.table(rows), limit, whole=bool(new.all())))
-        members = Members(
-            np.repeat(np.arange(index.bands), [len(hashes) for hashes, _ in large]),
-            np.concatenate([hashes for hashes, _ in large]),
-            np.concatenate([number for _, number in large]).astype(np.int64),
-        )
-        buckets, left, right = _split(index, members, ranks, limit)
-        kept = _still_proposed(index, earlier, buckets, members.number)
-        left, right = np.concatenate([left, earlier.left[kept]]), np.concatenate([right, earlier.right[kept]])
-        db.register("more", pa.table({"a": left.astype(np.uint32), "b": right.astype(np.uint32)}))
-        db.execute("INSERT INTO proposed SELECT least(a, b), greatest(a, b) FROM more")
-        found = db.execute("SELECT DISTINCT a, b FROM proposed ORDER BY a, b").fetchnumpy()
-    left, right = (np.asarray(found[name], dtype=np.int64) for name in ("a", "b"))
-    return Candidates(left, right, equal_bands(index, left, right), buckets)
+        for bands in _blocks(index):
+            for band, column in zip(bands, index.columns(bands), strict=True):
+                before = earlier.buckets.hash[earlier.buckets.band == band]
+                rows = _rows(column, numbers, new, before)
+                large.append(_join(db, band, rows, limit, whole=bool(new.all())))
+        found = db.execute("SELECT a, b, count(*)::INTEGER AS n FROM proposed GROUP BY a, b ORDER BY a, b").fetchnumpy()
+    members = _members(index, large)
+    buckets, left, right = _split(members, ranks, limit)
+    kept = _still_proposed(earlier, buckets, members)
+    parts = [
+        [np.asarray(found[name], dtype=np.int64) for name in ("a", "b", "n")],
+        [earlier.left[kept], earlier.right[kept], earlier.bands_hit[kept].astype(np.int64)],
+        [np.minimum(left, right), np.maximum(left, right), np.zeros(len(left), dtype=np.int64)],
+    ]
+    left, right, hit = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    left, right, hit = _once(left, right, hit)
+    inside = members.both(left, right)  # these may meet in large buckets, too, which do not propose every pair
+    hit[inside] = members.equal_bands(left[inside], right[inside])
+    return Candidates(left, right, hit.astype(np.int32), buckets)
 
 
-def equal_bands(index: BandIndex, left: Numbers, right: Numbers) -> NDArray[np.int32]:
-    """In how many bands the documents of each pair have the same hash."""
-    hit = np.zeros(len(left), dtype=np.int32)
-    for band in range(index.bands if len(left) else 0):
-        column = index.column(band)
-        hit += (column[left] == column[right]) & (column[left] != 0)
-    return hit
+def _once(left: Numbers, right: Numbers, hit: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """Each pair once, ordered, with its largest count."""
+    code = (left << 32) | right
+    order = np.lexsort((-hit, code))
+    code = code[order]
+    fresh = np.ones(len(code), dtype=bool)
+    fresh[1:] = code[1:] != code[:-1]
+    return code[fresh] >> 32, code[fresh] & 0xFFFFFFFF, hit[order][fresh]
+
+
+def _blocks(index: BandIndex) -> Iterator[range]:
+    """Bands whose hashes are held together."""
+    size = max(1, BLOCK_BYTES // max(8 * len(index), 1))
+    yield from (range(first, min(first + size, index.bands)) for first in range(0, index.bands, size))
+
+
+def _rows(column: NDArray[np.uint64], numbers: Numbers, new: NDArray[np.bool_], before: NDArray[np.uint64]) -> pa.Table:
+    """What the join of a band reads: h, number, fresh. Of old documents only those that may share a hash with a fresh one."""
+    hashes = column if len(numbers) == len(column) else column[numbers]
+    wanted = hashes != 0
+    if not new.all():
+        kernels.may_be_among(hashes, kernels.filter_of(np.concatenate([hashes[new], before])), wanted)
+    if not wanted.all():
+        hashes, numbers, new = hashes[wanted], numbers[wanted], new[wanted]
+    return pa.table({"h": hashes, "number": numbers.astype(np.uint32), "fresh": new})
+
+
+def _members(index: BandIndex, large: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]]) -> Members:
+    band = np.repeat(np.arange(len(large)), [len(hashes) for hashes, _ in large])
+    hashes = np.concatenate([hashes for hashes, _ in large] or [np.empty(0, dtype=np.uint64)])
+    number = np.concatenate([number for _, number in large] or [np.empty(0, dtype=np.uint32)]).astype(np.int64)
+    known, places = distinct(len(index), number)
+    columns = np.empty((index.bands, len(known)), dtype=np.uint64)
+    for bands in _blocks(index) if len(known) else ():
+        columns[bands.start : bands.stop] = index.columns(bands)[:, known]
+    return Members(band, hashes, places[number], known, columns)
 
 
 def _join(
@@ -191,21 +245,18 @@ def _join(
     return found["h"], found["number"]
 
 
-def _split(index: BandIndex, members: Members, ranks: Ranks, limit: int) -> tuple[Buckets, Numbers, Numbers]:
+def _split(members: Members, ranks: Ranks, limit: int) -> tuple[Buckets, Numbers, Numbers]:
     """Rows and pairs of the large buckets."""
-    if not len(members.number):
-        return no_buckets(), members.number, members.number
-    known, places = distinct(len(index), members.number)
-    place = places[members.number]
+    known, place, columns, band = members.known, members.place, members.columns, members.band
+    if not len(known):
+        return no_buckets(), known, known
     orders = ranks(known)
-    columns = np.stack([index.column(band)[known] for band in range(index.bands)])
-    band = members.band
     bucket = group = _groups(band, members.hash)
     _, first, size = np.unique(bucket, return_index=True, return_counts=True)
     cut = np.zeros(len(first), dtype=np.int64)
     pairs = [_star(group, place, order) for order in orders]
-    for step in range(1, min(SPLITS + 1, index.bands)):
-        group = _groups(group, columns[(band + step) % index.bands, place])
+    for step in range(1, min(SPLITS + 1, len(columns))):
+        group = _groups(group, columns[(band + step) % len(columns), place])
         large = np.bincount(group)[group] > limit
         pairs.append(_all_pairs(group[~large], place[~large]))
         group, place, band, bucket = group[large], place[large], band[large], bucket[large]
@@ -245,13 +296,12 @@ def _all_pairs(group: Numbers, member: Numbers) -> tuple[Numbers, Numbers]:
     return member[order][left], member[order][right]
 
 
-def _still_proposed(index: BandIndex, known: Known, buckets: Buckets, members: Numbers) -> NDArray[np.bool_]:
+def _still_proposed(known: Known, buckets: Buckets, members: Members) -> NDArray[np.bool_]:
     """Which known pairs do not hang on a large bucket alone: `_split` has decided about those afresh."""
-    kept = ~(np.isin(known.left, members) & np.isin(known.right, members))
+    kept = ~members.both(known.left, known.right)
     doubtful = np.flatnonzero(~kept)
-    left, right = known.left[doubtful], known.right[doubtful]
-    for band in range(index.bands if len(doubtful) else 0):
-        column = index.column(band)
+    left, right = members.places(known.left[doubtful]), members.places(known.right[doubtful])
+    for band, column in enumerate(members.columns if len(doubtful) else ()):
         ours, other = column[left], column[right]
         kept[doubtful] |= (ours == other) & (ours != 0) & ~np.isin(ours, buckets.hash[buckets.band == band])
     return kept

@@ -122,7 +122,7 @@ def rethreshold(dedup: Artifact, ingest: Artifact, score: Artifact, threshold: f
     config = DedupConfig.model_validate(dedup.manifest.parameters["dedup"])
     corpus = Corpus.of(ingest, score)
     parent = dedup.store.artifact(key_of(config.parent)) if key_of(config.parent) else None
-    around = Circumstances(corpus, corpus.sources(), failed_rules(score), _contamination_of(dedup), Seniors.of(parent))
+    around = Circumstances(corpus, corpus.sources, failed_rules(score), _contamination_of(dedup), Seniors.of(parent))
     table = read_tables(dedup.files("pairs"))
     lookup = corpus.lookup()
     documents, pairs = pairs_of(

@@ -48,13 +48,12 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     """
     _warn_of_bands(run, dedup)
     corpus = Corpus.of(run.input("ingest"), run.input("score"))
-    corpus.check()
     identity = index_identity(dedup)
     segments = _index(run, dedup)
     index = Index([segment.files["bands"] for segment in segments], dedup.bands)
     parent = parent_of(run, dedup.parent)
     contamination, suites = _contamination(run, dedup)
-    around = Circumstances(corpus, corpus.sources(), failed_rules(run.input("score")), contamination, Seniors.of(parent))
+    around = Circumstances(corpus, corpus.sources, failed_rules(run.input("score")), contamination, Seniors.of(parent))
     equal = corpus.equal_texts()
     lookup = corpus.lookup()
     base = lender(run, identity, segments)
@@ -73,7 +72,7 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     others = [_counted(conclude(documents, pairs, at_threshold(dedup, value), around), value) for value in dedup.thresholds]
     metrics = {
         "documents": len(corpus),
-        "bytes": corpus.bytes_of_text(),
+        "bytes": corpus.bytes_of_text,
         "pairs_proposed": len(proposed.left),
         "pairs_verified": verified,  # the others were verified on an earlier night
         **{name: number for name, number in found.numbers.items() if name != "kept"},

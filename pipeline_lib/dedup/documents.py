@@ -1,14 +1,14 @@
 """What dedup knows of documents beside their text. Of all of them: which texts are equal; the rest only of those that matter.
 
-Documents are numbered through their files, in order. Memory for all N of them: 24 bytes while equal texts are found, 16 for
-finding documents by id. Everything else is held for the documents of pairs and copies alone.
+Documents are numbered through their files, in order. Memory for all N of them: 32 bytes, 24 more while equal texts are
+found, and 16 for finding documents by id. Everything else is held for the documents of pairs and copies alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -82,52 +82,46 @@ class EqualTexts:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All documents, where they lie: files of `documents` and of `signals`, row by row the same."""
+    """All documents: where they lie, and their ids and text hashes."""
 
     documents: Sequence[Path]
-    signals: Sequence[Path]
+    signals: Sequence[Path]  # row by row the same as the documents
     priorities: dict[str, int]  # of the sources
+    starts: Numbers  # number of the first document of each file, and at the end the number of documents
+    all_ids: Ids
+    text_hash: Ids
+    sources: dict[str, int]  # documents of each source
+    bytes_of_text: int
 
     @classmethod
     def of(cls, ingest: Artifact, score: Artifact) -> Corpus:
-        """The corpus of a run."""
+        """The corpus of a run; reads every file once.
+
+        Raises:
+            StageFailedError: documents and signals are not the same rows in the same order.
+        """
+        documents, signals = ingest.files("documents"), score.files("signals")
+        starts = np.concatenate([[0], np.cumsum([pq.read_metadata(path).num_rows for path in documents])]).astype(np.int64)
+        ids, hashes = (np.empty(starts[-1], dtype="S16") for _ in range(2))
+        sources: dict[str, int] = {}
+        size = 0
+        for path, beside, start in zip_longest(documents, signals, starts[:-1]):
+            told = _read(path, ["doc_id", "text_hash", "source"]) if path else None
+            scored = _read(beside, ["doc_id", "bytes"]) if beside else None
+            if told is None or scored is None or not told["doc_id"].equals(scored["doc_id"]):
+                raise StageFailedError(
+                    "signals do not belong to these documents", where="stage dedup", fix="`millrace run --from score --force`"
+                )
+            ids[start : start + len(told)], hashes[start : start + len(told)] = ids_of(told["doc_id"]), ids_of(told["text_hash"])
+            for entry in told["source"].value_counts().to_pylist():
+                sources[entry["values"] or ""] = sources.get(entry["values"] or "", 0) + entry["counts"]
+            size += int(pc.sum(scored["bytes"]).as_py() or 0)
         known = ingest.details.get("sources", {})
         priorities = {name: source.get("priority", 0) for name, source in known.items()}
-        return cls(ingest.files("documents"), score.files("signals"), priorities)
-
-    @cached_property
-    def starts(self) -> Numbers:
-        """Number of the first document of each file, and at the end the number of documents."""
-        return np.concatenate([[0], np.cumsum([pq.read_metadata(path).num_rows for path in self.documents])]).astype(np.int64)
+        return cls(documents, signals, priorities, starts, ids, hashes, dict(sorted(sources.items())), size)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
-
-    def check(self) -> None:
-        """Documents and signals are the same rows in the same order.
-
-        Raises:
-            StageFailedError: they are not.
-        """
-        documents = _column_of(self.documents, "doc_id")
-        signals = _column_of(self.signals, "doc_id")
-        if len(self.documents) != len(self.signals) or not all(a.equals(b) for a, b in zip(documents, signals, strict=False)):
-            raise StageFailedError(
-                "signals do not belong to these documents", where="stage dedup", fix="`millrace run --from score --force`"
-            )
-
-    def bytes_of_text(self) -> int:
-        """Bytes of all texts."""
-        return sum(int(pc.sum(column).as_py() or 0) for column in _column_of(self.signals, "bytes"))
-
-    def sources(self) -> dict[str, int]:
-        """Documents of each source."""
-        counted: dict[str, int] = {}
-        for column in _column_of(self.documents, "source"):
-            for entry in column.value_counts().to_pylist():
-                name = entry["values"] or ""
-                counted[name] = counted.get(name, 0) + entry["counts"]
-        return dict(sorted(counted.items()))
 
     def lookup(self) -> Lookup:
         """Finds documents by id.
@@ -135,11 +129,11 @@ class Corpus:
         Raises:
             StageFailedError: two documents have one id.
         """
-        keys = self._halves("doc_id")
+        keys = _first_half(self.all_ids)
         order = np.argsort(keys)
         keys = keys[order]
         if len(near := np.flatnonzero(keys[1:] == keys[:-1])):
-            ids = np.sort(self.ids(np.unique(np.concatenate([order[near], order[near + 1]]))))
+            ids = np.sort(self.all_ids[np.unique(np.concatenate([order[near], order[near + 1]]))])
             if len(doubled := np.flatnonzero(ids[1:] == ids[:-1])):
                 raise StageFailedError(
                     f"{len(doubled)} documents share their id with another, the first is {hex_of(ids[doubled[:1]])[0].decode()}",
@@ -150,15 +144,13 @@ class Corpus:
 
     def equal_texts(self) -> EqualTexts:
         """Find documents with the same `text_hash`."""
-        keys = self._halves("text_hash")
+        keys = _first_half(self.text_hash)
         order = np.argsort(keys)
         keys = keys[order]
         same = np.zeros(len(keys) + 1, dtype=bool)
         same[1:-1] = keys[1:] == keys[:-1]
         members = np.sort(order[same[1:] | same[:-1]])
-        if not len(members):
-            return EqualTexts(members, members)
-        ids, hashes = self.ids(members), self._taken("text_hash", members)
+        ids, hashes = self.all_ids[members], self.text_hash[members]
         by_text = np.lexsort((*_halves_of(ids), *_halves_of(hashes)))
         fresh = np.ones(len(members), dtype=bool)
         fresh[1:] = hashes[by_text][1:] != hashes[by_text][:-1]
@@ -167,14 +159,11 @@ class Corpus:
         by_number = np.argsort(copies)
         return EqualTexts(copies[by_number], of[by_number])
 
-    def ids(self, numbers: Numbers) -> Ids:
-        """Ids of documents, by ascending number."""
-        return self._taken("doc_id", numbers)
-
     def read(self, numbers: Numbers) -> Documents:
         """Everything about some documents (ascending numbers, each once)."""
-        names = ["doc_id", "text_hash", "created_at", "source"]
-        told = pa.concat_tables(list(_rows_of(self.documents, self.starts, numbers, names)), promote_options="permissive")
+        told = pa.concat_tables(
+            list(_rows_of(self.documents, self.starts, numbers, ["created_at", "source"])), promote_options="permissive"
+        )
         scored = pa.concat_tables(list(_rows_of(self.signals, self.starts, numbers, ["quality", "words"])))
         sources = told["source"].cast(pa.string()).fill_null("").combine_chunks().dictionary_encode()
         listed = sources.dictionary.to_pylist()
@@ -183,13 +172,13 @@ class Corpus:
         codes[by_name] = np.arange(len(listed))
         priorities = np.array([self.priorities.get(name, 0) for name in listed], dtype=np.int64)
         indices = sources.indices.to_numpy().astype(np.int64)
-        ids = ids_of(told["doc_id"])
+        ids = self.all_ids[numbers]
         order = np.lexsort(_halves_of(ids))
         file = np.searchsorted(self.starts, numbers, side="right") - 1
         return Documents(
             ids=ids[order],
             number=numbers[order],
-            text_hash=ids_of(told["text_hash"])[order],
+            text_hash=self.text_hash[numbers[order]],
             created=_whole(told["created_at"], UNKNOWN_DATE)[order],
             source=codes[indices][order],
             source_names=[listed[i] for i in by_name],
@@ -198,18 +187,6 @@ class Corpus:
             words=_whole(scored["words"])[order],
             place=Place(self.documents, file[order], (numbers - self.starts[file])[order]),
         )
-
-    def _halves(self, column: str) -> NDArray[np.uint64]:
-        """The first 8 bytes of a 16-byte column, of all documents."""
-        found = np.empty(len(self), dtype=np.uint64)
-        for start, part in zip(self.starts, _column_of(self.documents, column), strict=False):
-            values = ids_of(part)
-            found[start : start + len(values)] = values.view("<u8")[::2]
-        return found
-
-    def _taken(self, column: str, numbers: Numbers) -> Ids:
-        parts = [ids_of(rows[column]) for rows in _rows_of(self.documents, self.starts, numbers, [column])]
-        return np.concatenate(parts) if parts else np.empty(0, dtype="S16")
 
 
 @dataclass(frozen=True)
@@ -224,16 +201,15 @@ class Lookup:
         """Number of each document; -1 where there is none of this id."""
         if not len(self.keys) or not len(ids):
             return np.full(len(ids), -1, dtype=np.int64)
-        wanted = np.ascontiguousarray(ids).view("<u8")[::2]
+        wanted = _first_half(ids)
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         found = self.order[at]
-        found[self.keys[at] != wanted] = -1
-        there = np.unique(found[found >= 0])
-        known = self.corpus.ids(there)
-        wrong = found >= 0
-        wrong[wrong] = known[np.searchsorted(there, found[wrong])] != ids[wrong]
-        found[wrong] = -1
+        found[self.corpus.all_ids[found] != ids] = -1
         return found
+
+
+def _first_half(ids: Ids) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(ids).view("<u8")[::2].copy()
 
 
 def _halves_of(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -242,9 +218,9 @@ def _halves_of(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return halves[:, 1].copy(), halves[:, 0].copy()
 
 
-def _column_of(files: Sequence[Path], column: str) -> Iterator[pa.ChunkedArray]:
-    for path in files:
-        yield pq.read_table(path, columns=[column], use_threads=False)[column]
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=columns, use_threads=False)
 
 
 def _rows_of(files: Sequence[Path], starts: Numbers, numbers: Numbers, columns: list[str]) -> Iterator[pa.Table]:
@@ -252,7 +228,7 @@ def _rows_of(files: Sequence[Path], starts: Numbers, numbers: Numbers, columns: 
     for path, first, last in zip(files, starts, starts[1:], strict=False):
         low, high = np.searchsorted(numbers, [first, last])
         if low < high or first == 0:
-            table = pq.read_table(path, columns=columns, use_threads=False)
+            table = _read(path, columns)
             yield table if high - low == len(table) else table.take(pa.array(numbers[low:high] - first))
 
 

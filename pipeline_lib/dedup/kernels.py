@@ -475,3 +475,113 @@ def components(left, right, root):  # type: ignore[no-untyped-def]
             root[a] = b
     for d in range(root.size):
         root[d] = root[root[d]]
+
+
+@njit(types.boolean(_BYTES, types.int64, types.int64), nogil=True, cache=True)
+def _ends_sentence(data, start, end):  # type: ignore[no-untyped-def]
+    """Whether the last character of a line, behind closing quotes and brackets, ends a sentence."""
+    while end > start and data[end - 1] in (34, 39, 41, 93):  # " ' ) ]
+        end -= 1
+    if end <= start:
+        return False
+    if data[end - 1] in (33, 46, 58, 59, 63):  # ! . : ; ?
+        return True
+    if end - start < 3:
+        return False
+    code = (np.int64(data[end - 3]) << 16) | (np.int64(data[end - 2]) << 8) | np.int64(data[end - 1])
+    return code in (0xE280A6, 0xE3_8082, 0xEFBC81, 0xEFBC9F)  # … 。 ！ ？
+
+
+@njit(types.int64(_BYTES, _OFFSETS, types.int64, _U64_OUT, types.int64[:, ::1], types.boolean[:, ::1]), nogil=True, cache=True)
+def long_lines(data, offsets, least, hashes, places, ends):  # type: ignore[no-untyped-def]
+    """Lines of at least `least` bytes, without white space around them.
+
+    Args:
+        data: text bytes.
+        offsets: document boundaries in `data`.
+        least: bytes; documents may have bytes / least such lines at most.
+        hashes: uint64, written: hash of the line's bytes.
+        places: [lines, 4] int64, written: document; number of the line among its lines that are not blank; bytes of the document
+            where it begins and where the next line begins.
+        ends: [lines, 2] bool, written: whether a sentence or paragraph ends before the line, and with it.
+
+    Returns:
+        Number of lines.
+    """
+    n = 0
+    for d in range(offsets.size - 1):
+        begin, last = offsets[d], offsets[d + 1]
+        i = begin
+        line = 0
+        before = True
+        waits = False  # the line above is written, and a blank line or the end of the text would end its paragraph
+        while i < last:
+            start = i
+            while i < last and data[i] != 10:
+                i += 1
+            end = i
+            i += 1
+            low = start
+            while low < end and (data[low] == 32 or data[low] == 9 or data[low] == 13):
+                low += 1
+            while end > low and (data[end - 1] == 32 or data[end - 1] == 9 or data[end - 1] == 13):
+                end -= 1
+            if low == end:
+                before = True
+                if waits:
+                    ends[n - 1, 1] = True
+                continue
+            closes = _ends_sentence(data, low, end)
+            waits = end - low >= least
+            if waits:
+                h = _BASIS
+                for k in range(low, end):
+                    h = (h ^ np.uint64(data[k])) * _PRIME
+                hashes[n] = _mix(h)
+                places[n, 0], places[n, 1], places[n, 2], places[n, 3] = d, line, start - begin, min(i, last) - begin
+                ends[n, 0], ends[n, 1] = before, closes
+                n += 1
+            before = closes
+            line += 1
+        if waits:
+            ends[n - 1, 1] = True
+    return n
+
+
+@njit(types.void(types.int64[:, ::1], types.boolean[:, ::1], types.boolean[::1]), nogil=True, cache=True)
+def whole_sentences(places, ends, out):  # type: ignore[no-untyped-def]
+    """Which of some lines can be cut without breaking a sentence: runs of neighbours from where one ends to where one ends."""
+    open_from = -1
+    for i in range(places.shape[0]):
+        if open_from >= 0 and (places[i, 0] != places[i - 1, 0] or places[i, 1] != places[i - 1, 1] + 1):
+            open_from = -1
+        if open_from < 0 and ends[i, 0]:
+            open_from = i
+        if open_from >= 0 and ends[i, 1]:
+            out[open_from : i + 1] = True
+            open_from = i + 1
+            if i + 1 < places.shape[0] and not (places[i + 1, 0] == places[i, 0] and places[i + 1, 1] == places[i, 1] + 1):
+                open_from = -1
+
+
+@njit(types.uint64[::1](_U64), nogil=True, cache=True)
+def filter_of(hashes):  # type: ignore[no-untyped-def]
+    """A bit field of a power of two words with the bit of each hash set: at least 32 bits a hash."""
+    size = 64
+    while size < 32 * hashes.size:
+        size *= 2
+    bits = np.zeros(size // 64, dtype=np.uint64)
+    mask = np.uint64(size - 1)
+    for h in hashes:
+        bit = h & mask
+        bits[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
+    return bits
+
+
+@njit(types.void(_U64, _U64, types.boolean[::1]), nogil=True, cache=True)
+def may_be_among(hashes, bits, out):  # type: ignore[no-untyped-def]
+    """Clear `out` where a hash is certainly not in `filter_of` some others; one in 32 of those passes."""
+    mask = np.uint64(bits.size * 64 - 1)
+    for i in range(hashes.size):
+        bit = hashes[i] & mask
+        out[i] &= ((bits[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1)) != 0

@@ -112,25 +112,26 @@ class Index:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def column(self, band: int) -> NDArray[np.uint64]:
-        """Hashes of all documents in one band."""
-        found = np.empty(len(self), dtype=np.uint64)
-        for place, segment in enumerate(self._segments(_column(band))):
-            at = int(self.starts[place])
-            for chunk in segment.chunks:
-                found[at : at + len(chunk)] = chunk.to_numpy()
-                at += len(chunk)
+    def columns(self, bands: Sequence[int]) -> NDArray[np.uint64]:
+        """Hashes of all documents, [bands, documents]; every file is opened once."""
+        found = np.empty((len(bands), len(self)), dtype=np.uint64)
+        for start, segment in zip(self.starts, self._segments([_column(band) for band in bands]), strict=False):
+            for place, column in enumerate(segment.columns):
+                at = int(start)
+                for chunk in column.chunks:
+                    found[place, at : at + len(chunk)] = chunk.to_numpy()
+                    at += len(chunk)
         return found
 
     def ids(self) -> Ids:
         """Ids of all documents, 16 bytes each."""
-        parts = [ids_of(segment) for segment in self._segments("doc_id")]
+        parts = [ids_of(segment["doc_id"]) for segment in self._segments(["doc_id"])]
         return np.concatenate(parts) if parts else np.empty(0, dtype="S16")
 
-    def _segments(self, column: str) -> Iterator[pa.ChunkedArray]:
+    def _segments(self, columns: list[str]) -> Iterator[pa.Table]:
         for path, metadata in zip(self.files, self._metadata, strict=True):
             with pq.ParquetFile(path, metadata=metadata) as file:
-                yield file.read(columns=[column], use_threads=False).column(column)
+                yield file.read(columns=columns, use_threads=False)
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,6 @@ class Hashes:
     def __len__(self) -> int:
         return int(self.hashes.shape[1])
 
-    def column(self, band: int) -> NDArray[np.uint64]:
-        """Hashes of all documents in one band."""
-        return np.asarray(self.hashes[band], dtype=np.uint64)
+    def columns(self, bands: Sequence[int]) -> NDArray[np.uint64]:
+        """Hashes of all documents, [bands, documents]."""
+        return np.asarray(self.hashes[list(bands)], dtype=np.uint64)

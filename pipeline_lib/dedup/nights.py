@@ -109,7 +109,8 @@ def borrow(artifact: Artifact, index: Index, segments: Sequence[Shard], lookup: 
         buckets["cut"].to_numpy(),
     )
     scores = [pairs[name].to_numpy()[useful][order] for name in ("jaccard", "containment")]
-    return Lent(Known(left[order], right[order], known), scores[0], scores[1], fresh)
+    hit = pairs["bands_hit"].to_numpy()[useful][order]
+    return Lent(Known(left[order], right[order], hit, known), scores[0], scores[1], fresh)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_nights_propose_what_one_run_proposes(corpus) -> None:
         assert step.bands_hit.tolist() == whole.bands_hit.tolist()
         for name in ("band", "hash", "documents", "cut"):
             assert getattr(step.buckets, name).tolist() == getattr(whole.buckets, name).tolist()
-        known, before = Known(step.left, step.right, step.buckets), until
+        known, before = Known(step.left, step.right, step.bands_hit, step.buckets), until
 
 
 def test_a_large_bucket_is_split_by_further_bands() -> None:
