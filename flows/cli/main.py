@@ -15,12 +15,16 @@ from typer.core import TyperGroup
 from flows.cli import show
 from pipeline_lib.errors import EXIT_CODES
 
-NOUNS = ("servers", "config", "run", "workspace", "runs", "report", "explain", "trace", "dedup", "models", "cache", "forget")
+NOUNS = (
+    "servers", "config", "run", "workspace", "runs", "report", "explain", "stats", "rules", "trace", "dedup", "models", "cache",
+    "forget",
+)  # fmt: skip
 
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
     "doctor", "config", "run", "status", "show", "runs", "report", "rerun", "retry", "up", "down", "approve", "champion",
-    "promote", "rollback", "sql", "explain", "trace", "dedup", "du", "verify", "cache", "gc", "forget", "pin", "unpin",
+    "promote", "rollback", "sql", "explain", "stats", "rules", "trace", "dedup", "du", "verify", "cache", "gc", "forget", "pin",
+    "unpin",
 )  # fmt: skip
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."

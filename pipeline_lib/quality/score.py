@@ -21,6 +21,7 @@ from pipeline_lib.quality.language import model_digest, model_file
 from pipeline_lib.quality.ngrams import ngram_model
 from pipeline_lib.quality.rules import Rules, rule_numbers, rules_of, verdicts
 from pipeline_lib.quality.signals import TEXT_NAMES, signal_names, signal_table
+from pipeline_lib.quality.statistics import summarise
 from pipeline_lib.tables.parquet import write_batches, write_table
 from pipeline_lib.tables.schemas import DECISIONS
 from pipeline_lib.workspace.artifact import SummaryTable
@@ -42,7 +43,8 @@ def score(run: StageRun, *, score: ScoreConfig) -> Outcome:
     """Measure and decide.
 
     Tables: signals (doc_id and one column a signal; a file for each file of documents, rows in the same order), decisions (for
-    every document a row for each rule it fails; one row with rule "" and kept = true when it fails none). Signals do not
+    every document a row for each rule it fails; one row with rule "" and kept = true when it fails none), statistics (what both
+    are like, in counts that add up). Signals do not
     depend on rules: a changed threshold decides again without measuring again.
 
     Raises:
@@ -112,7 +114,7 @@ def measure_file(file: DocumentsFile, folder: Path, *, modules: Sequence[str], n
 def decide_file(pair: tuple[DocumentsFile, Shard], folder: Path, *, rules: Rules) -> dict[str, Any]:
     """Write `decisions` for one file of documents; count what each rule dropped, and what it alone dropped."""
     file, shard = pair
-    columns = pq.read_table(file.path, columns=["domain", "kind"])
+    columns = pq.read_table(file.path, columns=["domain", "kind", "source", "licence"])
     domains, kinds = (columns.column(name).to_numpy() for name in ("domain", "kind"))
     signals = pq.read_table(shard.files["signals"])
     failed = ~verdicts(signals, rules.rules)
@@ -123,6 +125,8 @@ def decide_file(pair: tuple[DocumentsFile, Shard], folder: Path, *, rules: Rules
             failed[(domains == domain) & (kinds == kind)] &= applies
     number = failed.sum(axis=1)
     write_table(_decisions(signals, failed, rules), folder / "decisions.parquet")
+    cells = {name: columns[name] for name in ("source", "domain", "licence")}
+    write_table(summarise(cells, signals, failed, [rule.name for rule in rules.rules]), folder / "statistics.parquet")
     dropped = [[int(failed[:, k].sum()), int((failed[:, k] & (number == 1)).sum())] for k in range(len(rules.rules))]
     return {"documents": len(domains), "kept": int((number == 0).sum()), "dropped": dropped}
 

@@ -58,6 +58,13 @@ DECISIONS = _schema(
     ("doc_id", DOC_ID), ("stage", pa.string()), ("rule", pa.string()), ("kept", pa.bool_()), ("reason", pa.string()),
     ("value", pa.float64()),
 )  # fmt: skip
+STATISTICS = _schema(  # counts in cells, of one file of documents: the sum over files is the corpus (`quality/statistics.py`)
+    ("source", pa.string()), ("domain", pa.string()), ("language", pa.string()), ("licence", pa.string()),
+    ("kind", pa.string()),  # sum | signal | failed | only
+    ("measure", pa.string()),  # what is summed; the signal; the rule
+    ("bucket", pa.int32()),  # of the signal's value; else 0
+    ("amount", pa.int64()),
+)  # fmt: skip
 PAIRS = _schema(
     ("doc_id_a", DOC_ID), ("doc_id_b", DOC_ID), ("jaccard", pa.float64()), ("containment", pa.float64()),
     ("bands_hit", pa.int32()), ("accepted", pa.bool_()),
@@ -157,5 +164,5 @@ TABLES = {
     "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "buckets": BUCKETS, "boilerplate": BOILERPLATE, "splits": SPLITS, "selection": SELECTION,
     "cells": CELLS,
     "steps": STEPS, "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
-    "tombstones": TOMBSTONES, "gone": GONE, "trials": TRIALS,
+    "tombstones": TOMBSTONES, "gone": GONE, "statistics": STATISTICS, "trials": TRIALS,
 }  # fmt: skip
