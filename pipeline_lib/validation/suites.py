@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from pipeline_lib.extensions import extensions
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import SUITE_ITEMS
 from pipeline_lib.validation import grammar, knowledge, people, syntax
-from pipeline_lib.validation.earth import DOMAINS
+from pipeline_lib.validation.earth import DOMAINS, domains_here, installed, missing_packages
 from pipeline_lib.validation.earth.facts import held_out, items_of
 from pipeline_lib.validation.files import read_suite, suite_files
 from pipeline_lib.validation.items import Item, items_table
@@ -90,24 +89,9 @@ def file_digests(*, suites: SuitesConfig) -> dict[str, str]:
     return files | {name: installed(name) for domain in DOMAINS for name in domain.PACKAGES}
 
 
-def installed(package: str) -> str:
-    """The version of a package, "" without it."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def missing_packages() -> dict[str, list[str]]:
-    """Domain of the earth suite → the packages that its tables would come from and that are not here."""
-    missing = {domain.__name__.rpartition(".")[2]: [p for p in domain.PACKAGES if not installed(p)] for domain in DOMAINS}
-    return {domain: packages for domain, packages in missing.items() if packages}
-
-
 def earth_suite(level: Level, seed: int) -> Iterator[Item]:
     """Statements about the world whose entities are held out: no generated training statement speaks of them."""
-    here = [domain for domain in DOMAINS if all(map(installed, domain.PACKAGES))]
-    for number, relation in enumerate(relation for domain in here for relation in domain.RELATIONS):
+    for number, relation in enumerate(relation for domain in domains_here() for relation in domain.RELATIONS):
         facts = [fact for fact in relation() if any(map(held_out, fact.entities))]
         draw = np.random.default_rng([seed, number])
         for index in sorted(draw.permutation(len(facts))[: FACTS_PER_RELATION[level]].tolist()):

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline_lib.config.load import load_config
+from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.packing.fill import caches, fill_cache
 from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.run import run_plain
+from pipeline_lib.status import status
 from pipeline_lib.tokens.chat import CHATML
 from pipeline_lib.tokens.train import train_tokenizer
 from pipeline_lib.trace import trace_step
@@ -189,3 +191,14 @@ def test_the_loop_in_the_documentation_runs(
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own page
     assert names["position"] == len(names["data"]) == len(names["rows"])
     assert names["out"].loss < 6  # it learns: ln(400) is 5.99
+
+
+def test_another_template_packs_anew(tuned: tuple[Workspace, RunRecord], base: Path) -> None:
+    workspace, record = tuned
+    config = PipelineConfig.model_validate(record.config)
+    before = {one.stage: one.state for one in status(workspace, config)}
+    assert before["pack"] == before["fill_gaps"] == "reused"
+    (base / "chat_template.jinja").write_text("{# another #}" + CHATML, "utf-8")
+    after = {one.stage: one for one in status(workspace, config)}
+    assert after["select"].state == "reused"
+    assert (after["pack"].state, "chat_template.jinja" in after["pack"].why) == ("stale", True)

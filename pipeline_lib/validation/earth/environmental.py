@@ -9,9 +9,9 @@ from functools import cache
 from importlib import resources
 from statistics import fmean
 
-from pipeline_lib.validation.earth.facts import Comparison, Fact, Single, in_digits
+from pipeline_lib.validation.earth.facts import Comparison, Fact, Relations, Single, in_digits
 
-PACKAGES = ("statsmodels",)
+PACKAGES: tuple[str, ...] = ("statsmodels",)
 MONTHS = (
     "January",
     "February",
@@ -130,4 +130,4 @@ def nile() -> Iterator[Fact]:
                 )
 
 
-RELATIONS = (carbon_dioxide, more_carbon_dioxide, warmer_sea, nile)
+RELATIONS: Relations = (carbon_dioxide, more_carbon_dioxide, warmer_sea, nile)

