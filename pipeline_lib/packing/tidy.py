@@ -34,7 +34,8 @@ def tidy(workspace: Workspace, folder: Path) -> Tidied:
     """
     with workspace.lease(f"pack-{folder.name}", wait=False):
         vouched = [artifact for stage in ("pack", "fill_gaps") for artifact in _artifacts(workspace, stage)]
-        named = {facts.name for one in vouched for facts in facts_of(read_tables(one.files("chunks"))) if facts.cache == folder.name}
+        listed = [facts for one in vouched for facts in facts_of(read_tables(one.files("chunks")))]
+        named = {facts.name for facts in listed if facts.cache == folder.name}
         before = read_manifest(folder)
         doomed = [path for path in folder.glob("*.arrow") if path.stem not in named and path.stem not in before.chunks]
         doomed += folder.glob(".writing-*")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")  # plain data, no code
+HUB = "hf://"
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,41 @@ class TokenizerFacts:
 
 
 def source_folder(source: str, workspace: Workspace) -> Path:
-    """The folder that a `tokenizer.source` names: a folder with tokenizer.json, or `artifact:pack/<key>#<digest>`.
+    """The folder that a `tokenizer.source` names.
+
+    Args:
+        source: a folder with tokenizer.json, that file, `hf://organisation/name[@revision]`, or `artifact:pack/<key>#<digest>`.
+        workspace: where artifacts lie.
 
     Raises:
-        ConfigError: there is no tokenizer.json.
+        ConfigError: there is no tokenizer.json, or the hub does not give it.
         NotFoundError, DamagedError: the artifact is gone or is not what was committed.
     """
     if key := key_of(source):
         return workspace.store.artifact(key).files("tokenizer")[0].parent
-    return _checked(Path(source).expanduser())
+    return _folder_outside(source)
+
+
+def _folder_outside(source: str) -> Path:
+    if source.startswith(HUB):
+        return _checked(_from_hub(source.removeprefix(HUB)))
+    path = Path(source).expanduser()
+    return _checked(path.parent if path.name == "tokenizer.json" else path)
+
+
+def _from_hub(name: str) -> Path:
+    """The files of a tokenizer on the Hugging Face hub, in that library's cache. Data only: code and weights are not fetched."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as error:  # the library's errors are of both kinds
+        raise ConfigError(
+            f"the hub gives no tokenizer {repository!r} ({type(error).__name__})",
+            where="tokenizer.source",
+            fix="look at the name and the network; or fetch it elsewhere and name its folder",
+        ) from error
 
 
 def _checked(folder: Path) -> Path:
@@ -48,7 +75,7 @@ def _checked(folder: Path) -> Path:
         raise ConfigError(
             f"{str(folder)!r} holds no tokenizer.json",
             where="tokenizer.source",
-            fix="name a folder with tokenizer.json, or `train` to train one on the selection",
+            fix="name a folder with tokenizer.json, `hf://organisation/name`, or `train` to train one on the selection",
         )
     return folder
 
@@ -103,12 +130,12 @@ def without_special_tokens(path: Path) -> str:
 
 
 def file_digests(*, tokenizer: TokenizerConfig, **others: object) -> dict[str, str]:
-    """What `pack` reads outside the workspace: digests of the files of a tokenizer folder, by name; nothing when it is trained.
+    """What `pack` reads outside the workspace: digests of a tokenizer's files, by name; nothing when it is trained.
 
     Raises:
         ConfigError: the folder holds no tokenizer.json.
     """
     if tokenizer.source in {"train", "champion"} or key_of(tokenizer.source):
         return {}
-    folder = _checked(Path(tokenizer.source).expanduser())
+    folder = _folder_outside(tokenizer.source)
     return {name: file_digest(folder / name) for name in FILES if (folder / name).is_file()}

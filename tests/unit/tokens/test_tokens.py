@@ -141,3 +141,26 @@ def test_a_folder_is_known_by_its_content_and_its_code_stays_behind(folder: Path
     assert file_digests(tokenizer=TokenizerConfig(source="train"), pack=PackConfig()) == {}
     with pytest.raises(ConfigError, match=r"holds no tokenizer\.json"):
         file_digests(tokenizer=TokenizerConfig(source=str(tmp_path / "nowhere")), pack=PackConfig())
+
+
+def test_a_file_and_a_tokenizer_of_the_hub_are_known_by_their_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--mill--toy" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    copy_tokenizer(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(revision)
+    workspace = Workspace.open(tmp_path / "ws")
+    for source in ("hf://mill/toy", f"hf://mill/toy@{revision}", str(folder / "tokenizer.json"), str(folder)):
+        assert read_facts(source_folder(source, workspace)).digest == read_facts(folder).digest
+        assert file_digests(tokenizer=TokenizerConfig(source=source)) == file_digests(
+            tokenizer=TokenizerConfig(source=str(folder))
+        )
+    with pytest.raises(ConfigError, match="the hub gives no tokenizer 'mill/other'"):
+        source_folder("hf://mill/other", workspace)
