@@ -12,7 +12,7 @@ from pipeline_lib.config.fields import Section, setting
 class TokenizerConfig(Section):
     """The tokenizer: trained on the selection, or taken from elsewhere."""
 
-    source: str = setting("train", "`train`, `champion`, or a folder with tokenizer.json", path=("train", "champion"))
+    source: str = setting("train", "`train`, `champion`, a folder with tokenizer.json, or `hf://organisation/name[@revision]`", path=("train", "champion"))
     vocabulary_size: int = setting(
         4096,
         "Entries of a trained vocabulary",
@@ -154,11 +154,33 @@ class ValidationConfig(Section):
     )  # fmt: skip
 
 
+class GateRule(Section):
+    """What a model must keep or reach beside the metric that decides."""
+
+    score: str = setting(..., "A suite, or a task or domain of one: earth, earth/geographic, bits_per_byte/prose")
+    most_fall: float | None = setting(
+        None, "Refused when it is sure that the score is worse than the champion's by more than this: shares in points of the share, "
+        "bits per byte as a share of the champion's", ge=0, lt=1,
+    )  # fmt: skip
+    at_least: float | None = setting(None, "Refused when it is sure that the score is below this (bits per byte: above)")
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> GateRule:
+        if self.most_fall is None and self.at_least is None:
+            raise ValueError("a rule needs most_fall or at_least")
+        return self
+
+
 class GateConfig(Section):
     """When a model becomes the champion."""
 
     metric: str = setting("bits_per_byte", "Score on the test side that decides")
     min_gain: float = setting(0.0, "Relative gain over the champion that is asked for", unit="share", ge=0, lt=1)
+    rules: list[GateRule] = setting(list, "What must hold beside the metric; intervals are widened for their number")
+    lookback_nights: int = setting(
+        30, "The new model must also not be surely worse than the champion of so many nights ago; 0: is not asked", ge=0,
+        why="small losses that no single night shows would add up",
+    )  # fmt: skip
     approval: bool = setting(False, "Ask a person before promotion")
     approval_minutes: float = setting(60.0, "Time for the answer", unit="minutes", gt=0, identity=False)
     approval_default: Literal["promote", "keep"] = setting("keep", "What happens when nobody answers")
