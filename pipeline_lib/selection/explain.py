@@ -23,6 +23,7 @@ _LOOKUPS: Mapping[str, tuple[str, str, str]] = {
         """SELECT source, url, kind, domain, licence, created_at, metadata, file_digest, record_index, byte_offset, byte_length,
         text_hash, length(text) AS characters, left(text, 300) AS head FROM documents WHERE doc_id = $id""",
     ),
+    "edits": ("ingest", "edits", "SELECT * EXCLUDE (doc_id) FROM edits WHERE doc_id = $id ORDER BY start LIMIT 100"),
     "signals": ("score", "signals", "SELECT * EXCLUDE (doc_id) FROM signals WHERE doc_id = $id"),
     "rules": (
         "score", "decisions",
@@ -46,12 +47,16 @@ _LOOKUPS: Mapping[str, tuple[str, str, str]] = {
     "duplicates": (
         "dedup", "decisions", "SELECT stage, rule, kept, reason, value FROM decisions WHERE doc_id = $id ORDER BY rule",
     ),
+    "cuts": ("dedup", "edits", "SELECT * EXCLUDE (doc_id) FROM edits WHERE doc_id = $id ORDER BY start LIMIT 100"),
     "split": ("split", "splits", "SELECT side FROM splits WHERE doc_id = $id"),
+    "importance": ("select", "importance", "SELECT log_importance FROM importance WHERE doc_id = $id"),
     "selection": (
         "select", "selection", "SELECT side, domain, repeats, role, quality, score, est_tokens FROM selection WHERE doc_id = $id",
     ),
     "rejection": ("select", "decisions", "SELECT stage, rule, kept, reason, value FROM decisions WHERE doc_id = $id"),
 }  # fmt: skip
+_MEASURED = {"quality", "importance", "over_budget", "domain_cap"}  # rules of select whose value says how near it was
+_SINGLE = {"document", "signals", "split", "importance", "selection", "rejection"}  # one row at most
 
 
 def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[str, Any]:
@@ -63,8 +68,10 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[st
         doc_id_hex: 32 hexadecimal digits.
 
     Returns:
-        JSON values: {doc_id, run_id, verdict, document: {…} or None, signals: {…} or None, split, selection, rejection: {…} or
-        None, rules, pairs, cluster, contamination, duplicates: [{…}]}; a stage that the run did not reach gives None.
+        JSON values: {doc_id, run_id, verdict, document: {…} or None, signals: {…} or None, split, importance, selection,
+        rejection: {…} or None, edits, rules, pairs, cluster, contamination, duplicates, cuts: [{…}]}; a stage that the run did
+        not reach gives None. `document` says where the source has it (`place`) and how it begins (`head`): redacted, in full or
+        not at all, as the run's `report.examples` is set.
 
     Raises:
         NotFoundError: no id, or no document of this run has it.
@@ -78,15 +85,26 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[st
     for name, (stage, table, query) in _LOOKUPS.items():
         ref = record.ref(stage)
         rows = _rows(workspace.store.artifact(ref.key), table, query, bytes.fromhex(wanted)) if ref else None
-        single = name in {"document", "signals", "split", "selection", "rejection"}
+        single = name in _SINGLE
         found[name] = rows if rows is None or not single else next(iter(rows), None)
-    if found["document"]:
-        found["document"]["head"] = head(found["document"]["head"].encode()).decode("utf-8", "ignore")
+    if document := found["document"]:
+        document["head"] = _head(document["head"], record)
+        document["place"] = (
+            f"{document['url'] or document['source']}, record {document['record_index']}, "
+            f"bytes {document['byte_offset']} to {document['byte_offset'] + document['byte_length']}"
+        )
     if not found["document"] and not found["rejection"]:
         raise NotFoundError(
             f"no document {wanted}", where=f"run {record.run_id}", fix="an id stays the same while source and position do"
         )
     return {"doc_id": wanted, "run_id": record.run_id, "verdict": _verdict(found), **found}
+
+
+def _head(text: str, record: RunRecord) -> str:
+    shown = record.config.get("report", {}).get("examples", "redacted")
+    if shown == "none":
+        return ""
+    return text if shown == "full" else head(text.encode()).decode("utf-8", "ignore")
 
 
 def _rows(artifact: Artifact, table: str, query: str, doc_id: bytes) -> list[dict[str, Any]]:
@@ -117,7 +135,8 @@ def _verdict(found: Mapping[str, Any]) -> str:
         }
         return f"on the {chosen['side']} side: {how[chosen['role']]}"
     if refused := found["rejection"]:
-        return f"not used: {refused['rule']} ({refused['reason']})"
+        value = f"; value {refused['value']:.4g}" if refused["rule"] in _MEASURED else ""
+        return f"not used: {refused['rule']} ({refused['reason']}{value})"
     dropped = [row for row in (found["rules"] or []) + (found["duplicates"] or []) if not row["kept"]]
     if dropped:
         return f"dropped by {dropped[0]['stage']}: {dropped[0]['rule']} ({dropped[0]['reason']})"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline_lib.config.data import SelectConfig
 from pipeline_lib.corpus.split import SIDES
+from pipeline_lib.dedup.decontaminate import merged
 from pipeline_lib.selection.chain import Chain, continue_from, first_night, replayed
 from pipeline_lib.selection.choice import Choice, choose, costs_of, refused_by
 from pipeline_lib.selection.diversity import vendi_score
@@ -23,9 +24,9 @@ from pipeline_lib.selection.features import measure_file, read_vectors
 from pipeline_lib.selection.importance import importance
 from pipeline_lib.selection.measures import cells_detail, shares_of, summary_of, warn
 from pipeline_lib.selection.pool import Pool, Verdicts, read_pool, read_refusals
-from pipeline_lib.tables.ids import draw, id_column, order_of
-from pipeline_lib.tables.parquet import write_table
-from pipeline_lib.tables.schemas import DECISIONS, SELECTION
+from pipeline_lib.tables.ids import Ids, draw, id_column, ids_of, order_of, places_of
+from pipeline_lib.tables.parquet import read_tables, write_table
+from pipeline_lib.tables.schemas import CUTS, DECISIONS, SELECTION
 from pipeline_lib.workspace.resolve import parent_of
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
@@ -87,6 +88,7 @@ def select(run: StageRun, *, select: SelectConfig) -> Outcome:
     decisions = _rejections(pool, chain, verdicts)
     write_table(selection, run.path("selection", "selection.parquet"))
     write_table(decisions, run.path("decisions", "decisions.parquet"))
+    write_table(_cuts(run, pool.ids[chosen]), run.path("cuts", "cuts.parquet"))
     write_table(choice.cells, run.path("cells", "cells.parquet"))
 
     training = chosen & (chain.side == 0)
@@ -154,6 +156,15 @@ def _selection(pool: Pool, chain: Chain, choice: Choice, chosen: NDArray[np.bool
         "est_tokens": pool.tokens[rows],
     }
     return pa.table(columns, schema=SELECTION)
+
+
+def _cuts(run: StageRun, chosen: Ids) -> pa.Table:
+    """What dedup cut out of the chosen documents (sorted ids)."""
+    edits = read_tables(run.input("dedup").files("edits"), ["doc_id", "start", "end"])
+    document = places_of(ids_of(edits["doc_id"]), chosen)
+    here = document >= 0
+    document, start, end = merged(document[here], edits["start"].to_numpy()[here], edits["end"].to_numpy()[here])
+    return pa.table([id_column(chosen[document]), start, end], schema=CUTS)
 
 
 def _rejections(pool: Pool, chain: Chain, verdicts: Verdicts) -> pa.Table:

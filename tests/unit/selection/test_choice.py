@@ -175,14 +175,13 @@ def test_kinds_share_the_budget(tmp_path: Path) -> None:
 
 
 def test_cells_that_greed_would_empty_are_refilled_from_the_reserve(tmp_path: Path) -> None:
-    rows = corpus(400)
-    for i, row in enumerate(rows):  # a quarter is old and poor: quality alone would take nothing of it
-        row |= {"created": "2005-01-01", "quality": 0.1} if i % 4 == 0 else {"created": "2026-01-01", "quality": 0.6 + i / 2000}
+    old, new = {"created": "2005-01-01", "quality": 0.1}, {"created": "2026-01-01"}
+    rows = [{**row, **(new | {"quality": 0.6 + i / 2000} if i % 4 else old)} for i, row in enumerate(corpus(400))]
     select = {"target_documents": 80, "diversity_weight": 0.0}
     bare = Run(tmp_path, rows, split=NO_FLOOR, select={**select, "refill": 0})
     full = Run(tmp_path, rows, split=NO_FLOOR, select={**select, "refill": 0.5})
-    old = [sum(int(name[1:]) % 4 == 0 for name in trained(run)) for run in (bare, full)]
-    assert old == [0, 10]  # half of a quarter of 80
+    taken = [sum(int(name[1:]) % 4 == 0 for name in trained(run)) for run in (bare, full)]  # of the old and poor quarter
+    assert taken == [0, 10]  # half of a quarter of 80
     assert len(trained(full)) == 80
     assert full.artifact("select").metrics["cells_refilled"] >= 1
     (cell,) = [row for row in full.rows("select", "cells") if row["age"] == "from 10 years"]
@@ -199,8 +198,8 @@ def test_a_domain_too_small_for_its_share_leaves_cells_short(tmp_path: Path) -> 
     assert run.artifact("select").metrics["cells_short"] == 1
 
 
-SEA = "the ship sails over the wide sea with wind and waves around the old harbour at night".split()
-CITY = "a train stops in the busy street below tall towers where people buy bread and shoes".split()
+SEA = ["the", "ship", "sails", "over", "wide", "sea", "with", "wind", "and", "waves", "around", "old", "harbour", "at", "night"]
+CITY = ["a", "train", "stops", "in", "busy", "street", "below", "tall", "towers", "where", "people", "buy", "bread", "shoes"]
 
 
 def themes(count: int = 300) -> list[dict]:

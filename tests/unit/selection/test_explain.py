@@ -1,6 +1,8 @@
 """One document's story, and how the command shows it."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,13 @@ from typer.testing import CliRunner
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.selection.explain import explain
 from pipeline_lib.workspace.runs import RunBook, RunRecord
+
+
+def recorded(run: Run) -> RunRecord:
+    record = RunRecord(run_id="20260101-000000-abcdef", pipeline="toy")
+    for name, ref in run.refs.items():
+        record.stage(name).ref = ref.to_json()
+    return record
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +32,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunRecord]:
         *[document(f"d{i}", " ".join(words(rng, 30))) for i in range(20)],
     ]
     run = Run(tmp_path_factory.mktemp("home"), rows)
-    record = RunRecord(run_id="20260101-000000-abcdef", pipeline="toy")
-    for name, ref in run.refs.items():
-        record.stage(name).ref = ref.to_json()
+    record = recorded(run)
     RunBook(run.workspace.runs_folder).save(record)
     return run, record
 
@@ -80,3 +87,28 @@ def test_the_command_escapes_text_and_speaks_json(told: tuple[Run, RunRecord], m
     spoken = CliRunner().invoke(make_app(), ["explain", doc_id("bad").hex(), "--run", "20260101", "--json"])
     assert json.loads(spoken.output)["rejection"]["rule"] == "too_short"
     assert CliRunner().invoke(make_app(), ["explain", "0" * 32]).exit_code == 6
+
+
+def test_why_a_document_was_not_chosen_is_told_with_its_value(tmp_path: Path) -> None:
+    rows = [document(f"d{i}", " ".join(words(np.random.default_rng(i), 40)), quality=i / 40) for i in range(40)]
+    run = Run(tmp_path, rows, split={"floor_per_domain": 0}, select={"target_documents": 10, "min_quality": 0.5, "refill": 0})
+    refused = {row["doc_id"]: row for row in run.rows("select", "decisions")}
+    late = next(name for name, row in refused.items() if row["rule"] == "over_budget")
+    for name, rule, says in (
+        ("d3", "quality", "needs quality >= 0.5; value 0.075"),
+        (late, "over_budget", "the lowest gain taken was"),
+    ):
+        verdict = explain(run.workspace, recorded(run), doc_id(name).hex())["verdict"]
+        assert verdict.startswith(f"not used: {rule} (")
+        assert says in verdict
+
+
+@pytest.mark.parametrize(
+    ("examples", "expected"), [("none", ""), ("full", "words of ann@example.org"), ("redacted", "words of [email]")]
+)
+def test_text_is_shown_as_set(told: tuple[Run, RunRecord], examples: str, expected: str) -> None:
+    run, record = told
+    asked = dataclasses.replace(record, config={"report": {"examples": examples}})
+    document = explain(run.workspace, asked, doc_id("bad").hex())["document"]
+    assert document["head"].endswith(expected)
+    assert document["place"] == "bad, record 2, bytes 0 to 36"
