@@ -65,6 +65,8 @@ def problem_row(file: SourceFile, reason: str, data: bytes, index: int = -1, off
 def names_of(source: SourceConfig) -> dict[str, str]:
     """Column of a file → the name it is known by here: a column of `RAW`, or one of `instruct.COLUMNS`."""
     known = {"domain": "domain", "licence": "licence", "license": "licence", "url": "url", "title": "title"}
+    if source.url_column:
+        del known["url"]
     if source.domain:
         del known["domain"]
     if source.licence:
@@ -98,13 +100,13 @@ def need_text_column(file: SourceFile, source: SourceConfig, names: Sequence[str
 
 
 def named_columns(table: pa.Table | pa.RecordBatch, source: SourceConfig) -> dict[str, Any]:
-    """A table's columns under the names of `RAW` (the first that is there wins): text as bytes, the others as strings.
+    """A table's columns under the names of `RAW` (the first that says something wins): text as bytes, the others as strings.
 
     What has no plain form as a string (lists, bytes that are not UTF-8) is null.
     """
     columns: dict[str, Any] = {}
     for column, name in names_of(source).items():
-        if column not in table.schema.names or name in columns:
+        if column not in table.schema.names or (name in columns and columns[name].null_count == 0):
             continue
         values = table.column(column)
         if isinstance(values, pa.ChunkedArray):
@@ -114,7 +116,8 @@ def named_columns(table: pa.Table | pa.RecordBatch, source: SourceConfig) -> dic
         if name in COLUMNS:
             columns[name] = values
         elif name != "text":
-            columns[name] = _as_string(values)
+            told = _as_string(values)
+            columns[name] = pc.coalesce(columns[name], told) if name in columns else told
         elif pa.types.is_large_string(values.type):
             columns[name] = values.view(pa.large_binary())
         elif pa.types.is_string(values.type) or pa.types.is_binary(values.type) or values.type == pa.string_view():

@@ -89,7 +89,7 @@ def read_arrow(file: SourceFile, source: SourceConfig, caps: Caps, longest: int)
                     return
             else:
                 for at in range(0, batch.num_rows, BATCH_ROWS):
-                    piece = batch.slice(at, BATCH_ROWS).take(np.arange(min(BATCH_ROWS, batch.num_rows - at)))  # no offset
+                    piece = batch.slice(at, BATCH_ROWS)
                     yield _batch(file, source, piece, index)
                     index += piece.num_rows
             number += 1

@@ -160,6 +160,13 @@ def test_dates_and_addresses_from_columns_and_file_names(tmp_path: Path) -> None
     assert [row["url"] for row in rows] == ["https://x.org/a", ""]
 
 
+@pytest.mark.parametrize("name", ["licence", "license"])
+def test_licences_of_records_by_both_spellings(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"text": "a", name: "MIT"}, {"text": "b"}))
+    made = ingest(tmp_path / "w", files(tmp_path / "a.jsonl"))
+    assert table(made, "documents")["licence"].to_pylist() == ["MIT", ""]
+
+
 def test_any_names_will_do_with_a_format(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "app.log").write_bytes(jsonl(*RECORDS))
