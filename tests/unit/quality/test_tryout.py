@@ -16,16 +16,16 @@ from pipeline_lib.workspace.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents of 1 to 40 words in two domains; today's rule drops those of fewer than 5."""
+    """Documents of 1 to 40 words (5 bytes each) in two domains; today's rule drops those of fewer than 5 words."""
     folder = tmp_path_factory.mktemp("tryout")
     for domain in ("tales", "notes"):
-        rows = [{"text": " ".join(["mill"] * n) + " jane@example.org \x1b[31m"} for n in range(1, 41)]
+        rows = [{"text": " ".join(["mill"] * n) + " jane@example.org \u202eabc"} for n in range(1, 41)]
         (folder / f"{domain}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = [
         {"name": d, "kind": "files", "path": str(folder / f"{d}.jsonl"), "domain": d, "licence": "mit" if d == "tales" else ""}
         for d in ("tales", "notes")
     ]
-    score = {"rules": {"*": "none"}, "extra_rules": {"long": "words >= 7"}}
+    score = {"rules": {"*": "none"}, "extra_rules": {"long": "bytes >= 48"}}
     record = run_plain(
         Workspace.open(folder / "ws"),
         PipelineConfig.model_validate({"ingest": {"sources": sources}, "score": score}),
@@ -40,21 +40,21 @@ def millrace(home: Path, *arguments: str) -> Result:
 
 
 def test_counts_and_examples_at_the_line(home: Path) -> None:
-    found = json.loads(millrace(home, "rules", "try", "words >= 22", "--examples", "2", "--json").output)
-    assert (found["documents"], found["of"], found["signal"]) == (80, 80, "words")
+    found = json.loads(millrace(home, "rules", "try", "bytes >= 123", "--examples", "2", "--json").output)
+    assert (found["documents"], found["of"], found["signal"]) == (80, 80, "bytes")
     for row in found["domains"]:
         assert (row["kept"] + row["dropped"], row["dropped_now"]) == (40, 4)
         assert row["dropped"] - row["newly_dropped"] == 4
     kept, dropped = ([e for e in found["examples"] if e["kept"] is side] for side in (True, False))
-    assert {e["value"] for e in kept} == {22.0}
-    assert {e["value"] for e in dropped} == {21.0}
+    assert {e["value"] for e in kept} == {123.0}
+    assert {e["value"] for e in dropped} == {118.0}
     assert all("jane@" not in e["text"] and "[email]" in e["text"] for e in found["examples"])
 
 
 def test_what_is_shown_is_harmless(home: Path) -> None:
-    shown = millrace(home, "rules", "try", "words >= 22").output
+    shown = millrace(home, "rules", "try", "bytes >= 123").output
     assert "Kept, nearest to the line" in shown
-    assert "\x1b" not in shown
+    assert "\u202e" not in shown
     assert "jane@" not in shown
 
 
