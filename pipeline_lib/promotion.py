@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError, RefusedError
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.validation.gate import GATE_VERSION, against_champion, against_chance
-from pipeline_lib.workspace.artifact import ArtifactRef
+from pipeline_lib.workspace.artifact import Artifact, ArtifactRef
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import read_json, write_json
 from pipeline_lib.workspace.identity import fingerprint_of
@@ -27,8 +28,7 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
 
     Returns:
         {"outcome": pass | fail | not_enough_evidence | same, "metric", "candidate", "champion", "difference", "reasons"}; the
-        same answer for ever for one pair of models, as the candidate was validated, and one set of rules (`gate.metric`,
-        `gate.min_gain`).
+        same answer for ever for one pair of models, as the candidate was validated, and one set of rules (`gate`).
     """
     train, validated = record.ref("train"), record.ref("validate")
     if train is None or validated is None:
@@ -37,7 +37,12 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
         )
     config = PipelineConfig.model_validate(record.config)
     champion = read_champion(workspace).get("champion", {})
-    rules = fingerprint_of({**config.gate.model_dump(mode="json", include={"metric", "min_gain"}), "version": GATE_VERSION})
+    rules = fingerprint_of(
+        {
+            **config.gate.model_dump(mode="json", include={"metric", "min_gain", "rules", "lookback_nights"}),
+            "version": GATE_VERSION,
+        }
+    )
     mark = f"{validated.digest[:16]}-{champion.get('digest', 'none')[:16]}-{rules[:8]}"
     path = workspace.root / "verdicts" / f"{mark}.json"
     if path.exists():
@@ -48,11 +53,8 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
     elif champion["digest"] == train.digest:
         verdict = {"outcome": "same", "metric": config.gate.metric, "reasons": ["the model is the champion"]}
     else:
-        reference = ArtifactRef("train", champion["train"], champion["digest"])
-        inputs = {name: ref for name in BY_NAME["validate"].reads if (ref := record.ref(name))} | {"train": reference}
-        scored = execute(workspace, BY_NAME["validate"], config, inputs, services=services)
-        selection = workspace.store.artifact(champion["select"]).files("selection") if "select" in champion else []
-        verdict = against_champion(candidate, workspace.store.artifact(scored.key), config, selection=selection)
+        verdict = _against(workspace, record, config, champion=champion, candidate=candidate, services=services)
+        verdict = _not_worse_than_earlier(workspace, record, config, verdict, candidate=candidate, services=services)
     verdict |= {
         "decided": now().isoformat(),
         "run_id": record.run_id,
@@ -61,6 +63,55 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
     }
     write_json(path, verdict)
     return verdict
+
+
+def _against(
+    workspace: Workspace,
+    record: RunRecord,
+    config: PipelineConfig,
+    *,
+    champion: Mapping[str, Any],
+    candidate: Artifact,
+    services: Services | None,
+) -> dict[str, Any]:
+    """Score a former or present champion on tonight's items and compare."""
+    reference = ArtifactRef("train", champion["train"], champion["digest"])
+    inputs = {name: ref for name in BY_NAME["validate"].reads if (ref := record.ref(name))} | {"train": reference}
+    scored = execute(workspace, BY_NAME["validate"], config, inputs, services=services)
+    selection = workspace.store.artifact(champion["select"]).files("selection") if "select" in champion else []
+    return against_champion(candidate, workspace.store.artifact(scored.key), config, selection=selection)
+
+
+def _not_worse_than_earlier(
+    workspace: Workspace,
+    record: RunRecord,
+    config: PipelineConfig,
+    verdict: dict[str, Any],
+    *,
+    candidate: Artifact,
+    services: Services | None,
+) -> dict[str, Any]:
+    """A pass falls when the model is surely worse than the champion of `gate.lookback_nights` ago, on tonight's items."""
+    earlier = champion_of(read_champion(workspace), now() - timedelta(days=config.gate.lookback_nights))
+    if verdict["outcome"] != "pass" or not config.gate.lookback_nights or not earlier:
+        return verdict
+    try:
+        found = _against(workspace, record, config, champion=earlier, candidate=candidate, services=services)
+    except NotFoundError:
+        told = f"the champion of {config.gate.lookback_nights} nights ago is no longer here to compare with"
+        return {**verdict, "reasons": [*verdict["reasons"], told]}
+    told = f"against the champion of {config.gate.lookback_nights} nights ago: {found['reasons'][0]}"
+    outcome = "fail" if found["outcome"] == "fail" else verdict["outcome"]
+    return {**verdict, "outcome": outcome, "earlier_champion": earlier["train"], "reasons": [*verdict["reasons"], told]}
+
+
+def champion_of(state: Mapping[str, Any], moment: datetime) -> dict[str, Any]:
+    """The champion that was in office at a moment, {} when it is the present one or there was none."""
+    before = [entry for entry in state.get("history", []) if entry and datetime.fromisoformat(entry["promoted"]) <= moment]
+    present = state.get("champion", {})
+    if not before or (present and datetime.fromisoformat(present["promoted"]) <= moment):
+        return {}
+    return dict(before[-1])
 
 
 def promote(workspace: Workspace, record: RunRecord, verdict: Mapping[str, Any], *, by: str = "gate") -> dict[str, Any]:

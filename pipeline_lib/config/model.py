@@ -12,7 +12,11 @@ from pipeline_lib.config.fields import Section, setting
 class TokenizerConfig(Section):
     """The tokenizer: trained on the selection, or taken from elsewhere."""
 
-    source: str = setting("train", "`train`, `champion`, a folder with tokenizer.json, or `hf://organisation/name[@revision]`", path=("train", "champion"))
+    source: str = setting(
+        "train",
+        "`train`, `champion`, a folder with tokenizer.json, or `hf://organisation/name[@revision]`",
+        path=("train", "champion"),
+    )
     vocabulary_size: int = setting(
         4096,
         "Entries of a trained vocabulary",
@@ -157,11 +161,13 @@ class ValidationConfig(Section):
 class GateRule(Section):
     """What a model must keep or reach beside the metric that decides."""
 
-    score: str = setting(..., "A suite, or a task or domain of one: earth, earth/geographic, bits_per_byte/prose")
+    score: str = setting("bits_per_byte", "A suite, or a domain or task of one: earth, earth/geographic, bits_per_byte/prose")
     most_fall: float | None = setting(
-        None, "Refused when it is sure that the score is worse than the champion's by more than this: shares in points of the share, "
-        "bits per byte as a share of the champion's", ge=0, lt=1,
-    )  # fmt: skip
+        None,
+        "Refused when it is sure to be worse than the champion by more than this: points of a share, or a share of bits per byte",
+        ge=0,
+        lt=1,
+    )
     at_least: float | None = setting(None, "Refused when it is sure that the score is below this (bits per byte: above)")
 
     @model_validator(mode="after")

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from pipeline_lib.config.model import GateRule
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.schemas import SELECTION
-from pipeline_lib.validation.intervals import Estimate, relative_difference
+from pipeline_lib.validation.intervals import LEVEL, Estimate, estimate, relative_difference
+from pipeline_lib.validation.intervals import difference as difference_of
 from pipeline_lib.workspace.artifact import Artifact
 
-GATE_VERSION = 2  # of the rules in this module: a verdict by other rules is no verdict
+GATE_VERSION = 3  # of the rules in this module: a verdict by other rules is no verdict
 CHANCE_ITEMS = 30  # a suite with fewer is no evidence: with several small suites one is easily lucky
 PAIRED_ITEMS = 20  # with fewer pairs the percentile bootstrap's interval is too narrow to be called 95 %
 
@@ -48,10 +51,14 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
             reasons.append(
                 f"{name} {score['value']:.3f} {'is above' if ok else 'is not surely above'} chance ({score['chance']:.3f})"
             )
+    rules = [keeps(rule, candidate, None, config) for rule in config.gate.rules]
+    kept = all(rule["outcome"] != "fail" for rule in rules)
+    reasons += [rule["reason"] for rule in rules]
     return {
-        "outcome": "pass" if beaten and above else "fail",
+        "outcome": "pass" if beaten and above and kept else "fail",
         "metric": config.gate.metric,
         "candidate": scores.get(config.gate.metric, {}),
+        "rules": rules,
         "reasons": [
             "there is no champion yet: the first model must beat byte frequencies, and chance on at least one suite",
             *reasons,
@@ -117,12 +124,70 @@ def against_champion(
         reason = f"the champion's {metric} is 0, or nearly: a relative gain over it means nothing"
         return {"outcome": "not_enough_evidence", **both, "reasons": [reason, *told]}
     outcome, reason = judge(difference, lower_is_better=scores[metric]["lower_is_better"], min_gain=config.gate.min_gain)
+    rules = [keeps(rule, candidate, champion, config, selection) for rule in config.gate.rules]
+    if any(rule["outcome"] == "fail" for rule in rules):
+        outcome = "fail"
     return {
         "outcome": outcome,
         **both,
         "difference": difference.to_json(),
-        "reasons": [reason, *told],
+        "rules": rules,
+        "reasons": [reason, *told, *(rule["reason"] for rule in rules)],
     }
+
+
+def keeps(
+    rule: GateRule, candidate: Artifact, champion: Artifact | None, config: PipelineConfig, selection: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Whether a model keeps a rule: `fail` when it surely does not, at a level shared by all rules (Bonferroni), else `pass`.
+
+    Without a champion only `at_least` is asked. What was not scored is `not_scored`, and told: it holds nobody up.
+    """
+    score = candidate.details["scores"].get(rule.score)
+    if score is None:
+        return {"score": rule.score, "outcome": "not_scored", "reason": f"rule on {rule.score}: not scored"}
+    level = 1 - (1 - LEVEL) / len(config.gate.rules)
+    lower_is_better = score["lower_is_better"]
+    sign = -1.0 if lower_is_better else 1.0
+    failed, told = False, []
+    if rule.at_least is not None:
+        own = _estimate(_own(candidate, rule.score), config, level)
+        failed |= sign * (own.low if lower_is_better else own.high) < sign * rule.at_least
+        limit = f"asked for {'at most' if lower_is_better else 'at least'} {rule.at_least:g}"
+        told.append(f"{own.value:.4g} ({own.low:.4g} to {own.high:.4g}), {limit}")
+    if rule.most_fall is not None and champion is not None:
+        pairs = _paired(candidate, champion, rule.score, selection)
+        pairs = pairs.filter(pc.invert(pairs["learned"]))
+        change = _change(pairs, lower_is_better, config, level) if pairs.num_rows >= PAIRED_ITEMS else None
+        if change is None:
+            told.append(f"{pairs.num_rows} items are too few to compare")
+        else:
+            failed |= change.high < -rule.most_fall
+            interval = f"{change.low:+.2%} to {change.high:+.2%}"
+            told.append(f"changed by {change.value:+.2%} ({interval}), may fall by {rule.most_fall:.2%}")
+    return {"score": rule.score, "outcome": "fail" if failed else "pass", "reason": f"rule on {rule.score}: " + "; ".join(told)}
+
+
+def _columns(table: pa.Table) -> list[NDArray[np.float64]]:
+    return [np.asarray(table[name].to_numpy(), np.float64) for name in ("candidate", "champion", "weight")]
+
+
+def _change(pairs: pa.Table, lower_is_better: bool, config: PipelineConfig, level: float) -> Estimate | None:
+    """How much better the candidate is: points of a share, or a share of the champion's bits per byte."""
+    measure = relative_difference if lower_is_better else difference_of
+    found = measure(*_columns(pairs), n_resamples=config.validation.bootstrap, seed=config.seed, level=level)
+    if found is None or not lower_is_better:
+        return found
+    return Estimate(-found.value, -found.high, -found.low, found.n)
+
+
+def _estimate(table: pa.Table, config: PipelineConfig, level: float) -> Estimate:
+    scores, _, weights = _columns(table)
+    return estimate(scores, weights, n_resamples=config.validation.bootstrap, seed=config.seed, level=level)
+
+
+def _own(candidate: Artifact, metric: str) -> pa.Table:
+    return _paired(candidate, candidate, metric, ())
 
 
 def judge(difference: Estimate, *, lower_is_better: bool, min_gain: float) -> tuple[str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
-Z = 1.959964  # quantile of the normal distribution at (1 + LEVEL) / 2
 BLOCK = 1 << 24  # resampled counts held at once; bounds memory at 128 MiB
 
 
@@ -59,6 +59,7 @@ def estimate(
     n_resamples: int,
     seed: int = 0,
     groups: NDArray[np.int64] | None = None,
+    level: float = LEVEL,
 ) -> Estimate:
     """Ratio Σ score / Σ weight with its interval.
 
@@ -71,17 +72,18 @@ def estimate(
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
         groups: int64 [items], the same for related items (one fact in several wordings), which count together; None: all alone.
+        level: of the interval.
     """
     together = None if groups is None or len(np.unique(groups)) == len(groups) else np.unique(groups, return_inverse=True)[1]
     if (weights == 1).all() and np.isin(scores, (0, 1)).all():
         share, n = float(scores.mean()), len(scores)
         effective = n if together is None else n / design_effect(scores, together)
-        return replace(wilson(share * effective, effective), n=n)
+        return replace(wilson(share * effective, effective, level=level), n=n)
     if together is not None:
         scores = np.bincount(together, weights=scores).astype(np.float64)
         weights = np.bincount(together, weights=weights).astype(np.float64)
     resampled = resampled_ratios(scores, weights, n_resamples, seed)
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(scores.sum() / weights.sum()), float(low), float(high), len(weights))
 
 
@@ -105,14 +107,30 @@ def design_effect(scores: NDArray[np.float64], groups: NDArray[np.int64]) -> flo
     return max(1.0, clustered / alone)
 
 
-def wilson(right: float, n: float) -> Estimate:
+def wilson(right: float, n: float, *, level: float = LEVEL) -> Estimate:
     """Share `right` / `n` with the score interval of Wilson 1927, "Probable inference, the law of succession, and statistical
     inference" (JASA 22:209-212): it keeps its level for few items and for shares near 0 and 1. Both may be fractions.
     """
-    share, shrink = right / n, 1 + Z**2 / n
-    middle = (share + Z**2 / (2 * n)) / shrink
-    half = Z / shrink * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, shrink = right / n, 1 + z**2 / n
+    middle = (share + z**2 / (2 * n)) / shrink
+    half = z / shrink * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return Estimate(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)), round(n))
+
+
+def difference(
+    candidate: NDArray[np.float64],
+    champion: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    *,
+    n_resamples: int,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Estimate:
+    """candidate − champion of two ratios over the *same* items, resampled together."""
+    resampled = resampled_ratios(candidate - champion, weights, n_resamples, seed)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float((candidate - champion).sum() / weights.sum()), float(low), float(high), len(weights))
 
 
 def relative_difference(
@@ -122,6 +140,7 @@ def relative_difference(
     *,
     n_resamples: int,
     seed: int = 0,
+    level: float = LEVEL,
 ) -> Estimate | None:
     """(candidate − champion) / champion of two ratios over the *same* items, resampled together.
 
@@ -132,5 +151,5 @@ def relative_difference(
     if not (champion.sum() and resampled[:, 1].all()):
         return None
     differences = resampled[:, 0] / resampled[:, 1] - 1
-    low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(candidate.sum() / champion.sum() - 1), float(low), float(high), len(weights))

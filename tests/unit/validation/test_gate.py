@@ -1,14 +1,17 @@
 """The gate over real score tables: what it compares, and what it must not be fooled by."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline_lib.config.fields import Section, setting
+from pipeline_lib.config.model import GateConfig, GateRule
 from pipeline_lib.config.pipeline import PipelineConfig
-from pipeline_lib.promotion import decide
+from pipeline_lib.promotion import champion_of, decide
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import SCORES, SELECTION
 from pipeline_lib.validation.gate import against_champion, against_chance
@@ -127,3 +130,36 @@ def test_a_verdict_holds_until_the_rules_change(tmp_path: Path) -> None:
     record.config["gate"]["metric"] = "bits_per_byte"
     record.config["gate"]["approval"] = True  # no rule of the verdict
     assert decide(workspace, record) == first
+
+
+def test_a_rule_holds_up_a_better_model_only_when_it_surely_breaks_it(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    bits = draw.normal(200, 10, DOCUMENTS)
+    champion, config = scores(tmp_path / "a", bits.tolist())
+    candidate, _ = scores(tmp_path / "b", (bits * 0.97).tolist())
+
+    def judged(*rules: GateRule) -> dict[str, Any]:
+        return against_champion(candidate, champion, config.model_copy(update={"gate": GateConfig(rules=list(rules))}))
+
+    assert judged()["outcome"] == "pass"
+    kept = judged(GateRule(most_fall=0.0), GateRule(at_least=2.5), GateRule(score="nowhere", at_least=1))
+    assert kept["outcome"] == "pass"
+    assert [rule["outcome"] for rule in kept["rules"]] == ["pass", "pass", "not_scored"]
+    assert judged(GateRule(at_least=1.5))["outcome"] == "fail"  # bits per byte: lower is better
+    back = against_champion(champion, candidate, config.model_copy(update={"gate": GateConfig(rules=[GateRule(most_fall=0.01)])}))
+    assert [rule["outcome"] for rule in back["rules"]] == ["fail"]
+    assert "may fall by 1.00%" in back["rules"][0]["reason"]
+    strict = config.model_copy(update={"gate": GateConfig(rules=[GateRule(at_least=0.5)])})
+    assert [rule["outcome"] for rule in against_chance(candidate, strict)["rules"]] == ["fail"]
+
+
+def test_who_was_champion_some_nights_ago() -> None:
+    def entry(day: int) -> dict[str, str]:
+        return {"train": f"model-{day}", "promoted": f"2026-01-{day:02d}T03:00:00+00:00"}
+
+    state = {"champion": entry(20), "history": [{}, entry(1), entry(5), entry(12)]}
+    for day, model in ((2, "model-1"), (11, "model-5"), (15, "model-12")):
+        assert champion_of(state, datetime(2026, 1, day, 12, tzinfo=UTC))["train"] == model
+    assert champion_of(state, datetime(2026, 1, 21, tzinfo=UTC)) == {}, "it is the present one"
+    assert champion_of(state, datetime(2025, 12, 31, tzinfo=UTC)) == {}
+    assert champion_of({}, datetime(2026, 1, 1, tzinfo=UTC)) == {}
