@@ -120,9 +120,12 @@ def test_messages_are_normalised_one_by_one(tmp_path: Path) -> None:
     made = read(tmp_path / "w", tmp_path / "a.jsonl")
     assert spoken(made) == [[(USER, "a\nb\n"), (ASSISTANT, "café"), (USER, "ok")]]
     raw = "\n\n".join(one["content"] for one in record["messages"]).encode()
-    for edit in table(made, "edits").to_pylist():
-        piece = raw[edit["start"] : edit["end"]]
-        assert {"line_ends": b"\r", "control": b"\x07", "nfc": b"e\xcc\x81"}[edit["kind"]] in piece, edit
+    edits = {(edit["kind"], edit["start"], raw[edit["start"] : edit["end"]]) for edit in table(made, "edits").to_pylist()}
+    changes = [("line_ends", b"\r\n"), ("line_ends", b"\r\n\n"), ("nfc", b"e\xcc\x81"), ("control", b"\x07")]
+    assert {(kind, start) for kind, start, _ in edits} == {(kind, raw.index(piece)) for kind, piece in changes}
+    assert all(
+        piece.startswith(found) for (_, piece), (_, _, found) in zip(changes, sorted(edits, key=lambda e: e[1]), strict=True)
+    )
 
 
 def test_the_same_bytes_from_any_reader(tmp_path: Path) -> None:

@@ -112,5 +112,3 @@ def test_the_command(trained: tuple[Workspace, RunRecord], monkeypatch: pytest.M
     assert shown.output.count("train-0") == len(trace_document(*trained, doc_id(10).hex()))
     assert CliRunner().invoke(make_app(), ["trace", "latest"]).exit_code == 2
     assert CliRunner().invoke(make_app(), ["trace", "latest", "99"]).exit_code == 6
-    explained = CliRunner().invoke(make_app(), ["explain", doc_id(10).hex(), "--json"])
-    assert json.loads(explained.output)["packed"] == trace_document(*trained, doc_id(10).hex())
