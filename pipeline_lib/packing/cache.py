@@ -24,7 +24,7 @@ from pipeline_lib.packing.manifest import append_chunk
 from pipeline_lib.packing.ranges import Range, chunk_name, ranges_of
 from pipeline_lib.packing.texts import read_documents
 from pipeline_lib.tables.parquet import read_tables
-from pipeline_lib.tables.schemas import CHUNKS
+from pipeline_lib.tables.schemas import CHUNKS, ROWS
 from pipeline_lib.tokens.chat import chat_template
 from pipeline_lib.tokens.encode import encoder_for
 from pipeline_lib.workspace.files import read_json, write_json
@@ -61,9 +61,12 @@ class Recipe:
             StageFailedError: documents or content are not what they were.
         """
         encoder = encoder_for(self.tokenizer)
-        wanted_rows = [(wanted.first_row - self.first_row, wanted.last_row - self.first_row) for wanted in ranges]
-        rows = pa.concat_tables([_rows_between(self.rows, first, last) for first, last in wanted_rows]).combine_chunks()
-        found = read_documents(self.documents, rows["document"].to_numpy(), rows["doc_id"].combine_chunks())
+        begin = min(wanted.first_row for wanted in ranges)
+        between = _rows_between(self.rows, begin - self.first_row, max(wanted.last_row for wanted in ranges) - self.first_row)
+        rows = pa.concat_tables([between.slice(one.first_row - begin, one.documents) for one in ranges]).combine_chunks()
+        found = read_documents(self.documents, rows["document"].to_numpy(), rows["doc_id"].combine_chunks()).without(
+            rows["cuts"].combine_chunks()
+        )
         chat = chat_template(self.tokenizer.parent) if found.turns.null_count < len(found.turns) else None
         start = 0
         for wanted in ranges:
@@ -84,7 +87,9 @@ def _rows_between(path: Path, first: int, last: int) -> pa.Table:
                 begin = begin if groups else start
                 groups.append(group)
             start = end
-        return source.read_row_groups(groups, columns=["document", "doc_id"]).slice(first - begin, last - first + 1)
+        columns = [name for name in ("document", "doc_id", "cuts") if name in source.schema_arrow.names]
+        rows = source.read_row_groups(groups, columns=columns).slice(first - begin, last - first + 1)
+        return rows if "cuts" in columns else rows.append_column("cuts", pa.nulls(len(rows), ROWS.field("cuts").type))
 
 
 @dataclass(frozen=True)

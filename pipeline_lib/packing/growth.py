@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 DEAD_SHARE = 0.25  # of the estimated tokens of all rows; with more tombstones a cache is packed afresh, without them
+KEY = np.dtype([("doc_id", "S16"), ("text_hash", "S16"), ("cuts", "<u8"), ("pass", "<i4"), ("side", "i1")])
 NO_ROWS = np.empty(0, np.int64)
 
 
@@ -106,13 +107,28 @@ def start_from(workspace: Workspace, parent: Artifact | None, planned: pa.Table)
 
 
 def _keys(rows: pa.Table) -> pa.Array:
-    """What makes a row the same one: side, pass, document and text; binary[37]."""
-    keys = np.zeros((rows.num_rows, 37), np.uint8)
-    keys[:, :16] = ids_of(rows["doc_id"]).view(np.uint8).reshape(-1, 16)
-    keys[:, 16:32] = ids_of(pc.fill_null(rows["text_hash"], bytes(16))).view(np.uint8).reshape(-1, 16)
-    keys[:, 32:36] = rows["pass"].to_numpy().astype("<i4").view(np.uint8).reshape(-1, 4)
-    keys[:, 36] = pc.index_in(rows["side"], value_set=pa.array(SIDES)).to_numpy()
-    return pa.Array.from_buffers(pa.binary(37), rows.num_rows, [None, pa.py_buffer(keys.tobytes())])
+    """What makes a row the same one: side, pass, document, text and what is left out of it; fixed-size binary."""
+    keys = np.zeros(rows.num_rows, KEY)
+    keys["doc_id"] = ids_of(rows["doc_id"])
+    keys["text_hash"] = ids_of(pc.fill_null(rows["text_hash"], bytes(16)))
+    keys["cuts"] = _list_hashes(rows["cuts"].combine_chunks())
+    keys["pass"] = rows["pass"].to_numpy()
+    keys["side"] = pc.index_in(rows["side"], value_set=pa.array(SIDES)).to_numpy()
+    return pa.Array.from_buffers(pa.binary(KEY.itemsize), rows.num_rows, [None, pa.py_buffer(keys.tobytes())])
+
+
+def _list_hashes(lists: pa.ListArray) -> np.ndarray:
+    """A number for each list of int64, uint64[n]; 0 for null. Numbers and their places are mixed as splitmix64 does."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+    values = lists.flatten().to_numpy().astype(np.uint64)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(values)) - (np.cumsum(lengths) - lengths)[owner]
+    mixed = values + (place.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    found = np.zeros(len(lengths), np.uint64)
+    np.add.at(found, owner, mixed)
+    return found
 
 
 def tombstones_of(artifact: Artifact) -> np.ndarray:

@@ -43,7 +43,7 @@ def pack(run: StageRun, *, pack: PackConfig, tokenizer: TokenizerConfig) -> Outc
     """
     documents = tuple(run.input("ingest").files("documents"))
     selection = read_tables(run.input("select").files("selection"))
-    planned = plan_rows(selection, documents)
+    planned = plan_rows(selection, documents, _cuts(run.input("select")))
     _refuse_empty_sides(planned)
     chat = has_conversations(documents, planned["document"].to_numpy())
     start = _start(run, pack, tokenizer, planned, chat=chat)
@@ -89,6 +89,11 @@ def pack(run: StageRun, *, pack: PackConfig, tokenizer: TokenizerConfig) -> Outc
             **{name: {side: values[name] for side, values in sides.items()} for name in columns[:4]},
         },
     )
+
+
+def _cuts(select: Artifact) -> pa.Table | None:
+    """What is left out of the chosen texts, where the selection says so."""
+    return read_tables(select.files("cuts")) if "cuts" in select.manifest.tables else None
 
 
 def _start(run: StageRun, pack: PackConfig, tokenizer: TokenizerConfig, planned: pa.Table, *, chat: bool) -> Start:

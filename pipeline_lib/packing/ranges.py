@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_lib.errors import StageFailedError
-from pipeline_lib.tables.schemas import RANGES, ROWS
+from pipeline_lib.tables.ids import ids_of, places_of
+from pipeline_lib.tables.schemas import CUTS, RANGES, ROWS
 
 SIDES = ("train", "dev", "test")
 PACKED_ROLES = ("new", "replay")
@@ -74,9 +75,14 @@ def locate(doc_ids: pa.Array, documents: Sequence[Path]) -> np.ndarray:
     return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
 
-def plan_rows(selection: pa.Table, documents: Sequence[Path]) -> pa.Table:
+def plan_rows(selection: pa.Table, documents: Sequence[Path], cuts: pa.Table | None = None) -> pa.Table:
     """Rows in packing order, schema ROWS: by side, then pass (a document that repeats comes once in each of its passes), then
     place in the documents table, so that a range reads few files and a new file changes no earlier range.
+
+    Args:
+        selection: schema SELECTION.
+        documents: files of the documents table.
+        cuts: what is left out of the texts, schema CUTS.
 
     Raises:
         StageFailedError: nothing to train on, or the documents do not fit.
@@ -107,8 +113,19 @@ def plan_rows(selection: pa.Table, documents: Sequence[Path]) -> pa.Table:
         "domain": taken["domain"],
         "est_tokens": pc.max_element_wise(taken["est_tokens"], 1),
         "text_hash": _text_hashes(documents).take(pa.array(document[source[order]])),
+        "cuts": _cuts_of(taken["doc_id"], cuts if cuts is not None else CUTS.empty_table()),
     }
     return pa.table(columns).cast(ROWS)
+
+
+def _cuts_of(doc_id: pa.Array, cuts: pa.Table) -> pa.Array:
+    """The cuts of each document as one list of starts and ends; null where it has none."""
+    cut, first, count = np.unique(ids_of(cuts["doc_id"]), return_index=True, return_counts=True)
+    bounds = np.append(first, first[-1:] + count[-1:]) if len(cut) else [0]
+    flat = np.stack([cuts["start"].to_numpy(), cuts["end"].to_numpy()], axis=1).ravel()
+    lists = pa.ListArray.from_arrays(pa.array(2 * np.asarray(bounds), pa.int32()), pa.array(flat, pa.int64()))
+    place = places_of(ids_of(doc_id), cut)
+    return lists.take(pa.array(place, mask=place < 0))
 
 
 def _text_hashes(documents: Sequence[Path]) -> pa.ChunkedArray:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_lib.errors import StageFailedError
+from pipeline_lib.tables.buffers import text_buffers, text_column
 from pipeline_lib.tables.schemas import DOC_ID, TURNS
 
 BATCH_ROWS = 1024  # documents decoded at a time while looking for those that are wanted
@@ -35,6 +36,24 @@ class Documents:
     def slice(self, start: int, count: int) -> Documents:
         """`count` documents from `start` on."""
         return Documents(self.texts.slice(start, count), self.turns.slice(start, count))
+
+    def without(self, cuts: pa.ListArray) -> Documents:
+        """The documents with parts of their texts left out.
+
+        Args:
+            cuts: for each document start, end, start, end … in bytes, ascending and disjoint; null: none. Never of a
+                conversation.
+        """
+        if cuts.null_count == len(cuts):
+            return self
+        data, offsets = text_buffers(self.texts)
+        places = cuts.flatten().to_numpy() + np.repeat(offsets[:-1], pc.fill_null(pc.list_value_length(cuts), 0).to_numpy())
+        change = np.zeros(len(data) + 1, dtype=np.int8)
+        change[places[::2]] += 1  # disjoint spans: no start is another's
+        change[places[1::2]] -= 1
+        kept = np.cumsum(change[:-1], dtype=np.int8) == 0
+        ends = np.concatenate([[0], np.cumsum(kept)])
+        return Documents(text_column(data[kept], np.ascontiguousarray(ends[offsets])), self.turns)
 
 
 def read_texts(files: Sequence[Path], positions: np.ndarray) -> pa.LargeStringArray:
@@ -63,7 +82,9 @@ def read_documents(files: Sequence[Path], positions: np.ndarray, expected: pa.Ar
     for i in np.unique(np.searchsorted(starts, unique, side="right") - 1):
         inside = unique[np.searchsorted(unique, starts[i]) : np.searchsorted(unique, starts[i + 1])] - starts[i]
         found.extend(_read_rows(files[i], inside))
-    table = pa.concat_tables(found).take(pa.array(back)) if found else _NONE
+    table = pa.concat_tables(found) if found else _NONE
+    if len(unique) < len(positions) or not (back[1:] > back[:-1]).all():  # not once each, in the order of the table
+        table = table.take(pa.array(back))
     if expected is not None and not table["doc_id"].combine_chunks().equals(expected):
         raise StageFailedError(
             "the documents at these positions are not the ones that were selected",
@@ -101,9 +122,16 @@ def _read_rows(path: Path, rows: np.ndarray) -> list[pa.Table]:
                 for batch in source.iter_batches(BATCH_ROWS, row_groups=[group], columns=COLUMNS):
                     first, last = np.searchsorted(rows, (at, at + batch.num_rows))
                     if last > first:
-                        found.append(pa.Table.from_batches([batch.take(pa.array(rows[first:last] - at))]))
+                        found.append(pa.Table.from_batches([_picked(batch, rows[first:last] - at)]))
                     at += batch.num_rows
                     if last == high:
                         break
             start = end
     return found
+
+
+def _picked(batch: pa.RecordBatch, rows: np.ndarray) -> pa.RecordBatch:
+    """Rows (ascending) of a batch; neighbours without a copy."""
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return batch.slice(int(rows[0]), len(rows))
+    return batch.take(pa.array(rows))

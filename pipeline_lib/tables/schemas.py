@@ -100,6 +100,7 @@ CELLS = _schema(  # one row a cell that has a document to choose; amounts in the
     ("chosen", pa.int64()),
     ("lacking", pa.int64()),  # wanted and not there: the reserve is used up
 )  # fmt: skip
+CUTS = _schema(("doc_id", DOC_ID), ("start", pa.int64()), ("end", pa.int64()))  # bytes left out, by document and place, disjoint
 STEPS = _schema(
     ("step", pa.int64()), ("loss", pa.float64()), ("lr", pa.float64()), ("grad_norm", pa.float64()),
     ("tokens_per_second", pa.float64()), ("mfu", pa.float64()), ("memory_bytes", pa.int64()),
@@ -132,6 +133,7 @@ ROWS = _schema(  # one row a document to pack, in packing order: the row number 
     ("domain", pa.string()),
     ("est_tokens", pa.int64()),
     ("text_hash", DOC_ID),  # as in the documents table: a document with another one is another document
+    ("cuts", pa.list_(pa.int64())),  # start, end, start, end … of the bytes of the text that are left out; null: none
 )
 RANGES = _schema(  # one row a chunk: the source range it is a pure function of
     ("side", pa.string()),
@@ -161,7 +163,7 @@ TRIALS = _schema(  # one row a trial of the search, in the order they were made
 
 TABLES = {
     "documents": DOCUMENTS, "edits": EDITS, "ids": IDS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS,
-    "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "buckets": BUCKETS, "boilerplate": BOILERPLATE, "splits": SPLITS, "selection": SELECTION,
+    "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "buckets": BUCKETS, "boilerplate": BOILERPLATE, "splits": SPLITS, "selection": SELECTION, "cuts": CUTS,
     "cells": CELLS,
     "steps": STEPS, "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
     "tombstones": TOMBSTONES, "gone": GONE, "statistics": STATISTICS, "trials": TRIALS,

@@ -17,10 +17,12 @@ from pipeline_lib.config.model import PackConfig, TokenizerConfig
 from pipeline_lib.packing.cache import ancestry, damages_of, read_chunks
 from pipeline_lib.packing.chunk import ChunkSettings, Packed, chunk_table, commit_chunk
 from pipeline_lib.packing.fill import intact
+from pipeline_lib.packing.growth import _keys
 from pipeline_lib.packing.order import Order, order
 from pipeline_lib.packing.ranges import SIDES, Range
 from pipeline_lib.packing.reader import PackedDataset, PositionSampler, as_tensors
 from pipeline_lib.packing.sequences import SequenceReader
+from pipeline_lib.tables.schemas import ROWS
 from pipeline_lib.tokens.encode import Encoder
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.resolve import reference
@@ -188,3 +190,13 @@ def test_workers_of_a_loader_read_in_the_order_of_the_sampler(tmp_path: Path) ->
     loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=2, multiprocessing_context="fork")
     read = [item["input_ids"].tolist() for item in loader]
     assert read == [data[i]["input_ids"].tolist() for i in course.at(5, len(data) // 2 - 5)]
+
+
+def test_a_row_is_another_one_when_anything_about_it_changes() -> None:
+    base = {"side": "train", "pass": 0, "document": 5, "doc_id": doc_id(1), "domain": "d", "text_hash": doc_id(2)}
+    others = [{"side": "dev"}, {"pass": 1}, {"doc_id": doc_id(3)}, {"text_hash": doc_id(3)}, {"text_hash": None}]
+    others += [{"cuts": cuts} for cuts in ([0, 1], [1, 2], [0, 1, 2, 3], [0, 3], [0, 2, 1, 3])]
+    same = [{"document": 6}, {"est_tokens": 1}, {"domain": "e"}]
+    keys = _keys(pa.Table.from_pylist([{**base, **change} for change in [{}, *same, *others]], ROWS)).to_pylist()
+    assert set(keys[: 1 + len(same)]) == {keys[0]}
+    assert len(set(keys)) == 1 + len(others)

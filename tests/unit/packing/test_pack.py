@@ -209,7 +209,8 @@ def test_ranges_cover_all_rows_once_and_an_appended_document_changes_no_earlier_
 
     def rows(n: int) -> pa.Table:
         estimated = rng_lengths[:n]
-        columns = [["train"] * n, [0] * n, list(range(n)), [doc_id(i) for i in range(n)], ["d"] * n, estimated, [None] * n]
+        columns = [["train"] * n, [0] * n, list(range(n)), [doc_id(i) for i in range(n)], ["d"] * n, estimated]
+        columns += [[None] * n] * (len(ROWS) - len(columns))
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, ROWS, strict=True)], schema=ROWS)
 
     rng_lengths = rng.integers(1, 400, 2000).tolist()
