@@ -190,6 +190,16 @@ class DedupConfig(Section):
     )
     boilerplate_documents: int = setting(100, "A line in at least this many documents is boilerplate", unit="documents", ge=2)
     boilerplate_bytes: int = setting(40, "Shorter lines are never boilerplate", unit="bytes", ge=1)
+    semantic: str = setting(
+        "none",
+        "Folder of an embedding model (safetensors): documents that mean the same as a better one are dropped, too; `none`: off",
+        identity=False,
+        path=("none",),
+        why="minutes for every thousand documents on a processor, and texts that only treat the same subject may be called equal",
+    )
+    semantic_threshold: float = setting(
+        0.95, "Cosine similarity of embeddings from which two documents mean the same", gt=0, le=1
+    )
     decontaminate: bool = setting(True, "Look for verbatim validation items in documents, and take out what is found")
     contaminated: Literal["drop", "cut"] = setting(
         "drop",
