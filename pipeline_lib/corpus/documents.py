@@ -192,10 +192,7 @@ def _within_share(ids: pa.Array, share: float) -> NDArray[np.bool_]:
 
 def text_hashes(text: pa.Array) -> pa.Array:
     """128-bit blake3 of each text in lower case with white space collapsed: equal for texts that differ in neither."""
-    data, offsets = text_buffers(pc.utf8_lower(text))
-    out, out_offsets = np.empty(len(data), np.uint8), np.empty(len(offsets), np.int64)
-    written = kernels.fold(data, offsets, out, out_offsets)
-    return _hashes(text_column(out[:written], out_offsets))
+    return _hashes(text_column(*kernels.fold(*text_buffers(text))))
 
 
 def _metadata(title: pa.Array) -> pa.Array:

@@ -176,23 +176,58 @@ def clean(data, offsets, flags, out, out_offsets, spans, counts):  # type: ignor
     return to
 
 
-@njit(f"i8({TEXT}, {OFFSETS}, u1[::1], i8[::1])", nogil=True, cache=True)
-def fold(data, offsets, out, out_offsets):  # type: ignore[no-untyped-def]
-    """Copy texts with runs of ASCII white space as one space and none at the ends. Returns the bytes written."""
+@lru_cache(maxsize=1)
+def _lower() -> NDArray[np.uint16]:
+    """The lower case of each code point below U+10000 that is as long in UTF-8; of others themselves."""
+    table = np.arange(0x10000, dtype=np.uint16)
+    for point in [*range(0x80), *range(0xC0, 0x600), *range(0x10A0, 0x1400), *range(0x1C80, 0x2200), *range(0x24B6, 0x2E00),
+                  *range(0xA640, 0xAC00), *range(0xFF21, 0xFF3B)]:  # fmt: skip
+        low = chr(point).lower()
+        if len(low) == 1 and len(low.encode()) == len(chr(point).encode()):
+            table[point] = ord(low)
+    return table
+
+
+def fold(data: Bytes, offsets: Offsets) -> tuple[Bytes, Offsets]:
+    """Texts in lower case (`_lower`), with runs of ASCII white space as one space and none at the ends."""
+    out, out_offsets = np.empty(len(data), np.uint8), np.empty(len(offsets), np.int64)
+    written = _fold(data, offsets, _lower(), out, out_offsets)
+    return out[:written], out_offsets
+
+
+@njit(f"i8({TEXT}, {OFFSETS}, u2[::1], u1[::1], i8[::1])", nogil=True, cache=True)
+def _fold(data, offsets, lower, out, out_offsets):  # type: ignore[no-untyped-def]
     to = 0
     out_offsets[0] = 0
     for row in range(len(offsets) - 1):
-        first, gap = to, False
-        for at in range(offsets[row], offsets[row + 1]):
+        first, gap, at, end = to, False, offsets[row], offsets[row + 1]
+        while at < end:
             byte = data[at]
             if byte == 0x20 or 0x09 <= byte <= 0x0D:
                 gap = to > first
+                at += 1
                 continue
             if gap:
                 out[to] = 0x20
                 to += 1
                 gap = False
-            out[to] = byte
-            to += 1
+            if byte < 0x80:
+                out[to] = byte | 0x20 if 0x41 <= byte <= 0x5A else byte
+                to += 1
+                at += 1
+            elif byte < 0xE0:
+                point = lower[(byte & 0x1F) << 6 | (data[at + 1] & 0x3F)]
+                out[to], out[to + 1] = 0xC0 | point >> 6, 0x80 | (point & 0x3F)
+                to += 2
+                at += 2
+            elif byte < 0xF0:
+                point = lower[(byte & 0x0F) << 12 | (data[at + 1] & 0x3F) << 6 | (data[at + 2] & 0x3F)]
+                out[to], out[to + 1], out[to + 2] = 0xE0 | point >> 12, 0x80 | (point >> 6 & 0x3F), 0x80 | (point & 0x3F)
+                to += 3
+                at += 3
+            else:
+                out[to : to + 4] = data[at : at + 4]
+                to += 4
+                at += 4
         out_offsets[row + 1] = to
     return to

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import unicodedata
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,27 @@ def flags_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:  # type: ignore
     flags, bad_at = np.empty(len(column), np.uint8), np.empty(len(column), np.int64)
     kernels.inspect(data, offsets, flags, bad_at)
     return flags, bad_at
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.text(
+            st.sampled_from("aB \t\n\u00c4\u00e4\u0416\u0436\u0130\u1e9e\u212b\uff21\u65e5\U0001f642\U00010400"), max_size=12
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_folding_is_what_plain_python_says(texts: list[str]) -> None:
+    def lower(char: str) -> str:
+        low = char.lower()
+        return low if len(low.encode()) == len(char.encode()) and char < "\U00010000" and len(low) == 1 else char
+
+    column = pa.array(texts, pa.large_string())
+    data, offsets = kernels.fold(*text_buffers(column))
+    got = [data[a:b].tobytes().decode() for a, b in pairwise(offsets)]
+    assert got == [" ".join("".join(map(lower, text)).split()) for text in texts]
 
 
 NEARLY = st.sampled_from([b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xe0\x80\x80", b"\xf0\x9f\x99"])
