@@ -12,7 +12,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("score", 2, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
           extends=("signal", "rule_set"), outside="pipeline_lib.quality.ngrams:file_digests"),
     Stage(
-        "dedup", 3, "pure", "pipeline_lib.dedup.dedup:dedup",
+        "dedup", 4, "pure", "pipeline_lib.dedup.dedup:dedup", outside="pipeline_lib.dedup.embedding_model:file_digests",
         reads={"ingest": ("documents", "details"), "score": ("signals", "decisions"), "suites": ("suite_items",)},
         sections=("dedup",),
     ),
@@ -22,12 +22,12 @@ STAGES: tuple[Stage, ...] = (
         "select", 2, "pure", "pipeline_lib.selection.select:select",
         reads={
             "suites": ("suite_items",), "ingest": ("documents",), "score": ("signals", "decisions"),
-            "dedup": ("clusters", "decisions"), "split": ("splits", "decisions"),
+            "dedup": ("clusters", "decisions", "edits"), "split": ("splits", "decisions"),
         },
         sections=("select",), seeded=True, outside="pipeline_lib.selection.target:file_digests",
         uses={"world": "pipeline_lib.validation.statements:training_statements"},
     ),
-    Stage("pack", 2, "pure", "pipeline_lib.packing.pack:pack", reads={"ingest": ("documents",), "select": ("selection",)},
+    Stage("pack", 3, "pure", "pipeline_lib.packing.pack:pack", reads={"ingest": ("documents",), "select": ("selection", "cuts")},
           sections=("pack", "tokenizer"), outside="pipeline_lib.tokens.load:file_digests"),
     Stage("fill_gaps", 2, "pure", "pipeline_lib.packing.fill:fill_gaps",
           reads={"ingest": ("documents",), "pack": ("rows", "ranges", "chunks", "tombstones", "tokenizer", "details")},

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from blake3 import blake3
 from numpy.typing import NDArray
 
+from pipeline_lib.config.data import DedupConfig
 from pipeline_lib.dedup import kernels
 from pipeline_lib.dedup.texts import Texts, read_texts
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.ids import Ids, id_column, ids_of
 from pipeline_lib.tables.parquet import read_tables, write_batches
 from pipeline_lib.tables.schemas import BOILERPLATE, DOC_ID, EDITS
+from pipeline_lib.workspace.stage import StageRun
 
 SHOWN_BYTES = 400  # of a line in the table `boilerplate`
 LINES = pa.schema([("hash", pa.uint64()), ("documents", pa.int64())])
@@ -83,9 +88,14 @@ def common_lines(files: Sequence[Path], documents: int) -> pa.Table:
 
 
 def find_lines(item: tuple[str, str], folder: Path, *, hashes: NDArray[np.uint64], least: int) -> dict[str, Any]:
-    """Shard work: write `occurrences.parquet` of one documents file (path, digest): where the lines with these hashes are."""
+    """Shard work: write `occurrences.parquet` of one documents file (path, digest): where the lines with these hashes are.
+
+    Lines of conversations are never whole: their turns stand together.
+    """
+    spoken = pc.equal(pq.read_table(Path(item[0]), columns=["kind"])["kind"], "instruct").fill_null(False).to_numpy()
 
     def batches() -> Iterator[pa.RecordBatch]:
+        at = 0
         for texts in read_texts(Path(item[0])):
             lines = Lines.of(texts, least)
             common = np.isin(lines.hash, hashes)
@@ -93,6 +103,8 @@ def find_lines(item: tuple[str, str], folder: Path, *, hashes: NDArray[np.uint64
             whole = np.zeros(len(places), dtype=bool)
             kernels.whole_sentences(places, np.ascontiguousarray(lines.ends[common]), whole)
             document, _, start, end = places.T
+            whole &= ~spoken[at + document]
+            at += len(texts)
             shown: list[bytes | None] = [None] * len(places)
             for i in np.unique(hash_, return_index=True)[1]:  # one a line, not a document
                 begin = texts.offsets[document[i]]
@@ -146,3 +158,26 @@ def settle_lines(common: pa.Table, files: Sequence[Path], dropped: Ids, *, trim:
     table = {"text": texts, "documents": common["documents"], "trimmed": np.bincount(line[goes], minlength=len(known))}
     ordered = pa.table(table, schema=BOILERPLATE).sort_by([("documents", "descending"), ("text", "ascending")])
     return Boilerplate(ordered, pa.table(edits).select(EDITS.names).cast(EDITS))
+
+
+def shared_lines(run: StageRun, config: DedupConfig, files: Sequence[tuple[str, str]], dropped: Ids) -> Boilerplate:
+    """Find shared lines in the documents files (path, digest), and say what goes; nothing where they are not looked for."""
+    if config.boilerplate == "off":
+        return Boilerplate(BOILERPLATE.empty_table(), EDITS.empty_table())
+    least = config.boilerplate_bytes
+    counted = run.shards(
+        files,
+        partial(count_lines, least=least),
+        key=lambda item: {"part": "lines", "least": least, "file": item[1]},
+        unit="files",
+    )
+    common = common_lines([shard.files["lines"] for shard in counted], config.boilerplate_documents)
+    hashes = common["hash"].to_numpy()
+    search = {"part": "occurrences", "least": least, "lines": blake3(hashes.tobytes()).hexdigest()}
+    found = run.shards(
+        files, partial(find_lines, hashes=hashes, least=least), key=lambda item: {**search, "file": item[1]}, unit="files"
+    )
+    told = settle_lines(common, [shard.files["occurrences"] for shard in found], dropped, trim=config.boilerplate == "trim")
+    if len(told.table):
+        run.event("boilerplate", lines=len(told.table), trimmed=len(told.edits), most=told.table.slice(0, 1).to_pylist()[0])
+    return told

@@ -17,16 +17,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline_lib.config.data import DedupConfig
+from pipeline_lib.dedup.boilerplate import shared_lines
 from pipeline_lib.dedup.candidates import Candidates, propose
 from pipeline_lib.dedup.conclude import Circumstances, Conclusion, at_threshold, conclude, failed_rules, pairs_of
 from pipeline_lib.dedup.decontaminate import CONTAMINATION, by_suite, cut_edits, needles_of, search_file, worst_of
 from pipeline_lib.dedup.documents import Corpus, Documents, EqualTexts
-from pipeline_lib.dedup.evidence import buckets_table
+from pipeline_lib.dedup.evidence import buckets_table, ordered_decisions
 from pipeline_lib.dedup.minhash import Index, index_file, proposal_probability, suggested_bands
 from pipeline_lib.dedup.nights import Lent, Seniors, borrow, index_identity, lender
+from pipeline_lib.dedup.semantic import same_meaning
 from pipeline_lib.dedup.settle import Pairs
 from pipeline_lib.dedup.shingles import Shingles
 from pipeline_lib.dedup.verify import Place, distinct, similarities
+from pipeline_lib.tables.ids import ids_of
 from pipeline_lib.tables.parquet import read_tables, write_table
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.resolve import parent_of
@@ -61,11 +64,20 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     proposed = _propose(run, dedup, index=index, equal=equal, around=around, lent=lent)
     documents, pairs, verified = _verify(run, dedup, corpus=corpus, equal=equal, proposed=proposed, lent=lent)
     found = conclude(documents, pairs, dedup, around)
+    same = same_meaning(run, dedup, around, ids_of(found.decisions["doc_id"]), _digests(run))
+    kept, dropped = found.numbers["kept"] - len(same.decisions), found.numbers["dropped"] + len(same.decisions)
 
     write_table(found.pairs, run.path("pairs", "pairs.parquet"))
     write_table(found.clusters, run.path("clusters", "clusters.parquet"))
-    write_table(found.decisions, run.path("decisions", "decisions.parquet"))
-    write_table(cut_edits(around.contamination), run.path("edits", "edits.parquet"))
+    write_table(ordered_decisions(found.decisions, same.decisions), run.path("decisions", "decisions.parquet"))
+    write_table(same.pairs, run.path("semantic", "semantic.parquet"))
+    gone = ids_of(pc.unique(pa.concat_tables([found.decisions, same.decisions])["doc_id"]))
+    lines = shared_lines(run, dedup, _digests(run), np.concatenate([gone, around.failed]))
+    edits = pa.concat_tables([cut_edits(around.contamination), lines.edits]).sort_by(
+        [("doc_id", "ascending"), ("start", "ascending")]
+    )
+    write_table(edits, run.path("edits", "edits.parquet"))
+    write_table(lines.table, run.path("boilerplate", "boilerplate.parquet"))
     write_table(buckets_table(proposed.buckets), run.path("buckets", "buckets.parquet"))
     _warn(run, dedup, around, proposed, found)
 
@@ -76,12 +88,14 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
         "pairs_proposed": len(proposed.left),
         "pairs_verified": verified,  # the others were verified on an earlier night
         **{name: number for name, number in found.numbers.items() if name != "kept"},
+        "semantic_duplicates": len(same.decisions),
+        "dropped": dropped,
         "buckets_cut": int((proposed.buckets.cut > 0).sum()),
         "proposed_at_threshold": round(proposal_probability(dedup.threshold, dedup.bands, dedup.rows), 6),
     }
     return Outcome(
         metrics=metrics,
-        counts={"in": len(corpus), "out": found.numbers["kept"] + found.numbers["dropped"], **_kept(found)},
+        counts={"in": len(corpus), "out": kept + dropped, "kept": kept, "dropped": dropped},
         summary=_summary(metrics, dedup, others, suites),
         details={
             "threshold": dedup.threshold,
@@ -93,10 +107,6 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
             "suites": suites,
         },
     )
-
-
-def _kept(found: Conclusion) -> dict[str, int]:
-    return {name: found.numbers[name] for name in ("kept", "dropped")}
 
 
 def _counted(found: Conclusion, threshold: float) -> dict[str, Any]:
@@ -227,6 +237,7 @@ def _summary(
         ("duplicate clusters", metrics["clusters"]),
         ("dropped: same text", metrics["exact_duplicates"]),
         ("dropped: near duplicate", metrics["near_duplicates"]),
+        *([("dropped: same meaning", metrics["semantic_duplicates"])] if config.semantic != "none" else []),
         ("dropped: contains a validation item", metrics["contaminated"]),
         *(
             (f"… of suite {row['suite']}: documents {does}", row[does])

@@ -86,10 +86,9 @@ def select(run: StageRun, *, select: SelectConfig) -> Outcome:
     role = np.where(chain.kept, np.where(again | (chain.side > 0), REPLAY, KEPT), NEW)
     selection = _selection(pool, chain, choice, chosen, role)
     decisions = _rejections(pool, chain, verdicts)
-    write_table(selection, run.path("selection", "selection.parquet"))
-    write_table(decisions, run.path("decisions", "decisions.parquet"))
-    write_table(_cuts(run, pool.ids[chosen]), run.path("cuts", "cuts.parquet"))
-    write_table(choice.cells, run.path("cells", "cells.parquet"))
+    tables = {"selection": selection, "cuts": _cuts(run, pool.ids[chosen]), "decisions": decisions, "cells": choice.cells}
+    for name, table in tables.items():
+        write_table(table, run.path(name, f"{name}.parquet"))
 
     training = chosen & (chain.side == 0)
     warn(run, pool, training, choice, select)
@@ -159,7 +158,7 @@ def _selection(pool: Pool, chain: Chain, choice: Choice, chosen: NDArray[np.bool
 
 
 def _cuts(run: StageRun, chosen: Ids) -> pa.Table:
-    """What dedup cut out of the chosen documents (sorted ids)."""
+    """What dedup cut out of the chosen documents (sorted ids), for `pack`."""
     edits = read_tables(run.input("dedup").files("edits"), ["doc_id", "start", "end"])
     document = places_of(ids_of(edits["doc_id"]), chosen)
     here = document >= 0
