@@ -24,7 +24,7 @@ from pipeline_lib.training.checkpoints import (
     restore,
     write_checkpoint,
 )
-from pipeline_lib.training.data import Batch, Sequences, spread
+from pipeline_lib.training.data import Batch, spread
 from pipeline_lib.training.evaluate import DEV_SEQUENCES
 from pipeline_lib.training.isolation import check_isolation
 from pipeline_lib.training.journal import Journal, publish
@@ -98,8 +98,11 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
     if found:
         _resume(found, monitor, dev_loss, controller, event)
 
+    growth = _Growth(data, event)
+
     def save(scheduled: bool) -> None:
         monitor.look()
+        growth.look()
         if session.finished:
             dev_loss.at_end()
         if not scheduled and has_checkpoint(checkpoints, session.step):
@@ -131,9 +134,23 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
     )
 
 
-def open_side(run: StageRun, side: str) -> Sequences:
+def open_side(run: StageRun, side: str) -> PackedDataset:
     """The packed sequences of a side; a chunk that is damaged meanwhile is made again."""
     return PackedDataset.of(run.workspace, run.input("fill_gaps"), side)
+
+
+class _Growth:
+    """Says when a later selection has added to the cache; the training keeps its snapshot, which its plan was made for."""
+
+    def __init__(self, data: PackedDataset, event: Callable[..., None]) -> None:
+        self.data, self.event, self.told = data, event, 0
+
+    def look(self) -> None:
+        """Report each later era once."""
+        eras = self.data.later_eras()
+        for era in eras[self.told :]:
+            self.event("cache_grew", era=era["era"], sequences=era["sequences"], tokens=era["tokens"])
+        self.told = len(eras)
 
 
 def _special_ids(packed: Mapping[str, Any]) -> dict[str, int]:
