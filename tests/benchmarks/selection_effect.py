@@ -136,9 +136,9 @@ def build(folder: Path, seed: int) -> Corpus:
         "what passed": [row for row in train if row["doc_id"] in chosen | left],
         "the selection": [row for row in train if row["doc_id"] in chosen],
     }
-    texts = [[row["text"] for row in group] for group in groups.values()]
+    everything, passed, selected = ([str(row["text"]) for row in group] for group in groups.values())
     test = [row["text"] for row in rows if side[row["doc_id"]] == "test" and row["source"] == "good"]
-    return Corpus(*texts, test, {name: _junk(group) for name, group in groups.items()})
+    return Corpus(everything, passed, selected, test, {name: _junk(group) for name, group in groups.items()})
 
 
 def _junk(rows: list[dict[str, Any]]) -> float:
@@ -255,12 +255,13 @@ def test_loss(encode: Encode, texts: list[str], test: list[str], seed: int) -> f
     while kept < len(held) and size < TEST_TOKENS:
         size += len(held[kept])
         kept += 1
-    tokens = torch.from_numpy(np.concatenate(held[:kept]))
-    tokens = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+    flat = torch.from_numpy(np.concatenate(held[:kept]))
+    tokens: Any = flat[: len(flat) // CONTEXT * CONTEXT].view(-1, CONTEXT)
     with torch.no_grad():
         nats = sum(float(model(part).sum()) for part in tokens.split(BATCH))
-    share = tokens.numel() / size  # of the bytes, as of the tokens
-    return nats / math.log(2) / (share * sum(len(text.encode()) for text in test[:kept]))
+    share: float = tokens.numel() / size  # of the bytes, as of the tokens
+    bits: float = nats / math.log(2)
+    return bits / (share * sum(len(text.encode()) for text in test[:kept]))
 
 
 def make_model() -> Any:
@@ -276,8 +277,8 @@ def make_model() -> Any:
             self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
         def forward(self, hidden: Any) -> Any:
-            parts = self.mixes(self.before(hidden)).view(*hidden.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-            seen = functional.scaled_dot_product_attention(*parts, is_causal=True)
+            query, key, value = self.mixes(self.before(hidden)).view(*hidden.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+            seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
             hidden = hidden + self.out(seen.transpose(1, 2).reshape(hidden.shape))
             return hidden + self.narrow(functional.gelu(self.wide(self.between(hidden))))
 
