@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -76,6 +77,28 @@ def test_a_changed_training_parameter_starts_at_calibrate_or_later(folder: Path,
     assert [name for name in NAMES if name not in TRAINING and states(record)[name] != "reused"] == []
     assert {"plan", "train", "validate"} <= set(made(record)) <= set(TRAINING)
     assert digests(record)["train"] != digests(first)["train"]
+
+
+def test_two_models_are_compared_item_by_item(folder: Path, first: RunRecord) -> None:
+    """After the test above: the same data, another learning rate."""
+    home = folder / "w"
+    shown = json.loads(millrace("validate", "show", first.run_id, "--suite", "earth", "--json", home=home).stdout)
+    assert {"earth", "earth/geographic", "earth/temporal/weekday"} <= shown.keys()
+    wrong = json.loads(millrace("validate", "show", first.run_id, "--wrong", "--limit", "50", "--json", home=home).stdout)
+    assert [row["confidence"] for row in wrong] == sorted((row["confidence"] for row in wrong), reverse=True)
+    assert all(row["chosen"] != row["right"] or row["score"] == 0 for row in wrong)
+    compared = json.loads(millrace("validate", "compare", "latest", first.run_id, "--json", home=home).stdout)
+    assert {"language", "grammar", "earth"} <= {row["suite"] for row in compared["tasks"]}
+    gains = [row["gain"] for row in compared["tasks"]]
+    assert gains == sorted(gains)
+    lost = sum(row["lost"] for row in compared["tasks"] if row["suite"] == "grammar")
+    told = json.loads(
+        millrace(
+            "validate", "compare", "latest", first.run_id, "--suite", "grammar", "--limit", "9999", "--json", home=home
+        ).stdout
+    )
+    assert len(told["forgotten"]) == lost
+    assert "right:" in millrace("validate", "show", "--wrong", "--limit", "3", home=home).stdout
 
 
 def test_a_damaged_artifact_is_found_quarantined_and_remade(folder: Path, first: RunRecord) -> None:

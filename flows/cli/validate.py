@@ -1,0 +1,126 @@
+"""`millrace validate show | compare`: a model's answers item by item, and what it has forgotten of what another one knew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli import show
+from flows.cli.command import LOOK, Json, RunId, command, home
+from pipeline_lib.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from pipeline_lib.workspace.artifact import Artifact
+    from pipeline_lib.workspace.runs import RunRecord
+    from pipeline_lib.workspace.workspace import Workspace
+
+Suite = Annotated[str, typer.Option("--suite", metavar="SUITE", help="Only this suite.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="Items at most.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    validate = typer.Typer(no_args_is_help=True)
+    command(validate, "show", example="millrace validate show latest --suite earth --wrong", panel=LOOK)(show_scores)
+    command(validate, "compare", example="millrace validate compare RUN OTHER", panel=LOOK)(compare)
+    app.add_typer(validate, name="validate", help="Look at scores item by item.", rich_help_panel=LOOK)
+
+
+def show_scores(
+    run: RunId = "latest",
+    *,
+    suite: Suite = "",
+    wrong: Annotated[bool, typer.Option("--wrong", help="The items answered wrongly, surest first.")] = False,
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """Show a run's scores with their intervals, or with --wrong the items it answered wrongly."""
+    from pipeline_lib.validation.compare import wrong_answers
+
+    workspace = home()
+    record = _record(workspace, run)
+    validated = _output(workspace, record, "validate")
+    if wrong:
+        rows = wrong_answers(validated, _output(workspace, record, "suites"), suite=suite, limit=limit)
+        _items(rows, as_json=as_json)
+        return
+    scores = {
+        name: score
+        for name, score in validated.details["scores"].items()
+        if not suite or name == suite or name.startswith(suite + "/")
+    }
+    if not scores:
+        raise NotFoundError(f"suite {suite!r} was not scored", fix=f"one of: {', '.join(_suites(validated))}")
+    if as_json:
+        show.json_out(scores)
+        return
+    cells: list[list[show.Cell]] = [
+        [name, round(s["value"], 4), f"{s['low']:.4f} to {s['high']:.4f}", s["chance"], s.get("majority", ""), s["n"]]
+        for name, s in scores.items()
+    ]
+    show.table(["score", "value", "95 % interval", "chance", "majority", "items"], cells)
+    for lost in validated.details["not_scored"]:
+        show.say(f"not scored: {lost['suite']}: {lost['reason']}")
+
+
+def compare(
+    run: RunId,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="The run to compare with: the earlier one.")],
+    *,
+    suite: Suite = "",
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """Compare two models: change by task with its interval, losses first, then the items that were forgotten."""
+    from pipeline_lib.validation.compare import forgetting, regressions
+
+    workspace = home()
+    one, two = _record(workspace, run), _record(workspace, other)
+    mine, before = _output(workspace, one, "validate"), _output(workspace, two, "validate")
+    tasks = [row for row in forgetting(mine, before) if not suite or row["suite"] == suite]
+    items = regressions(mine, before, _output(workspace, one, "suites"), suite=suite, limit=limit)
+    if as_json:
+        show.json_out({"tasks": tasks, "forgotten": items})
+        return
+    cells: list[list[show.Cell]] = [
+        [
+            row["suite"], row["task"], round(row["before"], 4), round(row["now"], 4),
+            f"{row['change']['low']:+.4f} to {row['change']['high']:+.4f}", row["lost"], row["won"], row["items"],
+        ]
+        for row in tasks
+    ]  # fmt: skip
+    show.table(["suite", "task", two.run_id, one.run_id, "95 % interval of the change", "lost", "won", "items"], cells)
+    show.say()
+    _items(items, as_json=False)
+
+
+def _items(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        show.json_out(rows)
+        return
+    if not rows:
+        show.say("no such items")
+    for row in rows:
+        sure = "" if row["confidence"] is None else f" ({row['confidence']:.0%} sure)"
+        show.say(f"{row['suite']}/{row['task']} {row['item']}  {row['source'] or ''}")
+        show.say(f"  {row['prompt']}")
+        show.say(f"    right:  {row['right']}")
+        show.say(f"    chosen: {row['chosen']}{sure}")
+
+
+def _record(workspace: Workspace, run: str) -> RunRecord:
+    from pipeline_lib.workspace.runs import RunBook
+
+    return RunBook(workspace.runs_folder).load(run)
+
+
+def _output(workspace: Workspace, record: RunRecord, stage: str) -> Artifact:
+    ref = record.ref(stage)
+    if ref is None:
+        raise NotFoundError(f"run {record.run_id} has no {stage}", fix=f"millrace show {record.run_id}")
+    return workspace.store.artifact(ref.key)
+
+
+def _suites(validated: Artifact) -> list[str]:
+    return sorted({name.partition("/")[0] for name in validated.details["scores"]})
