@@ -1,4 +1,5 @@
-"""Tables that the word splitter and the line rules read: what each character is, and the words that split in a way of their own."""
+"""Tables that the word splitter and the line rules read: what each character is, and the words that split in a way of their
+own."""
 
 from __future__ import annotations
 
@@ -27,6 +28,17 @@ _CURRENCIES = "$£€¥฿₽﷼₴" + "".join(map(chr, range(0x20A0, 0x20C0)))
 _MARKS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»"
 # Sentence_Terminal of Unicode without a name in `unicodedata`: blocks of scripts that end a sentence with a sign of their own.
 _TERMINALS = ".!?‼‽⁇⁈⁉։؝؞؟۔܀܁܂߹࠷࠹࠽࠾।॥၊။።፧፨᙮᜵᜶។៕៖៙៚᠃᠉᥄᥅᪨᪩᪪᪫᭚᭛᭞᭟᰻᰼᱾᱿⸮⸼。꓿꘎꘏꛳꛷꡶꡷꣎꣏꤯꧈꧉꩝꩞꩟꫰꫱꯫﹒﹖﹗！．？｡\u1b7d\u1b7e\u2e53\u2e54"
+
+
+_WHOLE_WORDS = (  # abbreviations that keep their full stop, contractions without a head, common emoticons
+    "Mr. Mrs. Ms. Dr. Prof. Rev. Gen. Gov. Sen. Rep. Adm. Messrs. St. Mt. Jr. Bros. Co. co. Corp. Inc. Ltd. Ph.D. "
+    "e.g. E.g. E.G. i.e. I.e. I.E. vs. v.s. a.m. p.m. D.C. N.C. N.D. N.H. N.J. N.M. N.Y. S.C. Md. Mo. Mont. Jan. Feb. "
+    "Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec. Ak. Ala. Ariz. Ark. Calif. Colo. Conn. Del. Fla. Ga. Ia. Id. "
+    "Ill. Ind. Kan. Kans. Ky. La. Mass. Mich. Minn. Miss. Neb. Nebr. Nev. Okla. Ore. Pa. Tenn. Va. Wash. Wis. 'S 's "
+    "'re 'll 'em 'd 'Cause 'cause 'cos 'Cos 'coz 'cuz 'bout 'nuff and/or w/o o'clock O'clock ma'am Ma'am C++ '' ' \\\") "
+    "\\n \\t lovin' havin' doin' goin' nothin' ol' :) :-) ;) ;-) :( :-( =) =( (: (= :/ =/ :| =| ): )-: [: [= :] =] :} "
+    ":* :> <3 =[ ]= ’ ’s ’S ’’ :1 :3 =3 :0 :P :p :O :o :X :x :D =D ;D 8) 8D xD XD >.< ._. -_- ^_^ 0.0 o.o O.O :()"
+)
 
 
 @cache
@@ -73,7 +85,7 @@ def spelling_hash(word: str) -> int:
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher
 
 
-def special_words() -> dict[str, tuple[int, ...]]:
+def special_words() -> dict[str, tuple[int, ...]]:  # noqa: PLR0912
     """Words that spaCy's English splitter takes as they are or splits in parts of these lengths.
 
     Contractions with and without their apostrophe, times of day, abbreviations that keep their full stop, common emoticons.
@@ -132,7 +144,7 @@ def special_words() -> dict[str, tuple[int, ...]]:
     for hour in range(1, 13):
         for half in ("am", "pm", "a.m.", "p.m."):
             found[f"{hour}{half}"] = (len(str(hour)), len(half))
-    for word in ["Mr.", "Mrs.", "Ms.", "Dr.", "Prof.", "Rev.", "Gen.", "Gov.", "Sen.", "Rep.", "Adm.", "Messrs.", "St.", "Mt.", "Jr.", "Bros.", "Co.", "co.", "Corp.", "Inc.", "Ltd.", "Ph.D.", "e.g.", "E.g.", "E.G.", "i.e.", "I.e.", "I.E.", "vs.", "v.s.", "a.m.", "p.m.", "D.C.", "N.C.", "N.D.", "N.H.", "N.J.", "N.M.", "N.Y.", "S.C.", "Md.", "Mo.", "Mont.", "Jan.", "Feb.", "Mar.", "Apr.", "Jun.", "Jul.", "Aug.", "Sep.", "Sept.", "Oct.", "Nov.", "Dec.", "Ak.", "Ala.", "Ariz.", "Ark.", "Calif.", "Colo.", "Conn.", "Del.", "Fla.", "Ga.", "Ia.", "Id.", "Ill.", "Ind.", "Kan.", "Kans.", "Ky.", "La.", "Mass.", "Mich.", "Minn.", "Miss.", "Neb.", "Nebr.", "Nev.", "Okla.", "Ore.", "Pa.", "Tenn.", "Va.", "Wash.", "Wis.", "'S", "'s", "'re", "'ll", "'em", "'d", "'Cause", "'cause", "'cos", "'Cos", "'coz", "'cuz", "'bout", "'nuff", "and/or", "w/o", "o'clock", "O'clock", "ma'am", "Ma'am", "C++", "''", "'", '\\")', "\\n", "\\t", "lovin'", "havin'", "doin'", "goin'", "nothin'", "ol'", ":)", ":-)", ";)", ";-)", ":(", ":-(", "=)", "=(", "(:", "(=", ":/", "=/", ":|", "=|", "):", ")-:", "[:", "[=", ":]", "=]", ":}", ":*", ":>", "<3", "=[", "]=", "’", "’s", "’S", "’’", ":1", ":3", "=3", ":0", ":P", ":p", ":O", ":o", ":X", ":x", ":D", "=D", ";D", "8)", "8D", "xD", "XD", ">.<", "._.", "-_-", "^_^", "0.0", "o.o", "O.O", ":()"]:  # fmt: skip
+    for word in _WHOLE_WORDS.split():
         found[word] = (len(word),)
     for letter in "abcdefghijklmnopqrstuvwxyzäöü":
         found[letter + "."] = (2,)

@@ -1,6 +1,7 @@
 """How well a text compresses: the size that LZ4's fast compressor would reach, counted without writing it.
 
-It does not depend on the version of a library. Low ratios are repetition, high ones noise (Compel: compression ratio as a filter).
+It does not depend on the version of a library. Low ratios are repetition, high ones noise (Compel: compression ratio as a
+filter).
 """
 
 from __future__ import annotations

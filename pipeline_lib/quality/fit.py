@@ -1,4 +1,5 @@
-"""Fit the n-gram model on the documents of a run, or on files: what rules kept is the reference, what they dropped the reject corpus."""
+"""Fit the n-gram model on the documents of a run, or on files: what rules kept is the reference, what they dropped the
+reject corpus."""
 
 from __future__ import annotations
 
@@ -41,11 +42,11 @@ def documents_by_decision(ingest: Artifact, score: Artifact) -> tuple[list[str],
             texts = batch.column("text").filter(pa.compute.equal(batch.column("kind"), "text"))
             ids = batch.column("doc_id").filter(pa.compute.equal(batch.column("kind"), "text"))
             is_kept = ~np.isin(np.array(ids.to_pylist(), object), failed)
-            for side, chosen in ((True, kept), (False, dropped)):
+            for side, found in ((True, kept), (False, dropped)):
                 if room[side] > 0:
                     some = texts.filter(pa.array(is_kept == side)).to_pylist()
                     room[side] -= sum(map(len, some))
-                    chosen += some
+                    found.extend(some)
     return kept, dropped
 
 

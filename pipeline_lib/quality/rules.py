@@ -51,7 +51,8 @@ RULE_SETS: Mapping[str, Mapping[str, str]] = {
         "line_copies": "duplicate_text_line_char_share <= 0.01",
         "list_like": "newlines_per_word <= 0.3",
     },
-    # All three, made milder for reference pages with tables and examples: Gopher's limit of 80 % on words with a letter (punctuation
+    # All three, made milder for reference pages with tables and examples: Gopher's limit of 80 % on words with a letter
+    # (punctuation
     # marks are words here), FineWeb's of 1 % on characters in repeated lines and C4's ban of braces throw away most of them.
     "prose": {
         **_GOPHER_QUALITY,

@@ -30,24 +30,50 @@ CODE = (
 )
 UNIQUE = [f"{a}{b}" for a in ("mill", "corn", "wheel", "stone", "water", "bread", "flour") for b in "abcdefghijklmnopqrstuvwxyz"]
 
+SYMBOLS = PROSE + " ".join(f"#{word}" for word in UNIQUE[:60]) + "."
+BULLETS = "".join(f"- {word} is to be had with that and more of it, they said.\n" for word in UNIQUE[:30])
+ELLIPSES = "".join(f"the {word} and what may have become of that old {word}x ...\n" for word in UNIQUE[:30])
+LONG_WORDS = "supercalifragilisticexpialidocious"
+LINES, PARAGRAPHS = (
+    "One line that is said over and over again, to be sure of it.\n",
+    "A paragraph said over and over, to be sure.\n\n",
+)
+SHORT = PROSE.replace(" and ", " and\n") + "\n".join(f"see the {word}." for word in UNIQUE[:30])
+NO_STOPS = ". ".join(" ".join(UNIQUE[i : i + 9]) for i in range(0, 90, 9)) + "."
+GOPHER = {
+    "word_count": "A short note, and that is all there is to be said. Really. Yes.",
+    "word_length": PROSE + LONG_WORDS * 100 + ".",
+    "symbols": SYMBOLS,
+    "bullets": BULLETS,
+    "ellipsis_lines": ELLIPSES,
+    "alphabetic": PROSE + " ".join(str(i) for i in range(100, 220)) + ".",
+    "stop_words": NO_STOPS,
+    "repeated_lines": PROSE + LINES * 8,
+    "repeated_paragraphs": PROSE + "\n" + PARAGRAPHS * 12,
+    "top_ngrams": PROSE + "buy more " * 40,
+    "repeated_ngrams": PROSE + PROSE,
+}
 BREAKS = {
+    "gopher": GOPHER,
+    "c4": {
+        "clean_sentences": PROSE.replace(".\n", "\n"),
+        "curly_brackets": PROSE + "The set {1, 2} has two members.",
+        "clean_lorem_ipsum": PROSE + "Lorem ipsum dolor sit amet.",
+    },
+    "fineweb": {
+        "line_ends": PROSE.replace(".\n", "\n"),
+        "line_lengths": SHORT,
+        "line_copies": PROSE + LINES * 2,
+        "list_like": "\n".join(PROSE.split()),
+    },
     "prose": {
-        "word_count": "A short note, and that is all there is to be said. Really. Yes.",
-        "word_length": PROSE + "supercalifragilisticexpialidocious" * 30 + ".",
-        "symbols": PROSE + " ".join(f"#{word}" for word in UNIQUE[:60]) + ".",
-        "bullets": "".join(f"- {word} is to be had with that and more of it, they said.\n" for word in UNIQUE[:30]),
-        "ellipsis_lines": "".join(f"the {word} and what may have become of that old {word}x ...\n" for word in UNIQUE[:30]),
-        "alphabetic": PROSE + " ".join(str(i) for i in range(100, 160)) + ".",
-        "stop_words": ". ".join(" ".join(UNIQUE[i : i + 9]) for i in range(0, 90, 9)) + ".",
-        "repeated_lines": PROSE + "One line that is said over and over again, to be sure of it.\n" * 8,
-        "repeated_paragraphs": PROSE + "\n" + "A paragraph that is said over and over again, to be sure.\n\n" * 8,
-        "top_ngrams": PROSE + "buy more " * 40,
-        "repeated_ngrams": PROSE + PROSE,
+        **GOPHER,
         "punctuation": PROSE.replace(".\n", "\n"),
-        "short_lines": PROSE.replace(" and ", " and\n") + "\n".join(f"see the {word}." for word in UNIQUE[:30]),
+        "short_lines": SHORT,
         "newlines": "\n".join(PROSE.split()),
         "sentences": PROSE.replace(".", ","),
         "lorem_ipsum": PROSE + "Lorem ipsum dolor sit amet.",
+        "compressible": "again " * 5000,
     },
     "code": {
         "size": "x = 1\n",
@@ -60,18 +86,30 @@ BREAKS = {
     },
     "licence": {
         "word_count": "All rights to the mill are reserved.",
-        "word_length": PROSE + "supercalifragilisticexpialidocious" * 40,
-        "alphabetic": PROSE + " ".join(str(i) for i in range(100, 200)),
+        "word_length": PROSE + LONG_WORDS * 100,
+        "alphabetic": PROSE + " ".join(str(i) for i in range(100, 400)),
         "stop_words": " ".join(UNIQUE[:40]),
-        "repeated_lines": PROSE + "One line that is said over and over again, to be sure of it.\n" * 40,
+        "repeated_lines": PROSE + LINES * 40,
         "compressible": PROSE + "again " * 5000,
     },
 }
-GOOD = {"prose": PROSE, "code": CODE, "licence": PROSE}
+MEASURED = ("signals", "decisions")
+GOOD = {"prose": PROSE, "gopher": PROSE, "c4": PROSE, "fineweb": PROSE, "code": CODE, "licence": PROSE}
+TALKS = {
+    "both_sides": ("Hi", "."),
+    "length": ("Why so?", "So."),
+    "repetition": ("Please say something.", "I say the same.\n" * 30),
+    "letters": ("Count, please", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33"),
+    "no_noise": ("Go on with this.", "ha" * 3000),
+    "no_secrets": ("What is the key of the mill?", "It is AKIAABCDEFGHIJKLMNOP, keep it well."),
+}
 
 
 def test_every_built_in_rule_has_a_planted_document() -> None:
-    assert {name: list(rules) for name, rules in BREAKS.items()} == {n: list(r) for n, r in RULE_SETS.items() if n != "none"}
+    assert {name: list(rules) for name, rules in BREAKS.items()} == {
+        n: list(r) for n, r in RULE_SETS.items() if n not in {"none", "instruct"}
+    }
+    assert list(TALKS) == list(RULE_SETS["instruct"])
 
 
 @pytest.mark.parametrize("name", list(BREAKS))
@@ -88,6 +126,30 @@ def test_good_documents_pass_and_planted_ones_fail_their_rule(tmp_path: Path, na
     assert {rule: rule in found for rule, found in failed.items()} == dict.fromkeys(BREAKS[name], True)
     assert [(d["rule"], d["reason"], d["value"]) for d in decisions if d["kept"]] == [("", "", None)]
     assert all(d["reason"].startswith("needs ") and d["value"] is not None for d in decisions if not d["kept"])
+
+
+def test_instruction_records_have_rules_of_their_own(tmp_path: Path) -> None:
+    talks = {"good": ("What does a mill do?", "It grinds grain between two stones, and flour comes out."), **TALKS}
+    rows = [{"id": name, "prompt": prompt, "response": response} for name, (prompt, response) in talks.items()]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = run(tmp_path / "w", config(tmp_path / "a.jsonl", records="instruct", rules={"*": "prose"}))
+    ids = [row["doc_id"] for row in table(made, "signals")]
+    decisions = table(made, "decisions")
+    failed = {
+        name: [d["rule"] for d in decisions if d["doc_id"] == doc and not d["kept"]] for name, doc in zip(talks, ids, strict=True)
+    }
+    assert failed.pop("good") == []
+    assert {name: name in rules for name, rules in failed.items()} == dict.fromkeys(TALKS, True)
+
+
+def test_rule_sets_can_be_joined_and_rules_may_look_at_the_language(tmp_path: Path) -> None:
+    texts = {"good": PROSE, "note": GOPHER["word_count"], "braces": PROSE + "The set {1, 2} has two members."}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": k, "text": text}) + "\n" for k, text in texts.items()))
+    settings = config(tmp_path / "a.jsonl", rules={"*": "gopher + c4"}, extra_rules={"none": "language = 'xx' OR words > 0"})
+    dropped = [row["rule"] for row in table(run(tmp_path / "w", settings), "decisions") if not row["kept"]]
+    assert {"word_count", "curly_brackets"} <= set(dropped)
+    settings = config(tmp_path / "a.jsonl", rules={"*": "none"}, extra_rules={"foreign": "language = 'xx'"})
+    assert [(d["rule"], d["value"]) for d in table(run(tmp_path / "w", settings), "decisions")] == [("foreign", None)] * 3
 
 
 @pytest.fixture(autouse=True)
@@ -128,19 +190,19 @@ def test_workers_do_not_matter_and_rows_correspond(tmp_path: Path, corpus: Path)
 
 def test_a_changed_threshold_decides_again_without_measuring_again(tmp_path: Path, corpus: Path) -> None:
     first = run(tmp_path / "w", config(corpus, rules={"*": "none"}))
-    second = run(tmp_path / "w", config(corpus, rules={"*": "none"}, extra_rules={"long": "bytes >= 15000"}))
-    homes = {(entry.table, bool(entry.home)) for entry in second.manifest.files}
+    second = run(tmp_path / "w", config(corpus, rules={"*": "none"}, extra_rules={"long": f"bytes >= {len(PROSE) * 31}"}))
+    homes = {(entry.table, bool(entry.home)) for entry in second.manifest.files if entry.table in MEASURED}
     assert homes == {("signals", True), ("decisions", False)}
     assert first.metrics["dropped"] == 0 < second.metrics["dropped"] < 600
-    (rule,) = second.manifest.summary.rows
-    assert list(rule) == ["none", "long", second.metrics["dropped"], second.metrics["dropped"]]
+    (rule,) = [row for row in second.manifest.summary.rows if row[0] == "extra"]
+    assert list(rule) == ["extra", "long", second.metrics["dropped"], second.metrics["dropped"]]
 
 
 def test_a_new_file_is_the_only_one_measured(tmp_path: Path, corpus: Path) -> None:
     run(tmp_path / "w", config(corpus))
     (corpus / "three.jsonl").write_text(json.dumps({"id": "new", "text": PROSE}) + "\n")
     second = run(tmp_path / "w", config(corpus))
-    assert Counter((e.table, bool(e.home)) for e in second.manifest.files) == {
+    assert Counter((e.table, bool(e.home)) for e in second.manifest.files if e.table in MEASURED) == {
         ("signals", True): 2, ("signals", False): 1, ("decisions", True): 2, ("decisions", False): 1,
     }  # fmt: skip
 
@@ -171,13 +233,15 @@ def test_names_of_rules_and_rule_sets_are_checked() -> None:
 
 
 def test_a_rule_without_an_answer_does_not_keep() -> None:
-    rules = rules_of(ScoreConfig(rules={"*": "none"}, extra_rules={"odd": "digit_share / braces < 1"}), NAMES)
+    rules = rules_of(
+        ScoreConfig(rules={"*": "none"}, instruct_rules="none", extra_rules={"odd": "digit_share / braces < 1"}), NAMES
+    )
     assert verdicts(signals("no braces", "{ some }"), rules.rules).tolist() == [[False], [True]]
 
 
 def test_a_rule_that_fails_on_a_value_says_so() -> None:
     expression = "CAST(CASE WHEN braces = 0 THEN 'x' ELSE '1' END AS DOUBLE) > 0"
-    rules = rules_of(ScoreConfig(rules={"*": "none"}, extra_rules={"odd": expression}), NAMES)
+    rules = rules_of(ScoreConfig(rules={"*": "none"}, instruct_rules="none", extra_rules={"odd": expression}), NAMES)
     with pytest.raises(StageFailedError, match="cannot be computed"):
         verdicts(signals("no braces"), rules.rules)
 
