@@ -37,7 +37,7 @@ from pipeline_lib.workspace.shards import Shard
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 CURVE = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-LOW_RECALL = 0.98  # a smaller probability of proposing a pair at the threshold is worth a warning
+LOW_RECALL = 0.99  # a smaller probability of proposing a pair at the threshold is worth a warning
 MUCH_NOISE = 0.5  # so is a larger one of proposing a pair that lies a third below the threshold
 MANY_CONTAMINATED = 0.05  # a larger share of documents is more likely a common phrase in a suite than a leak
 SOURCE_SHRINKS = 0.5  # a larger share of a source removed as duplicates is worth a warning

@@ -229,4 +229,4 @@ def test_a_large_cluster_and_cut_buckets_are_told(tmp_path: Path, rng: np.random
 
 def test_bands_that_propose_too_much_are_told(tmp_path: Path) -> None:
     run = Run(tmp_path, [document("a", "b")], until="dedup", dedup={"bands": 32, "rows": 3})
-    assert run.events("dedup")["bands_below_threshold"]["better"] == "18 × 7"
+    assert run.events("dedup")["bands_below_threshold"]["better"] == "21 × 6"
