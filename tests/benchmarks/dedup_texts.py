@@ -1,20 +1,12 @@
-"""Texts made for the benchmark `dedup`: near-duplicates of every planted kind, and large folders of documents of 1 kB."""
+"""Texts made for the comparison with brute force: near-duplicates of every kind, and what only looks like one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numba import njit
 
 VOCABULARY = 50_000
-WORDS = 132  # of a document of 1 kB
-PART = 50_000  # documents a file
-REPLACED = (0.002, 0.03)  # share of the words of a near-duplicate that are new
-NEAR = 0.1  # share of the documents that are near-duplicates of an earlier one
 
 
 def vocabulary(rng: np.random.Generator) -> list[str]:
@@ -28,9 +20,6 @@ def vocabulary(rng: np.random.Generator) -> list[str]:
 def ranks(rng: np.random.Generator, shape: int | tuple[int, int]) -> np.ndarray:
     """Words by rank, as often as Zipf's law says: the chance of a rank is one over it."""
     return np.minimum(np.exp(rng.random(shape, dtype=np.float32) * np.log(VOCABULARY)), VOCABULARY - 1).astype(np.int32)
-
-
-# ---------------------------------------------------------------------------------------------- planted near-duplicates
 
 
 def planted(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
@@ -111,65 +100,3 @@ def _short(text: Callable[[int], list[str]], rng: np.random.Generator) -> list[l
     """One to twelve words; the same with another case and signs; the same with another word at the end."""
     base = text(int(rng.integers(1, 13)))
     return [base, [base[0].upper(), *base[1:], "!"], base[:-1] + text(1)]
-
-
-# ---------------------------------------------------------------------------------------------- large folders
-
-
-def thousand_bytes(
-    folder: Path, count: int, *, seed: int = 0, bucket: int = 0, boilerplate: bool = False, name: str = ""
-) -> Path:
-    """Write `count` documents of about 1 kB to Parquet files of PART documents; a tenth are near-duplicates.
-
-    Args:
-        folder: made if need be.
-        count: documents.
-        seed: of the words.
-        bucket: so many documents are one text with one word changed: all of them fall into one bucket.
-        boilerplate: every other document begins with the same half.
-        name: beginning of the files' names and of the ids.
-    """
-    rng = np.random.default_rng([seed, count])
-    known = vocabulary(np.random.default_rng(0))
-    bounds = np.cumsum([0, *map(len, known)]).astype(np.int64)
-    letters = np.frombuffer("".join(known).encode(), dtype=np.uint8)
-    header, one = ranks(rng, WORDS // 2), ranks(rng, WORDS)
-    folder.mkdir(parents=True, exist_ok=True)
-    for start in range(0, count, PART):
-        rows = min(PART, count - start)
-        words = ranks(rng, (rows, WORDS))
-        if boilerplate:
-            words[::2, : WORDS // 2] = header
-        copies = rng.choice(np.arange(1, rows), int(NEAR * rows), replace=False) if rows > 1 else np.empty(0, dtype=int)
-        words[copies] = words[rng.integers(0, copies)]
-        new = rng.random((len(copies), WORDS), dtype=np.float32) < rng.uniform(*REPLACED, (len(copies), 1))
-        words[copies] = np.where(new, ranks(rng, new.shape), words[copies])
-        in_bucket = max(0, min(rows, bucket - start))
-        words[:in_bucket] = one
-        words[np.arange(in_bucket), rng.integers(0, WORDS, in_bucket)] = ranks(rng, in_bucket)
-        texts = _texts(words, letters, bounds)
-        ids = pa.array([f"{name}{number}" for number in range(start, start + rows)])
-        pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"{name}{start // PART:05}.parquet", compression="lz4")
-    return folder
-
-
-def _texts(words: np.ndarray, letters: np.ndarray, bounds: np.ndarray) -> pa.Array:
-    lengths = np.diff(bounds)
-    sizes = (lengths[words] + 1).sum(axis=1) - 1
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    data = np.empty(int(offsets[-1]), dtype=np.uint8)
-    _join(words, letters, bounds, offsets, data)
-    return pa.LargeStringArray.from_buffers(len(words), pa.py_buffer(offsets), pa.py_buffer(data))
-
-
-@njit(nogil=True)
-def _join(words, letters, bounds, offsets, out):  # type: ignore[no-untyped-def]
-    for d in range(words.shape[0]):
-        at = offsets[d]
-        for w in words[d]:
-            if at > offsets[d]:
-                out[at] = 32
-                at += 1
-            for i in range(bounds[w], bounds[w + 1]):
-                out[at] = letters[i]
-                at += 1
