@@ -1,5 +1,8 @@
 """What one run finds, several nights find; and who was kept once stays."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +126,25 @@ def test_what_is_left_has_no_duplicates(tmp_path: Path) -> None:
     assert all(jaccard(a["text"], b["text"], 3) < 0.8 for i, a in enumerate(left) for b in left[:i])
     again = Run(tmp_path / "b", left, until="dedup", dedup={"shingle_words": 3, "threshold": 0.8})
     assert again.rows("dedup", "decisions") == []
+
+
+@pytest.mark.parametrize("fault", ["shard.after_commit:2", "shard.before_commit:3"])
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, fault: str) -> None:
+    """Killed while it indexes: what was committed is not made again, and the result is the same."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from test_nights import corpus; from curation_toy import Run\n"
+        "Run(Path(sys.argv[2]), corpus(2), files=4, until='dedup')\n"
+    )
+    places = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = {**os.environ, "MILLRACE_FAULT": fault, "PYTHONPATH": os.pathsep.join([*places, str(Path.cwd())])}
+    killed = subprocess.run(
+        [sys.executable, "-c", script, places[0], str(tmp_path / "a")], env=environment, capture_output=True, check=False
+    )
+    assert killed.returncode != 0
+    committed = {path.parent.name: (path.parent / "bands.parquet").stat().st_ino for path in (tmp_path / "a").rglob("shard.json")}
+    assert len(committed) == 2
+    run = Run(tmp_path / "a", corpus(2), files=4, until="dedup")
+    made = {path.stem: path.stat().st_ino for path in run.artifact("dedup").files("bands")}
+    assert committed.items() <= made.items()
+    assert tables(run, *ALL) == tables(Run(tmp_path / "b", corpus(2), until="dedup"), *ALL)
