@@ -16,15 +16,15 @@ from flows.cli import show
 from pipeline_lib.errors import EXIT_CODES
 
 NOUNS = (
-    "servers", "config", "run", "workspace", "runs", "report", "explain", "stats", "rules", "fit_ngrams", "trace", "dedup", "validate", "models", "cache",
-    "forget",
+    "servers", "config", "run", "workspace", "runs", "report", "explain", "stats", "rules", "fit_ngrams", "trace", "dedup",
+    "validate", "models", "cache", "forget",
 )  # fmt: skip
 
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
     "doctor", "config", "run", "status", "show", "runs", "report", "rerun", "retry", "up", "down", "approve", "champion",
-    "promote", "rollback", "sql", "explain", "stats", "rules", "fit-ngrams", "trace", "dedup", "validate", "du", "verify", "cache", "gc", "forget", "pin",
-    "unpin",
+    "promote", "rollback", "sql", "explain", "stats", "rules", "fit-ngrams", "trace", "dedup", "validate", "du", "verify",
+    "cache", "gc", "forget", "pin", "unpin",
 )  # fmt: skip
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."

@@ -35,7 +35,7 @@ _BASIS, _PRIME = np.uint32(2166136261), np.uint32(16777619)  # 32-bit FNV-1a, as
 _SIGN = np.uint32(0xFFFFFF00)  # fastText hashes bytes as signed: those from 0x80 on with all higher bits set
 _OPEN, _CLOSE = np.uint8(0x3C), np.uint8(0x3E)  # `<` and `>` around a word
 _END = "</s>"
-ENOUGH = 2048  # bytes of a text that are looked at: they decide for nearly every text, and the rest costs as much as all rules
+ENOUGH = 512  # bytes of a text that are looked at: they decide for nearly every text, and the rest costs as much as all rules
 _WIDTH = 16  # of its vectors
 _BUCKETS = 2_000_000  # of character n-grams, fastText's default: a constant divides three times as fast
 
