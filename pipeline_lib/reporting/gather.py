@@ -53,8 +53,13 @@ class Facts:
     trials: list[dict[str, Any]] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+
+    @property
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """Name → score, interval, baselines; {} without validation."""
+        return dict(self.validation.get("scores", {}))
 
     @property
     def seconds(self) -> float:
@@ -181,4 +186,4 @@ def _training(facts: Facts, artifacts: dict[str, Artifact]) -> None:
             facts.curve = read_tables([steps])
         facts.dev_curve = [(int(step), float(loss)) for step, loss in train.details.get("dev_curve", [])]
     if "validate" in artifacts:
-        facts.scores = artifacts["validate"].details["scores"]
+        facts.validation = artifacts["validate"].details

@@ -12,6 +12,7 @@ import yaml
 from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.reporting import plots
 from pipeline_lib.reporting.gather import Facts, gather
+from pipeline_lib.reporting.scores import bias_table, certainty_table, not_scored_table, robustness_table, scores_table
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.files import write_atomic
 from pipeline_lib.workspace.runs import RunRecord
@@ -81,6 +82,7 @@ def _values(facts: Facts) -> dict[str, Any]:
         "failed": next((stage for stage in facts.stages if stage.state == "failed"), None),
         "scores": scores_table(facts, tasks=False),
         "tasks": scores_table(facts, tasks=True),
+        "validation_tables": [table(facts) for table in (certainty_table, bias_table, robustness_table, not_scored_table)],
         "plan_table": plan_table(facts),
         "stage_table": stage_table(facts),
         "limits": limits_table(facts),
@@ -115,17 +117,6 @@ def headline(facts: Facts) -> list[tuple[str, str]]:
     spent = f"{facts.seconds / 60:.1f} minutes"
     lines.append(("Time", f"{spent} of a window of {facts.window_seconds / 60:.1f}" if facts.window_seconds else spent))
     return lines
-
-
-def scores_table(facts: Facts, *, tasks: bool) -> SummaryTable:
-    """Scores with their intervals and what chance would give: the suites, or their single tasks."""
-    rows: list[list[str | float | int]] = [
-        [name, round(s["value"], 4), f"{s['low']:.4f} to {s['high']:.4f}", s["chance"], s["n"]]
-        for name, s in facts.scores.items()
-        if ("/" in name) == tasks
-    ]
-    title = "Single tasks" if tasks else "Scores on the test side"
-    return SummaryTable(("score", "value", "95 % interval", "chance", "items"), rows, title)
 
 
 def plan_table(facts: Facts) -> SummaryTable:
