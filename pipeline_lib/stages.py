@@ -19,7 +19,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("split", 2, "pure", "pipeline_lib.corpus.split:split", reads={"ingest": ("documents",), "dedup": ("clusters",)},
           sections=("split",), seeded=True),
     Stage(
-        "select", 2, "pure", "pipeline_lib.selection.select:select",
+        "select", 3, "pure", "pipeline_lib.selection.select:select",
         reads={
             "suites": ("suite_items",), "ingest": ("documents",), "score": ("signals", "decisions"),
             "dedup": ("clusters", "decisions", "edits"), "split": ("splits", "decisions"),

@@ -44,6 +44,7 @@ class SourceConfig(Section):
     piece_kb: float = setting(8.0, "Largest piece with `split_text: size`", unit="kB", ge=0.1, le=10_000)
     domain: str = setting("", "Domain of every document of this source; empty: the source says it per document", max_length=40)
     licence: str = setting("", "SPDX identifier of every document; empty: per document, else unknown")
+    attribution: str = setting("", "How the source asks to be credited; stands in the model card", identity=False, max_length=500)
     text_column: str = setting("text", "Column that holds the text (JSONL, CSV, Parquet)")
     id_column: str = setting("", "Column that holds a stable id; empty: the position in the file")
     date_column: str = setting("", "Column that holds the creation date")

@@ -48,7 +48,7 @@ class Part:
 
     def key(self) -> dict[str, Any]:
         """Identity: contents and parameters, never places."""
-        columns = {"path", "max_mb", "priority", "revision", "split", "subset"}
+        columns = {"path", "max_mb", "priority", "attribution", "revision", "split", "subset"}
         return {
             "source": self.source.model_dump(mode="json", exclude=columns),
             "files": [file.identity for file in self.files],

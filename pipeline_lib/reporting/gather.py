@@ -48,6 +48,7 @@ class Facts:
     rejections: list[tuple[str, int, list[str]]] = field(default_factory=list)  # reason, documents, examples
     suites: SummaryTable | None = None  # what decontamination took out of the documents, for which suite
     licences: list[tuple[str, int, int]] = field(default_factory=list)  # licence, documents, estimated tokens
+    credits: list[tuple[str, str, int, int, str]] = field(default_factory=list)  # source, licence, documents, tokens, attribution
     curve: pa.Table | None = None
     dev_curve: list[tuple[int, float]] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
@@ -153,6 +154,11 @@ def _data(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) 
                 FROM selection JOIN documents USING (doc_id) GROUP BY name ORDER BY 3 DESC, 1 LIMIT 12
                 """
             ).fetchall()
+        ]
+        credited = {source.name: source.attribution for source in config.ingest.sources}
+        facts.credits = [
+            (row["source"], row["licence"] or "unknown", row["documents"], row["tokens"], credited.get(row["source"], ""))
+            for row in artifacts["select"].details.get("rights", ())
         ]
         reasons = db.execute(
             "SELECT rule, count(DISTINCT doc_id) FROM rejected WHERE NOT kept GROUP BY rule ORDER BY 2 DESC, 1"

@@ -24,6 +24,7 @@ from pipeline_lib.selection.features import measure_file, read_vectors
 from pipeline_lib.selection.importance import importance
 from pipeline_lib.selection.measures import cells_detail, shares_of, summary_of, warn
 from pipeline_lib.selection.pool import Pool, Verdicts, read_pool, read_refusals
+from pipeline_lib.selection.rights import rights_of
 from pipeline_lib.tables.ids import Ids, draw, id_column, ids_of, order_of, places_of
 from pipeline_lib.tables.parquet import read_tables, write_table
 from pipeline_lib.tables.schemas import CUTS, DECISIONS, SELECTION
@@ -130,6 +131,7 @@ def select(run: StageRun, *, select: SelectConfig) -> Outcome:
             "shares": shares_of(pool, weight),
             "floors_not_reached": choice.short,
             "parent": parent.key if parent else "",
+            "rights": rights_of(selection, run.input("ingest").files("documents")),
         },
     )
 
