@@ -58,9 +58,7 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     contamination, suites = _contamination(run, dedup)
     around = Circumstances(corpus, corpus.sources, failed_rules(run.input("score")), contamination, Seniors.of(parent))
     equal = corpus.equal_texts()
-    lookup = corpus.lookup()
-    base = lender(run, identity, segments)
-    lent = borrow(base, index, segments, lookup, equal) if base else None
+    lent = _lent(run, corpus, segments, equal, identity)
     proposed = _propose(run, dedup, index=index, equal=equal, around=around, lent=lent)
     documents, pairs, verified = _verify(run, dedup, corpus=corpus, equal=equal, proposed=proposed, lent=lent)
     found = conclude(documents, pairs, dedup, around)
@@ -107,6 +105,13 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
             "suites": suites,
         },
     )
+
+
+def _lent(run: StageRun, corpus: Corpus, segments: list[Shard], equal: EqualTexts, identity: dict[str, Any]) -> Lent | None:
+    """Pairs of an earlier night, where there is one."""
+    lookup = corpus.lookup()  # refuses two documents with one id, on the first night too; large, and gone when this returns
+    base = lender(run, identity, segments)
+    return borrow(base, corpus, segments, lookup, equal) if base else None
 
 
 def _counted(found: Conclusion, threshold: float) -> dict[str, Any]:

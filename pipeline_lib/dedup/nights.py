@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline_lib.config.data import DedupConfig
 from pipeline_lib.dedup.candidates import Buckets, Candidates, Known
-from pipeline_lib.dedup.documents import Documents, EqualTexts, Lookup
+from pipeline_lib.dedup.documents import Corpus, Documents, EqualTexts, Lookup
 from pipeline_lib.dedup.minhash import Index
 from pipeline_lib.dedup.shingles import Shingles
 from pipeline_lib.errors import DamagedError, NotFoundError
@@ -83,18 +83,18 @@ def lender(run: StageRun, identity: dict[str, Any], segments: Sequence[Shard]) -
     return None
 
 
-def borrow(artifact: Artifact, index: Index, segments: Sequence[Shard], lookup: Lookup, equal: EqualTexts) -> Lent:
+def borrow(artifact: Artifact, corpus: Corpus, segments: Sequence[Shard], lookup: Lookup, equal: EqualTexts) -> Lent:
     """Take over the pairs of the documents that lie in shared segments.
 
     A document that stood for equal texts tonight and not then (or the other way round) is looked at again, or passed over.
     """
     marks = artifact.manifest.shards.keys()
-    fresh = np.repeat([segment.fingerprint not in marks for segment in segments], np.diff(index.starts))
+    fresh = np.repeat([segment.fingerprint not in marks for segment in segments], np.diff(corpus.starts))
     pairs = read_tables(artifact.files("pairs"))
     a, b = (lookup.numbers(ids_of(pairs[name])) for name in ("doc_id_a", "doc_id_b"))
     exact = pairs["bands_hit"].to_numpy() == 0
     was_copy = b[exact & (b >= 0)]
-    stands = np.ones(len(index), dtype=bool)
+    stands = np.ones(len(corpus), dtype=bool)
     stands[equal.copies] = False
     fresh[was_copy] = True
     useful = ~exact & (a >= 0) & (b >= 0)
