@@ -109,7 +109,8 @@ def rebuild(as_json: Json = False) -> None:
 def compact(as_json: Json = False) -> None:
     """Remove what nothing refers to: unfinished files, unlisted chunks, outdated lines of manifests.
 
-    Bytes of documents that are no longer selected go when a pack with pack.parent=none starts afresh; this says how many there are.
+    Bytes of documents that are no longer selected go when a pack with pack.parent=none starts afresh, or with `millrace forget`;
+    this says how many there are.
     """
     from pipeline_lib.packing.tidy import tidy
 

@@ -4,7 +4,7 @@
 
 FOLDER holds `texts.parquet` (column `text`) and `tokenizer.json`. Every tool tokenises all texts, puts the end token behind each,
 writes sequences of LENGTH tokens, and reads READS of them at random, in one process, as its own documentation shows.
-Prints JSON: seconds to write, tokens and bytes written, sequences, seconds from opening to the first sequence, sequences a second.
+Prints JSON: seconds to write, tokens and bytes written, sequences, seconds from opening to the first one, sequences a second.
 """
 
 from __future__ import annotations
