@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline_lib.dedup.conclude import rethreshold
 from pipeline_lib.errors import ConfigError
 from pipeline_lib.tables.parquet import read_tables
-from pipeline_lib.workspace.resolve import reference
+from pipeline_lib.workspace.resolve import reference, resolve, write_champion
 
 ALL = ("pairs", "clusters", "decisions", "buckets")
 
@@ -148,3 +148,20 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, fault: str) -> None:
     made = {path.stem: path.stat().st_ino for path in run.artifact("dedup").files("bands")}
     assert committed.items() <= made.items()
     assert tables(run, *ALL) == tables(Run(tmp_path / "b", corpus(2), until="dedup"), *ALL)
+
+
+def test_previous_names_what_the_champions_selection_was_made_from(tmp_path: Path) -> None:
+    run = Run(tmp_path, corpus(4), split={"floor_per_domain": 1})
+    wanted = run.config.model_copy(
+        update={
+            "dedup": run.config.dedup.model_copy(update={"parent": "previous"}),
+            "split": run.config.split.model_copy(update={"parent": "previous"}),
+        }
+    )
+    first, told = resolve(wanted, run.workspace)
+    assert (first.dedup.parent, first.split.parent) == ("none", "none")
+    assert told == {"dedup.parent=previous": "none", "split.parent=previous": "none"}
+    write_champion(run.workspace, {"champion": {"select": run.refs["select"].key}})
+    later, _ = resolve(wanted, run.workspace)
+    assert later.dedup.parent == reference(run.refs["dedup"].key, run.refs["dedup"].digest)
+    assert later.split.parent == reference(run.refs["split"].key, run.refs["split"].digest)
