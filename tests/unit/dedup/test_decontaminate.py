@@ -8,6 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.dedup.decontaminate import merged
+from pipeline_lib.packing.ranges import plan_rows
+from pipeline_lib.packing.texts import read_documents
+from pipeline_lib.tables.parquet import read_tables
 
 
 def planted(rng: np.random.Generator, *parts: str) -> str:
@@ -142,3 +145,17 @@ def test_merged_spans_cover_the_same_bytes(spans: list[tuple[int, int, int]]) ->
     found = list(zip(*(column.tolist() for column in merged(document, start, start + size)), strict=True))
     assert sorted((d, b) for d, s, e in found for b in range(s, e)) == sorted({(d, s + b) for d, s, n in spans for b in range(n)})
     assert found == sorted(found)
+
+
+def test_what_is_cut_is_not_packed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(10)
+    item = " ".join(words(rng, 20))
+    rows = [document(f"d{number}", planted(rng, *([item] if number % 3 == 0 else []))) for number in range(30)]
+    items = [{"suite": "s", "item": "i", "text": item}]
+    run = Run(tmp_path, rows, items=items, files=2, dedup={"contaminated": "cut"})
+    files, select = run.artifact("ingest").files("documents"), run.artifact("select")
+    planned = plan_rows(read_tables(select.files("selection")), files, read_tables(select.files("cuts")))
+    packed = read_documents(files, planned["document"].to_numpy()).without(planned["cuts"].combine_chunks()).texts.to_pylist()
+    assert len(packed) == 30
+    assert sorted(len(text.split()) for text in packed) == [120] * 30
+    assert not [text for text in packed if item in text]
