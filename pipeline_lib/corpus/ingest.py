@@ -22,7 +22,7 @@ from pipeline_lib.corpus.normalise import VERSION
 from pipeline_lib.corpus.raw import SET_ASIDE
 from pipeline_lib.corpus.readers import read_files
 from pipeline_lib.corpus.replaced import NONE, replaced_places
-from pipeline_lib.corpus.sources import Part, list_files, parts
+from pipeline_lib.corpus.sources import Part, list_files, parts, passed_over
 from pipeline_lib.corpus.sums import from_json, merged, sums_of
 from pipeline_lib.corpus.web_page import need_web
 from pipeline_lib.errors import RefusedError
@@ -67,6 +67,9 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
     _need(work)
     for part in {part.source.name: part for part in work if part.share < 1}.values():
         run.event("limited", source=part.source.name, share=round(part.share, 3), max_mb=part.source.max_mb)
+    for source in ingest.sources:
+        if left := passed_over(source):
+            run.event("passed_over", source=source.name, files=left)
     if ingest.sample:
         files, seen = _sample(run, work, ingest.sample)
     else:

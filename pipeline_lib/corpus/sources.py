@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,18 @@ def list_files(source: SourceConfig, max_file_gb: float = 100.0) -> list[SourceF
             "or .warc files (compressed or not); with `format` any names will do",
         )
     return sorted(found, key=lambda file: file.name)
+
+
+def passed_over(source: SourceConfig) -> dict[str, int]:
+    """Files in the folder of a source that are not read because their names tell no form: how many by suffix."""
+    place = Path(source.path)
+    if source.kind != "files" or source.format != "auto" or is_remote(source.path) or not place.is_dir():
+        return {}
+    found: Counter[str] = Counter()
+    for _, subfolders, names in os.walk(place):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found.update(Path(name).suffix.lower() for name in names if not name.startswith(".") and form_of(name) == "sniff")
+    return dict(sorted(found.items()))
 
 
 def _share(source: SourceConfig, files: Sequence[SourceFile]) -> float:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -244,10 +245,9 @@ def broken_page() -> bytes:
 
 
 def wild_offsets() -> bytes:
-    """Three batches; the offsets of the second point far beyond its bytes."""
-    data = arrow(batch(GOOD[0]), batch("y" * 39), batch(GOOD[1]))
-    at = data.index((39).to_bytes(4, "little") + b"\x00" * 4, data.index(b"first good"))
-    return data[:at] + (1 << 30).to_bytes(4, "little") + data[at + 4 :]
+    """Three batches; the offsets of the second go beyond its bytes and back."""
+    data = arrow(batch(GOOD[0]), batch("y" * 39, "z" * 5), batch(GOOD[1]))
+    return hit(data, struct.pack("<iii", 0, 39, 44), struct.pack("<iii", 0, 60, 44))
 
 
 def test_there_are_at_least_sixty_kinds() -> None:

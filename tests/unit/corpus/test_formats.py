@@ -172,7 +172,19 @@ def test_any_names_will_do_with_a_format(tmp_path: Path) -> None:
     (tmp_path / "data" / "app.log").write_bytes(jsonl(*RECORDS))
     with pytest.raises(NotFoundError, match="no files"):
         ingest(tmp_path / "w", files(tmp_path / "data"))
-    assert len(texts(ingest(tmp_path / "w", files(tmp_path / "data", format="jsonl")))) == 3
+    made = ingest(tmp_path / "w", files(tmp_path / "data", format="jsonl"))
+    assert len(texts(made)) == 3
+    assert not made.manifest.events
+
+
+def test_files_that_are_passed_over_are_told(tmp_path: Path) -> None:
+    (tmp_path / "data" / ".git").mkdir(parents=True)
+    for name in ("a.txt", "b.png", "c.PNG", "Makefile", ".hidden", ".git/config"):
+        (tmp_path / "data" / name).write_text(name)
+    made = ingest(tmp_path / "w", files(tmp_path / "data"))
+    assert texts(made) == ["a.txt"]
+    (event,) = made.manifest.events
+    assert event["detail"] == {"source": "toy", "files": {"": 1, ".png": 2}}
 
 
 @pytest.fixture
