@@ -104,4 +104,3 @@ class Forgotten:
         if not len(ids) and not whole:
             return ""
         return fingerprint_of({"documents": bytes_digest(b"".join(sorted(ids.to_pylist()))), "sources": whole})
-
