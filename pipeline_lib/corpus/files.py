@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline_lib.corpus.streams import COMPRESSED_SUFFIXES, expansion
+from blake3 import blake3
+
+from pipeline_lib.corpus.streams import BLOCK, COMPRESSED_SUFFIXES, expansion
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.workspace.identity import file_digest
 
@@ -100,4 +102,10 @@ def _stamp(path: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=100_000)
 def _digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    return file_digest(Path(path))
+    if size < PART_BYTES:
+        return file_digest(Path(path))
+    hasher = blake3(max_threads=1)  # mapped into memory, a large file would count as memory in use
+    with Path(path).open("rb") as raw:
+        while block := raw.read(BLOCK):
+            hasher.update(block)
+    return str(hasher.hexdigest())

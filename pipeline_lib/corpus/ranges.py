@@ -5,19 +5,20 @@ A range of lines is known by its own bytes, so what is appended to a file leaves
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from pipeline_lib.corpus.files import SourceFile
 from pipeline_lib.corpus.streams import is_compressed, is_remote
 from pipeline_lib.workspace.identity import bytes_digest
 
 RANGE_BYTES = 64 << 20
+_BLOCK = 1 << 20
 
 
 def ranges(file: SourceFile) -> list[SourceFile]:
@@ -32,21 +33,25 @@ def ranges(file: SourceFile) -> list[SourceFile]:
 
 
 def _lines(file: SourceFile) -> Iterator[SourceFile]:
-    with Path(file.path).open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    """Ranges that end with the first line end from a multiple of `RANGE_BYTES` on; read in blocks, so that memory stays small."""
+    with Path(file.path).open("rb") as raw:
         start = first = 0
-        while start < len(data):
-            stop = start + RANGE_BYTES
-            stop = len(data) if stop >= len(data) else (data.find(b"\n", stop - 1) + 1 or len(data))
-            with memoryview(data) as view, view[start:stop] as block:
-                digest = bytes_digest(block)
-                lines = _count(block)
-            yield replace(file, digest=digest, size=stop - start, start=start, stop=stop, first=first)
-            start, first = stop, first + lines
-
-
-def _count(block: memoryview) -> int:
-    """Line ends in a block."""
-    return sum(bytes(block[at : at + (1 << 20)]).count(b"\n") for at in range(0, len(block), 1 << 20))
+        while block := raw.read(_BLOCK):
+            hasher, lines, at = blake3(), 0, start
+            while block:
+                if at + len(block) >= start + RANGE_BYTES:
+                    end = block.find(b"\n", max(start + RANGE_BYTES - at - 1, 0)) + 1
+                    block = block[: end or len(block)]
+                hasher.update(block)
+                lines += block.count(b"\n")
+                at += len(block)
+                if at - start >= RANGE_BYTES and block.endswith(b"\n"):
+                    break
+                block = raw.read(_BLOCK)
+            raw.seek(at)
+            digest = str(hasher.hexdigest())
+            yield replace(file, digest=digest, size=at - start, start=start, stop=at, first=first)
+            start, first = at, first + lines
 
 
 def _row_groups(file: SourceFile) -> list[SourceFile]:

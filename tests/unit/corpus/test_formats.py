@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from ingest_toy import config, files, ingest, jsonl, reasons, run, table, texts
 
 from pipeline_lib.corpus import ranges
@@ -218,6 +219,22 @@ def test_a_large_file_is_read_in_ranges(tmp_path: Path) -> None:
     assert {p.digest for p in ranges.ranges(local_file(path, path.name))} == set(
         table(second, "documents")["file_digest"].to_pylist()
     )
+
+
+@pytest.mark.parametrize("last", [b"", b"\n", b"no end"])
+def test_ranges_hold_every_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bytes) -> None:
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 10)
+    lines = [b"x" * (n % 23) + b"\n" for n in range(100)]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines) + last)
+    data, at, first = (tmp_path / "a.jsonl").read_bytes(), 0, 0
+    for found in ranges.ranges(local_file(tmp_path / "a.jsonl", "a.jsonl")):
+        piece = data[found.start : found.stop]
+        assert (found.start, found.first, found.size) == (at, first, len(piece))
+        assert piece.endswith(b"\n") or found.stop == len(data)
+        assert b"\n" not in piece[9:-1]  # no longer than it must be
+        assert found.digest == blake3(piece).hexdigest()
+        at, first = found.stop, first + piece.count(b"\n")
+    assert at == len(data)
 
 
 @pytest.mark.usefixtures("small_ranges")
