@@ -31,7 +31,7 @@ def corpora(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[int]]:
     return np.array(drawn, dtype=np.uint64).reshape(bands, count), rank, sorted(draw(st.sets(st.integers(1, count), max_size=3)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(corpora())
 def test_small_buckets_give_all_pairs_and_no_pair_is_invented(corpus) -> None:
     hashes, rank, _ = corpus
