@@ -373,7 +373,7 @@ def _sizes(book: Book, folder: Path, arguments: argparse.Namespace) -> None:
         shutil.rmtree(folder / name)
     skewed(corpus, count, bucket=count // 10)
     made = _alone(folder / "home", corpus, cores=2)
-    setup = f"one bucket of {count // 10:,}, boilerplate in half of the documents; {made.seconds:.1f} s, {made.cpu:.1f} s of processor time"
+    setup = f"a bucket of {count // 10:,}, boilerplate in half of them; {made.seconds:.1f} s, {made.cpu:.1f} s of processor time"
     book.add("a skewed corpus, cost a document", made.seconds / plain.seconds, "times", most=2, setup=setup)
     book.add("a skewed corpus: peak of the process", made.peak_mib, "MiB", most=2048)
     if arguments.quick:

@@ -70,6 +70,10 @@ def test_pairs_near_the_threshold_on_both_sides(home: Path) -> None:
     above, below = found["pairs"]
     assert above["jaccard"] >= 0.8 > below["jaccard"] > 0.5
     assert (above["accepted"], below["accepted"]) == (True, False)
+    everything = [pair["jaccard"] for pair in read(home, "borderline", "--pairs", "9")["pairs"]]
+    assert everything == sorted(everything, reverse=True)
+    assert len(everything) == 3
+    assert everything[:2] == [above["jaccard"], below["jaccard"]]  # the nearest of the two below
     shown = millrace(home, "borderline").output
     assert shown.index("duplicates: Jaccard") < shown.index("──── threshold 0.8 ────") < shown.index("not duplicates:")
 
