@@ -124,6 +124,8 @@ def _on_hub(source: SourceConfig, name: str) -> Iterator[SourceFile]:
 
     system = HfFileSystem()
     for url in _data_files(source, name, source.revision):
+        if not url.startswith(f"hf://datasets/{name}@{source.revision}/"):
+            raise RefusedError(f"the data set names {url}, which is not in it", where=source.path, fix="look at its README")
         info = system.info(url)
         place = url.partition("@")[2].partition("/")[2]
         yield SourceFile(
