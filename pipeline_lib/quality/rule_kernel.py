@@ -497,6 +497,9 @@ def _ngrams(words, ends, count, out, grams, live, slots, again, seen_once, entri
     for n in range(2, 11):
         here = mark + n - 2
         best, best_at, kept = 1, 0, 0
+        mask = 63  # a table no larger than what is left needs: it stays in the nearest cache
+        while 2 * mask < 3 * alive:
+            mask = 2 * mask + 1
         for k in range(alive):
             if n == 2:
                 i = np.int64(live[k])
