@@ -27,8 +27,8 @@ from pipeline_lib.dedup.verify import distinct
 from pipeline_lib.tables.duck import connect
 
 SPLITS = 3  # further bands; 100,000 documents of which half share a hash in each band are parts of 13,000 then
-BLOCK_BYTES = 192 << 20  # of band hashes held at once: all 21 bands of a million documents
-MEMORY_GIB = 1.0  # for DuckDB; beyond it the join spills to disk
+BLOCK_BYTES = 96 << 20  # of band hashes held at once: 12 bands of a million documents, one of ten million
+MEMORY_GIB = 0.75  # for DuckDB; beyond it the join spills to disk
 Numbers = NDArray[np.int64]
 Ranks = Callable[[Numbers], tuple[Numbers, ...]]
 
