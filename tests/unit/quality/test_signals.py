@@ -23,7 +23,8 @@ PIECES = [
     "a b c d e f g h i j k ",
     "x = f()\n", "if (a):\n", "same line again and again.\n", " don't ", " can't've", " I'm", " cannot ", "Mr.", "e.g.", " U.S.",
     "10km", "5pm", "$5.00", " http://a.example.org/x-y?z=1 ", " me@b.example ", "state-of-the-art", "end.Next", "a/b",
-    " javascript ", "Privacy policy ", "the terms of use ", "[12]", "[edit]", "\n\nOne more time, as before.\n\n", "She said so. ", "who's", "שלום ", "مرحبا؟ ",
+    " javascript ", "Privacy policy ", "the terms of use ", "[12]", "[edit]",
+    "\n\nOne more time, as before.\n\n", "She said so. ", "who's", "שלום ", "مرحبا؟ ",
     "नमस्ते दुनिया। ", "สวัสดี", "e\u0301", "👩‍👩‍👧", "II.", "x²",
 ]  # fmt: skip
 TEXT = st.lists(st.sampled_from(PIECES), max_size=60).map("".join)
