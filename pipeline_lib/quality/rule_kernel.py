@@ -126,9 +126,10 @@ def _decode(data, at, end, table, codes, bits):  # type: ignore[no-untyped-def]
     """Code points and their bits; returns how many. The text is valid UTF-8."""
     n = 0
     while at < end:
-        lead = np.int32(data[at])
+        lead = np.int32(data[np.uint64(at)])
         if lead < 0x80:
-            codes[n], bits[n] = lead, table[lead]
+            place = np.uint64(n)
+            codes[place], bits[place] = lead, table[np.uint64(lead)]
             at += 1
             n += 1
             continue
@@ -349,9 +350,10 @@ def _put(codes, bits, start, end, k, words, sizes, kinds):  # type: ignore[no-un
     """Write piece number k."""
     value, some, every = _BASIS, 0, _WHOLE
     for i in range(start, end):
-        value = (value ^ np.uint64(codes[i])) * _PRIME
-        some |= bits[i]
-        every &= bits[i]
+        place = np.uint64(i)
+        value = (value ^ np.uint64(codes[place])) * _PRIME
+        some |= bits[place]
+        every &= bits[place]
     words[k], sizes[k], kinds[k] = value, end - start, _kind(some, every, end - start)
 
 
@@ -371,9 +373,10 @@ def _split(codes, bits, start, end, k, words, sizes, kinds, tail, keys, values, 
         high -= 1
     value, some, every = _BASIS, 0, _WHOLE
     for i in range(low, high):
-        value = (value ^ np.uint64(codes[i])) * _PRIME
-        some |= bits[i]
-        every &= bits[i]
+        place = np.uint64(i)
+        value = (value ^ np.uint64(codes[place])) * _PRIME
+        some |= bits[place]
+        every &= bits[place]
     if high > low and (not some & TRICKY or (every & DIGIT and high - low > 1)):  # by far most often: marks around a plain word
         with_stop = (value ^ np.uint64(0x2E)) * _PRIME
         special = _special(value, keys, values, likely) if high - low <= LONGEST_SPECIAL else 0
@@ -448,12 +451,12 @@ def _split(codes, bits, start, end, k, words, sizes, kinds, tail, keys, values, 
     return k
 
 
-@njit("i8(u8, i8, u8[:, ::1], i8)", **HELPER)
+@njit("u8(u8, i8, u8[:, ::1], i8)", **HELPER)
 def _slot(key, mark, entries, mask):  # type: ignore[no-untyped-def]
     """The place of a key in a stamped open-addressing table; an entry with another mark is empty and is taken with payload 0."""
     low = np.uint64((1 << _MARK_BITS) - 1)
     entry = (key & ~low) | np.uint64(mark)
-    at = np.int64((key >> _SHIFT) & np.uint64(mask))
+    at = (key >> _SHIFT) & np.uint64(mask)
     while True:
         found = entries[at, 0]
         if found == entry:
@@ -461,7 +464,7 @@ def _slot(key, mark, entries, mask):  # type: ignore[no-untyped-def]
         if (found & low) != np.uint64(mark):
             entries[at, 0], entries[at, 1] = entry, 0
             return at
-        at = (at + 1) & mask
+        at = (at + np.uint64(1)) & np.uint64(mask)
 
 
 @njit("u8(u8, u8)", **HELPER)
@@ -489,11 +492,11 @@ def _ngrams(words, ends, count, out, grams, live, slots, again, seen_once, entri
     for i in range(count - 1):  # most pairs of words occur once: a small table of counts by hash says so, without a comparison
         gram = _join(words[i], words[i + 1])
         grams[i] = gram
-        at = np.int64(gram & size)
+        at = gram & size
         seen_once[at] += seen_once[at] < 2
     for i in range(count - 1):
         live[alive] = i
-        alive += seen_once[np.int64(grams[i] & size)] > 1
+        alive += seen_once[grams[i] & size] > 1
     for n in range(2, 11):
         here = mark + n - 2
         best, best_at, kept = 1, 0, 0
@@ -503,25 +506,26 @@ def _ngrams(words, ends, count, out, grams, live, slots, again, seen_once, entri
         for k in range(alive):
             if n == 2:
                 i = np.int64(live[k])
-                gram = grams[i]
+                gram = grams[np.uint64(i)]
             else:
                 i = np.int64(live[k])
                 if i + n > count:
                     break
-                gram = _join(grams[i], words[i + n - 1])
-            grams[i], live[kept], again[kept] = gram, i, 0
+                gram = _join(grams[np.uint64(i)], words[np.uint64(i + n - 1)])
+            place = np.uint64(kept)
+            grams[np.uint64(i)], live[place], again[place] = gram, i, 0
             at = _slot(gram, here, entries, mask)
-            slots[kept] = at
+            slots[place] = at
             seen = entries[at, 1]
             if seen == 0:
                 entries[at, 1] = (np.uint64(kept) << _SHIFT) | np.uint64(1)
             else:
                 first = np.int64(seen >> _SHIFT)
-                again[first], again[kept] = 1, 1
+                again[np.uint64(first)], again[place] = 1, 1
                 entries[at, 1] = seen + np.uint64(1)
                 times = np.int64(seen & _COUNT) + 1
-                if times > best or (times == best and live[first] < best_at):
-                    best, best_at = times, np.int64(live[first])
+                if times > best or (times == best and live[np.uint64(first)] < best_at):
+                    best, best_at = times, np.int64(live[np.uint64(first)])
             kept += 1
         alive, kept = kept, 0
         if n <= 4:
@@ -536,7 +540,7 @@ def _ngrams(words, ends, count, out, grams, live, slots, again, seen_once, entri
             for k in range(alive):
                 if not again[k]:
                     continue
-                i, at = np.int64(live[k]), slots[k]
+                i, at = np.int64(live[k]), np.uint64(slots[k])
                 live[kept] = i
                 kept += 1
                 if i >= free:
@@ -669,10 +673,14 @@ def _measure(
             if not bits[i] & SPACE:  # a piece between white space
                 first = i
                 value, some, every = _BASIS, 0, _WHOLE
-                while not bits[i] & SPACE:
-                    value = (value ^ np.uint64(codes[i])) * _PRIME
-                    some |= bits[i]
-                    every &= bits[i]
+                while True:
+                    place = np.uint64(i)  # numba tests signed places for negative ones
+                    here = bits[place]
+                    if here & SPACE:
+                        break
+                    value = (value ^ np.uint64(codes[place])) * _PRIME
+                    some |= here
+                    every &= here
                     i += 1
                 special = 0
                 if i - first <= LONGEST_SPECIAL:
