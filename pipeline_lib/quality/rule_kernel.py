@@ -153,15 +153,15 @@ def _decode(data, at, end, table, codes, bits):  # type: ignore[no-untyped-def]
 def _spelling(codes, start, end):  # type: ignore[no-untyped-def]
     value = _BASIS
     for i in range(start, end):
-        value = (value ^ np.uint64(codes[i])) * _PRIME
+        value = (value ^ np.uint64(codes[np.uint64(i)])) * _PRIME
     return value
 
 
 @njit(f"i4(u8, {SPECIALS})", **HELPER)
 def _special(key, keys, values, likely):  # type: ignore[no-untyped-def]
     """What the table of special words says about a spelling; 0: nothing."""
-    low = np.int64(key & np.uint64(0x7FFF))
-    if not (likely[FILTER_BYTES + (low >> 3)] >> (low & 7)) & 1:
+    low = key & np.uint64(0x7FFF)
+    if not (likely[np.uint64(FILTER_BYTES) + (low >> np.uint64(3))] >> np.uint8(low & np.uint64(7))) & 1:
         return 0
     at = np.int64(key >> np.uint64(52))
     while values[at] != 0:
@@ -299,11 +299,13 @@ def _is_address(codes, bits, start, end):  # type: ignore[no-untyped-def]
 @njit("i8(i4[::1], u2[::1], i8, i8, i8)", **HELPER)
 def _infix(codes, bits, start, at, end):  # type: ignore[no-untyped-def]
     """Characters at a place inside a piece that split it and stand for themselves; 0: none."""
-    code, here = codes[at], bits[at]
+    code, here = codes[np.uint64(at)], bits[np.uint64(at)]
+    if not here & (TRICKY | ICON):
+        return 0  # letters, digits and what is rare
     if code == 0x2026 or here & ICON:
         return 1
-    before = bits[at - 1] if at > start else 0
-    after = bits[at + 1] if at + 1 < end else 0
+    before = bits[np.uint64(at - 1)] if at > start else 0
+    after = bits[np.uint64(at + 1)] if at + 1 < end else 0
     if code == 0x2E:
         stop = at + 1
         while stop < end and codes[stop] == 0x2E:
@@ -425,8 +427,9 @@ def _split(codes, bits, start, end, k, words, sizes, kinds, tail, keys, values, 
     elif start < end:
         looks, dots = False, False
         for i in range(start, end):
-            looks |= (bits[i] & (TRICKY | ICON)) != 0 and not bits[i] & DIGIT
-            dots |= codes[i] == 0x2E
+            place = np.uint64(i)
+            looks |= (bits[place] & (TRICKY | ICON)) != 0 and not bits[place] & DIGIT
+            dots |= codes[place] == 0x2E
         first = start
         if looks and not (dots and _is_address(codes, bits, start, end)):
             at = start
@@ -670,7 +673,7 @@ def _measure(
         line, block, block_start = _BASIS, _BASIS, first_visible
         i = 0
         while i <= n:
-            if not bits[i] & SPACE:  # a piece between white space
+            if not bits[np.uint64(i)] & SPACE:  # a piece between white space
                 first = i
                 value, some, every = _BASIS, 0, _WHOLE
                 while True:
@@ -706,7 +709,7 @@ def _measure(
                 if line_first < 0:
                     line_first = first
                 continue
-            code = codes[i]
+            code = codes[np.uint64(i)]
             if code != 0x0A:
                 line = (line ^ np.uint64(code)) * _PRIME
                 i += 1
@@ -727,7 +730,7 @@ def _measure(
                 code_lines += _ends_code(last, before)
                 ended, inside = False, 0  # sentences of this line: ends, and ends before its last word
                 for k in range(line_piece, n_pieces):
-                    kind = kinds[k]
+                    kind = kinds[np.uint64(k)]
                     if kind & _PIECE_TERMINAL:
                         ended = True
                     elif ended and not kind & _PIECE_PUNCTUATION:
