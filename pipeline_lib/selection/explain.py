@@ -89,15 +89,23 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[st
         found[name] = rows if rows is None or not single else next(iter(rows), None)
     if document := found["document"]:
         document["head"] = _head(document["head"], record)
-        document["place"] = (
-            f"{document['url'] or document['source']}, record {document['record_index']}, "
-            f"bytes {document['byte_offset']} to {document['byte_offset'] + document['byte_length']}"
-        )
+        document["place"] = _place(document)
     if not found["document"] and not found["rejection"]:
         raise NotFoundError(
             f"no document {wanted}", where=f"run {record.run_id}", fix="an id stays the same while source and position do"
         )
     return {"doc_id": wanted, "run_id": record.run_id, "verdict": _verdict(found), **found}
+
+
+def _place(document: Mapping[str, Any]) -> str:
+    """Where the source has it, as far as its reader knew: a number of -1 or null says nothing."""
+    index, start, size = (document[name] for name in ("record_index", "byte_offset", "byte_length"))
+    place = document["url"] or document["source"]
+    if index is not None and index >= 0:
+        place += f", record {index}"
+    if start is not None and size is not None and min(start, size) >= 0:
+        place += f", bytes {start} to {start + size}"
+    return place
 
 
 def _head(text: str, record: RunRecord) -> str:

@@ -77,7 +77,7 @@ def ingest(run: StageRun, *, toy: ToyConfig) -> Outcome:
                  "source": row.get("source", "toy"),
                  "domain": row.get("domain", "prose"), "licence": "", "url": row["name"], "metadata": "{}", "file_digest": "",
                  "created_at": dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC) if day else None, "record_index": index,
-                 "byte_offset": 0, "byte_length": len(row["text"].encode()),
+                 "byte_offset": row.get("byte_offset", 0), "byte_length": len(row["text"].encode()),
                  "text_hash": bytes(blake3(normal.encode()).digest(length=16))}
             )  # fmt: skip
         write_table(pa.Table.from_pylist(rows, schema=DOCUMENTS), run.path("documents", f"{number:03}.parquet"))

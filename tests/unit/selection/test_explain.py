@@ -29,6 +29,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunRecord]:
         document("good", " ".join(text), quality=0.9, created="2024-05-06"),
         document("near", " ".join(edited(rng, text, 0.01)), quality=0.1),
         document("bad", "\x1b[31mred\u202e words of ann@example.org", failed="too_short"),
+        document("null", " ".join(words(rng, 40)), byte_offset=None),
+        document("parquet", " ".join(words(rng, 40)), byte_offset=-1),
         *[document(f"d{i}", " ".join(words(rng, 30))) for i in range(20)],
     ]
     run = Run(tmp_path_factory.mktemp("home"), rows)
@@ -112,3 +114,9 @@ def test_text_is_shown_as_set(told: tuple[Run, RunRecord], examples: str, expect
     document = explain(run.workspace, asked, doc_id("bad").hex())["document"]
     assert document["head"].endswith(expected)
     assert document["place"] == "bad, record 2, bytes 0 to 36"
+
+
+@pytest.mark.parametrize(("name", "record"), [("null", 3), ("parquet", 4)])
+def test_a_place_says_only_what_the_reader_knew(told: tuple[Run, RunRecord], name: str, record: int) -> None:
+    document = explain(told[0].workspace, told[1], doc_id(name).hex())["document"]
+    assert document["place"] == f"{name}, record {record}"
