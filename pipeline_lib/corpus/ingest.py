@@ -21,6 +21,7 @@ from pipeline_lib.corpus.module import module_files
 from pipeline_lib.corpus.normalise import VERSION
 from pipeline_lib.corpus.raw import SET_ASIDE
 from pipeline_lib.corpus.readers import read_files
+from pipeline_lib.corpus.redact import shape
 from pipeline_lib.corpus.replaced import NONE, replaced_places
 from pipeline_lib.corpus.sources import Part, list_files, parts, passed_over
 from pipeline_lib.corpus.sums import from_json, merged, sums_of
@@ -49,7 +50,8 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
 
     Raises:
         NotFoundError: a source has no files.
-        RefusedError: more than `quarantine_limit` of a source's records cannot be read, or there is no document at all.
+        RefusedError: more than `quarantine_limit` of a source's records cannot be read, or there is no document at all. It names
+            places and shapes, no text: run records and logs keep it, and nothing can be forgotten there.
         StageFailedError: a file changes while it is read.
     """
     listed = {
@@ -265,12 +267,13 @@ def _refuse_bad_source(source: str, parts: Sequence[dict[str, Any]], quarantine:
     told = []
     for entry in common[:3]:
         example = rows.filter(pc.equal(rows.column("reason"), entry["values"])).slice(0, 1).to_pylist()[0]
-        told.append(f"{entry['counts']} × {entry['values']}, e.g. {example['position']}: {example['head'][:80]!r}")
+        told.append(f"{entry['counts']} × {entry['values']}, e.g. {example['position']}: {shape(example['head'])!r}")
     raise RefusedError(
         f"{bad} of {records} records ({bad / records:.1%}) cannot be read, more than ingest.quarantine_limit = "
         f"{config.quarantine_limit:.1%}: " + "; ".join(told),
         where=f"source {source}",
-        fix="look at the examples: a changed format or column? If this share is expected, raise ingest.quarantine_limit",
+        fix="look at these places (letters are shown as x, digits as 0): a changed format or column? "
+        "If this share is expected, raise ingest.quarantine_limit",
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 HEAD_BYTES = 200
+SHAPE_CHARACTERS = 60
+_LETTER, _DIGIT = re.compile(r"[A-Za-z]|[^\x00-\x7f]"), re.compile(r"[0-9]")
 
 _PATTERNS = (
     (re.compile(rb"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"), b"[email]"),
@@ -27,3 +29,11 @@ def head(data: bytes) -> bytes:
     Redaction sees some bytes more, so that an address cut by the end is still an address.
     """
     return redact(data[: HEAD_BYTES + 100])[:HEAD_BYTES]
+
+
+def shape(data: bytes) -> str:
+    """What the beginning of a record looks like without what it says: letters as `x`, digits as `0`.
+
+    For texts that are kept where no one can take a record out of them again, such as errors and logs.
+    """
+    return _DIGIT.sub("0", _LETTER.sub("x", data.decode("utf-8", "replace")))[:SHAPE_CHARACTERS]
