@@ -9,20 +9,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forget_toy import MARK, ORDER, config_of, make, marked_ids, traces, train_on, write_sources
+from forget_toy import MARK, ORDER, config_of, make, marked_ids, story, traces, train_on, write_sources
 from typer.testing import CliRunner
 
 from flows.cli.main import make_app
 from pipeline_lib.errors import BusyError, NotFoundError
 from pipeline_lib.forgetting.forget import forget, plan_forget
-from pipeline_lib.packing.cache import cache_behind
+from pipeline_lib.forgetting.packed import STAND_IN
+from pipeline_lib.packing.cache import ancestry, cache_behind
 from pipeline_lib.packing.fill import caches, fill_cache
+from pipeline_lib.packing.growth import tombstones_of
 from pipeline_lib.run import run_plain
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.forgotten import Forgotten
-from pipeline_lib.workspace.runs import RunBook, this_attempt
+from pipeline_lib.workspace.resolve import reference
+from pipeline_lib.workspace.runs import RunBook, RunRecord, this_attempt
 from pipeline_lib.workspace.verify import verify_all
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -127,6 +132,47 @@ def test_the_next_run_leaves_it_out_and_reads_only_its_part_again(folder: Path) 
     assert {(row["reason"], row["head"]) for row in rows} == {("forgotten", b"")}
     assert {row["doc_id"].hex() for row in rows} == set(ids)
     assert [entry.home != "" for entry in ingest.manifest.files if entry.table == "documents"] == [False, True]
+
+
+def continued(folder: Path, key: str) -> RunRecord:
+    """A run that continues the cache of a packing, up to `fill_gaps`."""
+    workspace = open_home(folder)
+    parent = reference(key, workspace.store.manifest(key).digest)
+    record = run_plain(workspace, config_of(folder, pack={"parent": parent}), until="fill_gaps")
+    assert record.outcome == "completed", record.error
+    return record
+
+
+def test_every_era_of_a_cache_that_grew_forgets(folder: Path) -> None:
+    """A marked document in the first era, one in the second; then a third era buries the rows that others took."""
+    workspace = open_home(folder)
+    with (folder / "b.jsonl").open("a") as handle:
+        handle.writelines(json.dumps({"text": story(n, mark=MARK if n == 2010 else "")}) + "\n" for n in range(2000, 2040))
+    first = RunBook(workspace.runs_folder).load("latest").ref("pack").key  # type: ignore[union-attr]
+    second = continued(folder, first).ref("pack").key  # type: ignore[union-attr]
+    ids = marked_ids(workspace)
+    plan = plan_forget(workspace, ids)
+    assert [(packing.key, len(packing.ranges)) for packing in plan.packings] == [(key, 1) for key in sorted((first, second))]
+    before = {name: filled.details for name, filled in caches(workspace).items()}
+    forget(workspace, plan, order=ORDER)
+    assert traces(workspace.root) == []
+    assert verify_all(workspace, full=True) == []
+    for name, filled in caches(workspace).items():
+        cache = cache_behind(workspace, filled)
+        assert filled.details["documents"] == before[name]["documents"]
+        assert fill_cache(workspace, filled) == {}
+        for facts in cache.chunks.values():
+            facts.file(cache.folder).unlink()
+        assert len(fill_cache(workspace, filled)) == len(cache.chunks)  # out of the ranges of both eras, with equal content
+    assert traces(workspace.root) == []
+
+    third = workspace.store.artifact(continued(folder, second).ref("pack").key)  # type: ignore[union-attr]
+    assert (third.details["era"], third.details["parent"].partition("#")[0]) == (2, f"artifact:{second}")
+    rows = pa.concat_tables([pq.read_table(pack.file("rows")) for pack in ancestry(workspace, third)])
+    taken = np.flatnonzero(rows["pass"].to_numpy() == STAND_IN)
+    assert len(taken) == 2
+    assert set(taken) <= set(tombstones_of(third).tolist())
+    assert traces(workspace.root) == []
 
 
 def test_a_source_goes_for_ever(folder: Path) -> None:
