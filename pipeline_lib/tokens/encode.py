@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline_lib.tokens.load import without_special_tokens
+from pipeline_lib.tokens.load import with_unspellable_special_tokens, without_special_tokens
 from pipeline_lib.workspace.identity import file_digest
 
 # Where tokenizers disagree when they do: spaces, line ends, digits, contractions, marks, scripts, spelled special tokens.
@@ -32,7 +32,7 @@ class Encoder:
     def __init__(self, tokenizer_json: Path, *, fast: bool = True) -> None:
         from tokenizers import Tokenizer
 
-        self._slow = Tokenizer.from_str(tokenizer_json.read_text("utf-8"))
+        self._slow = Tokenizer.from_str(with_unspellable_special_tokens(tokenizer_json))
         self._slow.encode_special_tokens = True
         self._slow.no_truncation()
         self._slow.no_padding()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,32 @@ def without_special_tokens(path: Path) -> str:
     parsed = json.loads(path.read_text("utf-8"))
     parsed["added_tokens"] = [token for token in parsed.get("added_tokens") or [] if not token.get("special")]
     return json.dumps(parsed, ensure_ascii=False)
+
+
+def with_unspellable_special_tokens(path: Path) -> str:
+    """tokenizer.json with the same ids, in which special tokens have names that no text holds.
+
+    `encode_special_tokens` keeps special tokens from being looked for. That is not enough for models that look up whole words or
+    pieces in their vocabulary, where special tokens are entries like others (Unigram, WordLevel). BPE gets to them by merges
+    only, and has none for them.
+    """
+    text = path.read_text("utf-8")
+    parsed = json.loads(text)
+    model = parsed["model"]
+    if "merges" in model:
+        return text
+    added = parsed.get("added_tokens") or []
+    names = {token["content"]: secrets.token_hex(32) for token in added if token.get("special")}
+    for token in added:
+        token["content"] = names.get(token["content"], token["content"])
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    if unknown := model.get("unk_token"):
+        model["unk_token"] = names.get(unknown, unknown)
+    return json.dumps(parsed)
 
 
 def file_digests(*, tokenizer: TokenizerConfig, **others: object) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from pipeline_lib.config.model import PackConfig, TokenizerConfig
 from pipeline_lib.errors import ConfigError
@@ -95,9 +96,31 @@ def test_text_that_spells_a_special_token_stays_text(folder: Path, fast: bool) -
     assert not {facts.eos_id, facts.pad_id} & set(tokens.tolist())
 
 
-def test_a_tokenizer_that_gigatoken_cannot_read_falls_back_and_says_so(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def saved(tokenizer: Tokenizer, special: list[str], folder: Path) -> Path:
+    tokenizer.add_special_tokens([AddedToken(content, special=True) for content in special])
+    tokenizer.add_tokens([AddedToken("<tool>", special=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
 
+
+def test_a_special_token_among_the_pieces_of_a_unigram_model_stays_text(tmp_path: Path) -> None:
+    pieces = [("</s>", 0.0), ("<unk>", 0.0), *((character, -3.0) for character in "▁abs/<>")]
+    unigram = Tokenizer(models.Unigram(pieces, unk_id=1))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokens, _ = Encoder(saved(unigram, ["</s>", "<unk>"], tmp_path)).encode(arrow(["</s> ab1<tool>"]))
+    place = {piece: place for place, (piece, _) in enumerate(pieces)}
+    expected = [place.get(character, place["<unk>"]) for character in "▁</s>▁ab1"]
+    assert tokens.tolist() == [*expected, unigram.token_to_id("<tool>")]
+
+
+def test_a_special_token_among_whole_words_stays_text(tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "mill": 1, "</s>": 2}, unk_token="[UNK]"))  # noqa: S106 (no secret)
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokens, _ = Encoder(saved(words, ["</s>", "[UNK]"], tmp_path)).encode(arrow(["mill </s> mill <tool>"]))
+    assert tokens.tolist() == [1, 0, 1, words.token_to_id("<tool>")]
+
+
+def test_a_tokenizer_that_gigatoken_cannot_read_falls_back_and_says_so(tmp_path: Path) -> None:
     plain = Tokenizer(models.WordLevel({"[UNK]": 0, "mill": 1, EOS: 2}, unk_token="[UNK]"))  # noqa: S106 (no secret)
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     plain.save(str(tmp_path / "tokenizer.json"))
