@@ -63,7 +63,7 @@ def _show(plan: ForgetPlan) -> None:
         show.say(f"{plan.copies:,} other documents have the same text and stay; `--copies` forgets them too")
     rows: list[list[show.Cell]] = [[s.key, s.entry.table, s.rows] for s in plan.segments]
     rows += [
-        [p.key, "removed with its cache: a side is empty" if p.empty else "packed ranges", len(p.ranges)] for p in plan.packings
+        [p.key, "removed with its cache: no document is left" if p.empty else "packed ranges", len(p.ranges)] for p in plan.packings
     ]
     rows += [[key, f"removed: cannot be read ({reason})", None] for key, reason in plan.unreadable.items()]
     if rows:
