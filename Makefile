@@ -46,7 +46,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed*
 	@grep '^torch==' requirements.lock | $(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH_INDEX_$(TORCH)) -r /dev/stdin
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
