@@ -177,7 +177,10 @@ def test_source_changes_reach_exactly_the_stages_that_use_the_kind(tmp_path: Pat
 
     def identities() -> dict[str, object]:
         wanted = ("ingest", "score", "dedup", "calibrate", "tune", "plan", "train")
-        return {name: parameters_of(BY_NAME[name], config, Workspace.open(tmp_path / "home"))[1].get("extensions", {}) for name in wanted}
+        return {
+            name: parameters_of(BY_NAME[name], config, Workspace.open(tmp_path / "home"))[1].get("extensions", {})
+            for name in wanted
+        }
 
     before = identities()
     assert {name: list(found) for name, found in before.items()} == {
