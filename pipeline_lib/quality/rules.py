@@ -97,6 +97,8 @@ RULE_SETS: Mapping[str, Mapping[str, str]] = {
 }
 EXTRA = "extra"  # the rule set of `score.extra_rules`, which decide about every document
 _FORBIDDEN = ("select", "from", "pragma", "attach", "copy", "install", "load", "set", "call")
+_LOOKS_AROUND = ("WINDOW", "SUBQUERY")  # of DuckDB's expression classes
+_CLASS = re.compile(r'"class":\s*"(\w+)"')
 _LITERAL = re.compile(r"'(?:[^']|'')*'")
 _NAME = re.compile(r'"([^"]+)"|([A-Za-z_]\w*)')
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -185,6 +187,10 @@ def _first_signal(expression: str, signals: Sequence[str], where: str) -> str:
 def _check(connection: duckdb.DuckDBPyConnection, rule: Rule, signals: Sequence[str]) -> None:
     where = f"rule set {rule.rule_set}, rule {rule.name}"
     try:
+        ((parsed,),) = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT\n{_sql(rule)}"]).fetchall()
+        if set(_LOOKS_AROUND) & set(_CLASS.findall(parsed)):
+            fix = "no window functions, no queries: documents are judged in batches"
+            raise ConfigError(f"{rule.expression!r} looks at other documents", where=where, fix=fix)
         result = connection.sql(f"SELECT\n{_sql(rule)}\nFROM signals").to_arrow_table()
         calls = [name.lower() for name in re.findall(r"([A-Za-z_]\w*)\s*\(", _LITERAL.sub(" ", rule.expression))]
         moody = connection.execute(

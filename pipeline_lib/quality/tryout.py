@@ -68,7 +68,7 @@ def try_rule(ingest: Artifact, score: Artifact, expression: str, *, examples: in
     """
     documents, signals = ingest.files("documents"), score.files("signals")
     names = [name for name in pq.read_schema(signals[0]).names if name != "doc_id"] if signals else []
-    config = ScoreConfig(rules={"*": "none"}, extra_rules={NAME: expression})
+    config = ScoreConfig(rules={"*": "none"}, instruct_rules="none", extra_rules={NAME: expression})
     rule = next(rule for rule in rules_of(config, names).rules if rule.name == NAME)
     ids, values, kept, total = _verdicts(signals, rule, seconds)
     if not total:
