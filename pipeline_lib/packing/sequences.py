@@ -15,6 +15,7 @@ from pyarrow import ipc
 
 from pipeline_lib.errors import DamagedError
 from pipeline_lib.packing.buffers import BUFFERS_OF_A_LIST, OFFSETS, VALUES, find_buffers
+from pipeline_lib.packing.cache import as_noted
 from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, read_header, settings_in
 from pipeline_lib.packing.growth import is_in_sorted
 from pipeline_lib.workspace.identity import bytes_digest
@@ -57,6 +58,8 @@ class Chunk:
             mapped = pa.memory_map(str(path))
         except FileNotFoundError:
             raise DamagedError("file is missing", where=str(path), fix=FIX) from None
+        except OSError as error:
+            raise DamagedError(f"file cannot be read ({error})", where=str(path), fix=FIX) from error
         self.data = mapped.read_buffer()
         if self.data.size != facts.size or bytes_digest(memoryview(self.data)) != facts.file_digest:
             raise DamagedError("bytes differ from what was committed", where=str(path), fix=FIX)
@@ -237,10 +240,19 @@ class SequenceReader:
         if at not in self._open:
             facts = self.chunks[at]
             try:
-                self._open[at] = Chunk(facts, self.folder)
+                self._open[at] = self._opened(facts)
             except DamagedError:
                 if self.heal is None:
                     raise
                 self.chunks[at] = self.heal(facts.side, facts.chunk)
-                self._open[at] = Chunk(self.chunks[at], self.folder)
+                self._open[at] = self._opened(self.chunks[at])
         return self._open[at]
+
+    def _opened(self, facts: ChunkFacts) -> Chunk:
+        try:
+            return Chunk(facts, self.folder)
+        except DamagedError:
+            (noted,) = as_noted(self.folder, [facts])
+            if noted == facts:
+                raise
+            return Chunk(noted, self.folder)

@@ -15,8 +15,9 @@ from packing_toy import Toy, run_toy
 
 from pipeline_lib.config.model import FillGapsConfig
 from pipeline_lib.errors import DamagedError, StageFailedError
+from pipeline_lib.packing import chunk
 from pipeline_lib.packing.cache import Cache, Healer
-from pipeline_lib.packing.fill import fill_cache, intact
+from pipeline_lib.packing.fill import check_cache, fill_cache, intact
 from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.workspace.files import read_json
 
@@ -122,6 +123,40 @@ def test_a_chunk_that_would_come_out_otherwise_is_refused(tmp_path: Path) -> Non
         list(drifted.heal(["train-00000"]))
 
 
+def test_a_chunk_made_again_by_another_library_version_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, made = run_toy(tmp_path)
+    folder, filled = workspace.cache_folder / made["fill_gaps"].details["cache"], made["fill_gaps"]
+    calm = PackedDataset.of(workspace, filled, "train")
+    expected = [calm[i]["input_ids"].tolist() for i in range(len(calm))]
+    path = folder / "train-00001.arrow"
+    before = path.read_bytes()
+    monkeypatch.setattr(chunk, "LZ4_LEVEL", 9)  # stands for a library that compresses otherwise
+    remove(path)
+    assert list(fill_cache(workspace, filled)) == ["train-00001"]
+    assert path.read_bytes() != before
+    assert fill_cache(workspace, filled) == {}
+    assert intact(filled, workspace) == ""
+    plain = PackedDataset(folder, filled.file("chunks"), "train")
+    assert [plain[i]["input_ids"].tolist() for i in range(len(plain))] == expected
+    flip(path)
+    assert list(fill_cache(workspace, filled)) == ["train-00001"]
+    path.write_bytes(before)  # out of a backup
+    assert fill_cache(workspace, filled) == {}
+
+
+def test_a_chunk_that_cannot_be_read_is_put_aside_and_made_again(tmp_path: Path) -> None:
+    workspace, made = run_toy(tmp_path)
+    folder, filled = workspace.cache_folder / made["fill_gaps"].details["cache"], made["fill_gaps"]
+    path = folder / "train-00001.arrow"
+    before = path.read_bytes()
+    remove(path)
+    path.mkdir()
+    with pytest.raises(DamagedError, match="cannot be read"):
+        list(PackedDataset(folder, filled.file("chunks"), "train").sequences.scan())
+    assert len(list(PackedDataset.of(workspace, filled, "train").sequences.scan())) > 1
+    assert path.read_bytes() == before
+
+
 def test_training_heals_what_it_meets(tmp_path: Path) -> None:
     workspace, made = run_toy(tmp_path)
     folder, filled = workspace.cache_folder / made["fill_gaps"].details["cache"], made["fill_gaps"]
@@ -154,6 +189,15 @@ def test_full_is_a_machine_fact(tmp_path: Path) -> None:
     _, one = run_toy(tmp_path)
     _, two = run_toy(tmp_path, Toy(fill_gaps=FillGapsConfig(full=True)))
     assert one["fill_gaps"].key == two["fill_gaps"].key
+
+
+def test_a_cache_is_checked_where_nothing_can_be_noted(tmp_path: Path) -> None:
+    workspace, made = run_toy(tmp_path)
+    folder, filled = workspace.cache_folder / made["fill_gaps"].details["cache"], made["fill_gaps"]
+    (folder / ".seen.json").unlink()
+    (folder / ".seen.json").mkdir()
+    flip(folder / "train-00001.arrow")
+    assert list(check_cache(workspace, filled, full=False)) == ["train-00001"]
 
 
 def test_seen_file_that_is_broken_is_not_believed(tmp_path: Path) -> None:
