@@ -163,11 +163,12 @@ class DedupConfig(Section):
     bands: int = setting(21, "LSH bands", ge=1, le=128, why="21×6 proposes .998 of pairs at J = .8 where 16×8 proposes .947")
     rows: int = setting(6, "MinHash values in a band", ge=1, le=32)
     bucket_limit: int = setting(
-        200,
+        1000,
         "All pairs of a band bucket up to this size are looked at; a larger one is split by further bands and reported",
         unit="documents",
         ge=2,
-        why="a bucket of n documents gives n²/2 pairs: 20,000 for 200, half a million for 1,000",
+        why="licences come in families of several hundred, and at 200 a twelfth of their pairs is missed; a bucket of n documents "
+        "gives n²/2 pairs, so the parts of a larger one may have a fifth of this size",
     )
     survivor: list[Literal["priority", "quality", "length", "date"]] = setting(
         lambda: ["priority", "quality", "length", "date"],

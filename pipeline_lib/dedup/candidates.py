@@ -1,11 +1,14 @@
 """Candidate pairs: documents that share a band hash, joined by DuckDB one band at a time so that memory is bounded by a band.
 
 A *bucket* is the documents with one hash in one band. Up to `limit` documents: all pairs of it are proposed. A larger one
-- is split by the hashes of the next bands, up to `SPLITS` of them: parts up to the limit give all their pairs. Boilerplate that
-  many documents share falls apart in one step, because the rest of the documents has other hashes;
+- is split by the hashes of the next bands, up to `SPLITS` of them: parts up to a fifth of the limit give all their pairs.
+  Boilerplate that many documents share falls apart in one step, because the rest of the documents has other hashes;
 - and gives a star: each document with the best ranked one, which is the one that can remove the others.
 What no further band tells apart is `cut`: those documents meet the best one of their part and no other, and the bucket's row says
 how many they are.
+
+Documents of a bucket over the limit are a *crowd*: they fill many buckets just below the limit in other bands. So a bucket that
+is mostly crowd and larger than a fifth of the limit is split, too.
 
 **Nights.** Proposed pairs are a function of the set of documents, bucket by bucket. So when documents are added to a set whose
 pairs are known, only the buckets of the added ones and the large buckets (before or now) are looked at: `fresh` and `Known`.
@@ -26,6 +29,7 @@ from pipeline_lib.dedup import kernels
 from pipeline_lib.dedup.verify import distinct
 from pipeline_lib.tables.duck import connect
 
+PART = 5  # what of a crowd gives all its pairs is this many times smaller than the limit: it is there many times
 SPLITS = 3  # further bands; 100,000 documents of which half share a hash in each band are parts of 13,000 then
 BLOCK_BYTES = 96 << 20  # of band hashes held at once: 12 bands of a million documents, one of ten million
 MEMORY_GIB = 0.75  # for DuckDB; beyond it the join spills to disk
@@ -49,7 +53,7 @@ class BandIndex(Protocol):
 
 @dataclass(frozen=True)
 class Buckets:
-    """Buckets over the limit, ordered by band and hash."""
+    """Buckets over a fifth of the limit, ordered by band and hash."""
 
     band: Numbers
     hash: NDArray[np.uint64]
@@ -62,7 +66,7 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Members:
-    """Documents of large buckets: a row a band and document, ordered; and the hashes of these documents in all bands."""
+    """Documents of these buckets: a row a band and document, ordered; and the hashes of these documents in all bands."""
 
     band: Numbers
     hash: NDArray[np.uint64]
@@ -143,6 +147,7 @@ def propose(
     numbers = np.flatnonzero(taking_part)
     new = np.ones(len(numbers), dtype=bool) if fresh is None else fresh[numbers]
     earlier = known or Known(numbers[:0], numbers[:0], numbers[:0].astype(np.int32), no_buckets())
+    small = max(limit // PART, 2)
     large: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]] = []
     with connect(memory_gib=MEMORY_GIB, threads=threads) as db:
         db.execute("CREATE TABLE proposed (a UINTEGER, b UINTEGER)")
@@ -151,10 +156,10 @@ def propose(
             for band, column in zip(bands, index.columns(bands), strict=True):
                 before = earlier.buckets.hash[earlier.buckets.band == band]
                 rows = _rows(column, numbers, new, before)
-                large.append(_join(db, band, rows, limit, whole=bool(new.all())))
+                large.append(_join(db, band, rows, small, whole=bool(new.all())))
         found = db.execute("SELECT a, b, count(*)::INTEGER AS n FROM proposed GROUP BY a, b ORDER BY a, b").fetchnumpy()
     members = _members(index, large)
-    buckets, left, right = _split(members, ranks, limit)
+    buckets, left, right = _split(members, ranks, limit, small)
     kept = _still_proposed(earlier, buckets, members)
     parts = [
         [np.asarray(found[name], dtype=np.int64) for name in ("a", "b", "n")],
@@ -209,10 +214,10 @@ def _members(index: BandIndex, large: list[tuple[NDArray[np.uint64], NDArray[np.
 def _join(
     db: duckdb.DuckDBPyConnection, band: int, rows: pa.Table, limit: int, *, whole: bool
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Propose the pairs of one band's small buckets; returns hash and number of the members of its large ones.
+    """Propose the pairs of one band's small buckets; returns hash and number of the members of the others.
 
     Args:
-        db: has the tables `proposed` (a, b) and `before` (band, h: buckets that were large).
+        db: has the tables `proposed` (a, b) and `before` (band, h: buckets that were not small).
         band: number of the band.
         rows: h, number, fresh.
         limit: of a small bucket.
@@ -245,19 +250,24 @@ def _join(
     return found["h"], found["number"]
 
 
-def _split(members: Members, ranks: Ranks, limit: int) -> tuple[Buckets, Numbers, Numbers]:
-    """Rows and pairs of the large buckets."""
+def _split(members: Members, ranks: Ranks, limit: int, small: int) -> tuple[Buckets, Numbers, Numbers]:
+    """Rows and pairs of the buckets that are not small."""
     known, place, columns, band = members.known, members.place, members.columns, members.band
     if not len(known):
         return no_buckets(), known, known
-    orders = ranks(known)
     bucket = group = _groups(band, members.hash)
     _, first, size = np.unique(bucket, return_index=True, return_counts=True)
     cut = np.zeros(len(first), dtype=np.int64)
-    pairs = [_star(group, place, order) for order in orders]
+    crowd = np.zeros(len(known), dtype=bool)
+    crowd[place[size[bucket] > limit]] = True
+    whole = ((size <= limit) & (2 * np.bincount(bucket, crowd[place]) < size))[bucket]
+    pairs = [_all_pairs(bucket[whole], place[whole])]
+    group, place, band, bucket = group[~whole], place[~whole], band[~whole], bucket[~whole]
+    orders = ranks(known)
+    pairs += [_star(group, place, order) for order in orders]
     for step in range(1, min(SPLITS + 1, len(columns))):
         group = _groups(group, columns[(band + step) % len(columns), place])
-        large = np.bincount(group)[group] > limit
+        large = np.bincount(group, minlength=1)[group] > small
         pairs.append(_all_pairs(group[~large], place[~large]))
         group, place, band, bucket = group[large], place[large], band[large], bucket[large]
     if len(group):
@@ -268,7 +278,7 @@ def _split(members: Members, ranks: Ranks, limit: int) -> tuple[Buckets, Numbers
 
 
 def _groups(one: NDArray[Any], other: NDArray[Any]) -> Numbers:
-    """A number for each combination of two keys."""
+    """A number for each combination of two keys, from 0."""
     order = np.lexsort((other, one))
     fresh = np.zeros(len(order), dtype=bool)
     fresh[1:] = (one[order][1:] != one[order][:-1]) | (other[order][1:] != other[order][:-1])

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_lib.dedup.candidates import SPLITS, Candidates, Known, propose
+from pipeline_lib.dedup.candidates import PART, SPLITS, Candidates, Known, propose
 from pipeline_lib.dedup.minhash import Hashes
 
-LIMIT = 4
+LIMIT = 15
+SMALL = LIMIT // PART
 
 
 def found(hashes: np.ndarray, rank: np.ndarray, *, limit: int = LIMIT, **night: object) -> Candidates:
@@ -43,7 +44,7 @@ def test_small_buckets_give_all_pairs_and_no_pair_is_invented(corpus) -> None:
     assert set(pairs(some)) <= set(all_pairs)
     assert [equal[pair] for pair in pairs(some)] == some.bands_hit.tolist()
     sizes = {(band, int(h)): int((hashes[band] == h).sum()) for band in range(len(hashes)) for h in hashes[band] if h}
-    large = {key: size for key, size in sizes.items() if size > LIMIT}
+    large = {key: size for key, size in sizes.items() if size > SMALL}
     rows = zip(some.buckets.band, some.buckets.hash, some.buckets.documents, strict=True)
     assert {(int(band), int(h)): int(size) for band, h, size in rows} == large
     for band, h in large:  # the best of a large bucket meets every member, so it can remove them
@@ -72,7 +73,7 @@ def test_nights_propose_what_one_run_proposes(corpus) -> None:
 def test_a_large_bucket_is_split_by_further_bands() -> None:
     """40 documents share the first band; in the second they are ten groups of four."""
     hashes = np.stack([np.full(40, 7), np.arange(40) // 4 + 1, np.arange(40) + 100]).astype(np.uint64)
-    proposed = found(hashes, np.arange(40))
+    proposed = found(hashes, np.arange(40), limit=20)
     star, groups = {(0, i) for i in range(1, 40)}, {(a, b) for b in range(40) for a in range(b) if a // 4 == b // 4}
     assert set(pairs(proposed)) == star | groups
     assert proposed.buckets.documents.tolist() == [40]
@@ -80,10 +81,24 @@ def test_a_large_bucket_is_split_by_further_bands() -> None:
 
 
 def test_what_no_band_tells_apart_is_cut_and_counted() -> None:
-    hashes = np.full((SPLITS + 2, 10), 7, dtype=np.uint64)
-    proposed = found(hashes, np.arange(10)[::-1].copy())
-    assert pairs(proposed) == [(i, 9) for i in range(9)]
-    assert proposed.buckets.cut.tolist() == [10] * (SPLITS + 2)
+    hashes = np.full((SPLITS + 2, LIMIT + 1), 7, dtype=np.uint64)
+    proposed = found(hashes, np.arange(LIMIT + 1)[::-1].copy())
+    assert pairs(proposed) == [(i, LIMIT) for i in range(LIMIT)]
+    assert proposed.buckets.cut.tolist() == [LIMIT + 1] * (SPLITS + 2)
+
+
+def test_a_bucket_up_to_the_limit_is_whole_unless_a_crowd_fills_it() -> None:
+    crowd, tens, mixed = range(20), range(20, 30), (18, 19, 30, 31, 32)
+    hashes = 100 + np.arange(2 * 40, dtype=np.uint64).reshape(2, 40)
+    hashes[0, crowd] = 7
+    hashes[1, :8] = 8  # of the crowd, and as large as a bucket may be that is looked at whole
+    hashes[1, tens] = 9
+    hashes[1, list(mixed)] = 10
+    proposed = found(hashes, np.arange(40))
+    star = {(0, i) for i in range(1, 20)}
+    assert set(pairs(proposed)) == star | {(a, b) for group in (tens, mixed) for b in group for a in group if a < b}
+    assert proposed.buckets.documents.tolist() == [20, 8, 10, 5]
+    assert proposed.buckets.cut.tolist() == [8, 8, 0, 0]  # the others have hashes of their own in the second band
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -47,7 +47,7 @@ def tables(run: Run, *names: str) -> dict[str, bytes]:
 
 
 @settings(max_examples=4, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 3), st.sampled_from([3, 200]))
+@given(st.integers(0, 10**6), st.integers(2, 3), st.sampled_from([3, 12, 200]))
 def test_any_split_into_nights_finds_what_one_run_finds(tmp_path_factory, seed: int, nights: int, limit: int) -> None:
     tmp_path = tmp_path_factory.mktemp("nights")
     rng = np.random.default_rng(seed)
