@@ -41,7 +41,7 @@ def verify(as_json: Json = False) -> None:
     """Digest every chunk of every cache; ends with code 4 when one is damaged."""
     damaged = _report(full=True, as_json=as_json)
     if damaged:
-        raise DamagedError(f"{damaged} chunks are missing or damaged", fix="millrace cache fill")
+        raise DamagedError(f"{damaged} chunks or lists of chunks are missing or damaged", fix="millrace cache fill")
 
 
 def fill(as_json: Json = False) -> None:
@@ -49,7 +49,7 @@ def fill(as_json: Json = False) -> None:
     from pipeline_lib.packing.fill import caches, fill_cache
 
     workspace = home()
-    filled = {name: fill_cache(workspace, artifact) for name, artifact in caches(workspace).items()}
+    filled = {name: fill_cache(workspace, artifact) for name, artifact in caches(workspace, out.warn).items()}
     if as_json:
         out.json_out(filled)
         return
@@ -134,7 +134,7 @@ def compact(as_json: Json = False) -> None:
 def _chosen(workspace: Workspace, name: str) -> Artifact:
     from pipeline_lib.packing.fill import caches
 
-    found = {cache: artifact for cache, artifact in caches(workspace).items() if cache.startswith(name)}
+    found = {cache: artifact for cache, artifact in caches(workspace, out.warn).items() if cache.startswith(name)}
     if not found:
         raise NotFoundError(f"no cache {name!r}" if name else "no cache yet", fix="millrace cache status")
     return max(found.values(), key=lambda artifact: artifact.manifest.started)
@@ -161,13 +161,16 @@ def _plain(before: Token | None, token: Token) -> str:
 
 
 def _report(*, full: bool, as_json: bool) -> int:
-    """Show every cache; returns how many chunks are damaged."""
+    """Show every cache; returns how many chunks, or artifacts that list chunks, are damaged."""
     from pipeline_lib.packing.cache import read_chunks
     from pipeline_lib.packing.fill import caches, check_cache
     from pipeline_lib.packing.make import totals
 
     workspace = home()
-    found = caches(workspace)
+    left_out: list[str] = []
+    found = caches(workspace, left_out.append)
+    for line in left_out:
+        out.warn(line)
     damages = {name: check_cache(workspace, artifact, full=full) for name, artifact in found.items()}
     sums = {
         name: totals(read_chunks(artifact.files("chunks")), artifact.details["sequence_length"])
@@ -196,4 +199,4 @@ def _report(*, full: bool, as_json: bool) -> int:
         for name, reasons in damages.items():
             for chunk, reason in reasons.items():
                 out.say(f"{name}/{chunk}: {reason}")
-    return sum(map(len, damages.values()))
+    return sum(map(len, damages.values())) + len(left_out)

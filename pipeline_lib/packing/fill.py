@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline_lib.config.model import FillGapsConfig
+from pipeline_lib.errors import DamagedError
 from pipeline_lib.packing.cache import (
     Cache,
     cache_behind,
@@ -132,11 +133,16 @@ def intact(artifact: Artifact, workspace: Workspace) -> str:
     return f"{len(damages)} of {artifact.metrics['chunks']} chunks of the cache need filling: {name}: {reason}{more}"
 
 
-def caches(workspace: Workspace) -> dict[str, Artifact]:
-    """Every cache that a `fill_gaps` artifact vouches for: folder name → the newest such artifact."""
+def caches(workspace: Workspace, tell: Callable[[str], None] = lambda line: None) -> dict[str, Artifact]:
+    """Every cache that a `fill_gaps` artifact vouches for: folder name → the newest such artifact. A damaged artifact vouches for
+    none; `tell` is told."""
     found: dict[str, Artifact] = {}
     for key in workspace.store.keys("fill_gaps"):
-        artifact = workspace.artifact(key)
+        try:
+            artifact = workspace.artifact(key)
+        except DamagedError as error:
+            tell(f"left out, the next run of its pipeline makes it again: {error.where}: {error.what}")
+            continue
         known = found.get(artifact.details["cache"])
         if known is None or known.manifest.started < artifact.manifest.started:
             found[artifact.details["cache"]] = artifact

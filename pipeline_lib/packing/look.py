@@ -63,7 +63,10 @@ def look_at(workspace: Workspace, filled: Artifact, side: str, sequence: int) ->
     chunks = read_chunks(filled.files("chunks"))
     reader = SequenceReader(folder, chunks, side, dead=tombstones_of(filled), gone=gone_of(filled, side))
     if not 0 <= sequence < len(reader):
-        raise NotFoundError(f"the side {side!r} has no sequence {sequence}", fix=f"0 … {len(reader) - 1}")
+        raise NotFoundError(
+            f"the side {side!r} has no sequence {sequence}",
+            fix=f"0 … {len(reader) - 1}" if len(reader) else "--side train, dev or test",
+        )
     found = reader[sequence]
     packs = ancestry(workspace, workspace.artifact(filled.manifest.inputs["pack"]["key"]))
     table = pa.concat_tables([pq.read_table(pack.file("rows"), columns=["doc_id", "domain"]) for pack in packs])

@@ -29,7 +29,7 @@ def make_chunks(run: StageRun, recipe: Recipe, ranges: Sequence[Range], document
         scrap.unlink(missing_ok=True)
     begun = run.keep("begun") / "chunks"
     if run.fresh and not begun.exists():  # an earlier generation's chunks do not count
-        rewrite(recipe.folder, Listing())
+        rewrite(recipe.folder, Listing(grown=read_manifest(recipe.folder).grown))
     begun.touch()
     listed = read_manifest(recipe.folder).chunks
     known = {wanted.name: facts for wanted in ranges if (facts := _committed(recipe, listed, wanted)) is not None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Listing:
     chunks: Mapping[str, ChunkFacts] = field(default_factory=dict)  # by name
     grown: Sequence[Mapping[str, Any]] = ()  # one entry a cache that continues this one, in the order they were made
     lines: int = 0
-    damaged: int = 0  # lines that are not what was written
+    damaged: int = 0  # lines that are not what was written, or of another version
 
 
 def append_chunk(folder: Path, facts: ChunkFacts) -> None:
@@ -71,25 +71,28 @@ def read_manifest(folder: Path) -> Listing:
     chunks: dict[str, ChunkFacts] = {}
     grown: list[Mapping[str, Any]] = []
     lines = [line for line in data.split(b"\n") if line]
-    whole = list(_whole(lines))
-    for value in whole:
-        if value.pop("kind") == CHUNK:
-            facts = ChunkFacts(**value)
-            chunks[facts.name] = facts
-        else:
-            grown.append(value)
-    return Listing(chunks, grown, len(lines), len(lines) - len(whole))
-
-
-def _whole(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    damaged = 0
     for line in lines:
-        try:
-            value = json.loads(line)
-            digest = value.pop("digest")
-            if digest == fingerprint_of(value) and value["kind"] in {CHUNK, GROWN}:
-                yield value
-        except (ValueError, TypeError, AttributeError, KeyError):  # torn, or altered
-            continue
+        said = _said(line)
+        if isinstance(said, ChunkFacts):
+            chunks[said.name] = said
+        elif said is not None:
+            grown.append(said)
+        else:
+            damaged += 1
+    return Listing(chunks, grown, len(lines), damaged)
+
+
+def _said(line: bytes) -> ChunkFacts | Mapping[str, Any] | None:
+    """A chunk, or a later cache; None where the line is torn, altered, or of another version."""
+    try:
+        value = json.loads(line)
+        if value.pop("digest") != fingerprint_of(value):
+            return None
+        kind = value.pop("kind")
+        return ChunkFacts(**value) if kind == CHUNK else value if kind == GROWN else None
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None
 
 
 def rewrite(folder: Path, listing: Listing) -> None:

@@ -93,14 +93,14 @@ SELECT = Stage("select", 1, "pure", "packing_toy:toy_select", sections=("toy",))
 
 
 def run_toy(
-    root: Path, config: Toy | None = None, *, until: str = "fill_gaps", services: Services | None = None
+    root: Path, config: Toy | None = None, *, until: str = "fill_gaps", services: Services | None = None, force: bool = False
 ) -> tuple[Workspace, dict[str, Artifact]]:
-    """Run ingest, select, pack (and fill_gaps) in a workspace; the artifacts by stage."""
+    """Run ingest, select, pack (and fill_gaps) in a workspace; the artifacts by stage. `force`: the last one is made anew."""
     workspace, config = Workspace.open(root), config or Toy()
     refs, found = {}, {}
     for stage in (INGEST, SELECT, BY_NAME["pack"], BY_NAME["fill_gaps"]):
         inputs = {name: refs[name] for name in stage.reads}
-        refs[stage.name] = execute(workspace, stage, config, inputs, services=services)
+        refs[stage.name] = execute(workspace, stage, config, inputs, services=services, force=force and stage.name == until)
         found[stage.name] = workspace.store.artifact(refs[stage.name].key)
         if stage.name == until:
             break

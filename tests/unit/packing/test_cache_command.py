@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from packing_toy import run_toy
+from packing_toy import Toy, ToyCorpus, run_toy
 from typer.testing import CliRunner
 
 from flows.cli.main import make_app
-from pipeline_lib.packing.manifest import NAME, read_manifest
+from pipeline_lib.packing.manifest import NAME, Listing, append_growth, read_manifest
 from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.workspace import Workspace
 
 
@@ -49,6 +51,8 @@ def test_show_gives_every_token_as_training_sees_it(made: tuple[Workspace, dict[
     assert text.count("│") == len(starts) - 1
     code, text = call(workspace, "show", "100000")
     assert (code, "0 … " in text) == (6, True)
+    code, text = call(workspace, "show", "0", "--side", "left")
+    assert (code, "train, dev or test" in text) == (6, True)
 
 
 def test_a_lost_manifest_is_rebuilt_from_the_chunks_and_damage_is_named(made: tuple[Workspace, dict[str, Artifact]]) -> None:
@@ -85,3 +89,31 @@ def test_compact_removes_what_nothing_refers_to_and_nothing_else(made: tuple[Wor
     assert read_manifest(folder).chunks == listing
     with workspace.lease(f"pack-{folder.name}", wait=False):
         assert "left alone" in CliRunner().invoke(make_app(), ["--home", str(workspace.root), "cache", "compact"]).output
+
+
+def test_a_damaged_artifact_is_told_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    workspace, found = run_toy(tmp_path)
+    _, other = run_toy(tmp_path, Toy(toy=ToyCorpus(seed=4)))
+    told = workspace.store.place(found["fill_gaps"].key, "manifest.json")
+    told.chmod(0o644)
+    told.write_bytes(told.read_bytes()[:50])
+    name = other["fill_gaps"].details["cache"]
+    (workspace.cache_folder / name / "train-00000.arrow").unlink()
+    code, text = call(workspace, "fill")
+    assert (code, "left out" in text, f"{name}/train-00000: file is missing" in text) == (0, True, True)
+    code, text = call(workspace, "verify")
+    assert (code, name in text, "1 chunks or lists" in text) == (4, True, True)
+
+
+def test_lines_of_another_version_are_passed_over_and_a_new_generation_keeps_what_follows_the_cache(tmp_path: Path) -> None:
+    workspace, found = run_toy(tmp_path, until="pack")
+    folder = workspace.cache_folder / found["pack"].details["cache"]
+    before = read_manifest(folder)
+    append_growth(folder, {"era": 1, "cache": "later"})
+    fields = {"kind": "chunk", "side": "train", "chunk": 0, "of_tomorrow": 1}
+    with (folder / NAME).open("ab") as manifest:
+        manifest.write(json.dumps({**fields, "digest": fingerprint_of(fields)}).encode() + b"\n")
+    now = read_manifest(folder)
+    assert (now.chunks, now.damaged, len(now.grown)) == (before.chunks, 1, 1)
+    run_toy(tmp_path, until="pack", force=True)
+    assert read_manifest(folder) == Listing(before.chunks, now.grown, before.lines + 1, 0)
