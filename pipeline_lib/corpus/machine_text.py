@@ -12,8 +12,8 @@ from collections.abc import Callable
 _YEAR = re.compile(rb"(?i)copyright[^\n]{0,80}?((?:19[89]|20[0-4])\d)(?:\s*[-,\xe2\x80\x93]+\s*((?:19[89]|20[0-4])\d))?")
 _RELEASE = re.compile(rb"(?m)^[ \t#*\[v-]*\d+\.\d+[^\n]{0,30}?\b((?:199|20[0-4])\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01]))\b")
 
-# Before Python 3.12 the parser counts its depth for all threads together, and two at once fail (python/cpython#106905); the filter of
-# warnings is shared by threads, too.
+# Before Python 3.12 the parser counts its depth for all threads together, and two at once fail (python/cpython#106905); the
+# filter of warnings is shared by threads, too.
 _PARSING = threading.Lock()
 
 Extract = Callable[[bytes], tuple[bytes, str]]
