@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline_lib.corpus import kernels
+from pipeline_lib.corpus.strings import valid
 from pipeline_lib.tables.buffers import text_buffers, text_column
 from pipeline_lib.tables.schemas import DOC_ID, TURNS
 
@@ -180,7 +181,7 @@ def _listed(column: pa.Array, role: str, content: str) -> pa.Array:
         return pa.nulls(len(column), _MESSAGES)
     both = [_text(pc.struct_field(flat, name)) for name in (role, content)]
     counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-    message = pa.StructArray.from_arrays([both[0].cast(pa.string()), both[1]], fields=list(_MESSAGE))
+    message = pa.StructArray.from_arrays([valid(both[0].cast(pa.string())), both[1]], fields=list(_MESSAGE))
     return pa.ListArray.from_arrays(
         pa.array(np.append(0, np.cumsum(counts)), pa.int32()), message, type=_MESSAGES, mask=column.is_null()
     )

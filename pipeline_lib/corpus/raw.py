@@ -12,6 +12,7 @@ from pipeline_lib.config.data import SourceConfig
 from pipeline_lib.corpus.files import SourceFile
 from pipeline_lib.corpus.instruct import COLUMNS, conversations
 from pipeline_lib.corpus.redact import head
+from pipeline_lib.corpus.strings import decoded, valid
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.tables.schemas import TURNS
 
@@ -138,16 +139,9 @@ def _as_string(values: pa.Array) -> pa.Array:
     if pa.types.is_nested(values.type):
         return pa.nulls(len(values), pa.string())
     try:
-        return values.cast(pa.string())
+        return valid(values.cast(pa.string()))
     except pa.ArrowException:
-        return pa.array([_decoded(value) for value in values.to_pylist()], pa.string())
-
-
-def _decoded(value: Any) -> str | None:
-    try:
-        return value.decode() if isinstance(value, bytes) else str(value)
-    except UnicodeDecodeError:
-        return None
+        return pa.array([decoded(value) for value in values.to_pylist()], pa.string())
 
 
 def one_batch(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:

@@ -100,7 +100,7 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[st
 def _place(document: Mapping[str, Any]) -> str:
     """Where the source has it, as far as its reader knew: a number of -1 or null says nothing."""
     index, start, size = (document[name] for name in ("record_index", "byte_offset", "byte_length"))
-    place = document["url"] or document["source"]
+    place = str(document["url"] or document["source"])
     if index is not None and index >= 0:
         place += f", record {index}"
     if start is not None and size is not None and min(start, size) >= 0:

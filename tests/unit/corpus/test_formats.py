@@ -168,6 +168,20 @@ def test_licences_of_records_by_both_spellings(tmp_path: Path, name: str) -> Non
     assert table(made, "documents")["licence"].to_pylist() == ["MIT", ""]
 
 
+@pytest.mark.parametrize("column", ["url", "title", "domain", "licence", "date", "id"])
+def test_what_a_record_says_of_itself_is_left_out_where_it_is_not_utf8(tmp_path: Path, column: str) -> None:
+    """Parquet does not check its strings; the text is good, so nothing else is wrong with the record."""
+    said = pa.array([b"a\xffb", b"2020", None], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": ["first text", "second text", "third text"], column: said}), tmp_path / "a.parquet")
+    names = {"date": {"date_column": "date"}, "id": {"id_column": "id"}}
+    made = ingest(tmp_path / "w", files(tmp_path / "a.parquet", **names.get(column, {})))
+    documents = table(made, "documents")
+    documents.validate(full=True)
+    assert documents["text"].to_pylist() == ["first text", "second text", "third text"]
+    if column == "url":
+        assert documents["url"].to_pylist() == ["", "2020", ""]
+
+
 def test_any_names_will_do_with_a_format(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "app.log").write_bytes(jsonl(*RECORDS))

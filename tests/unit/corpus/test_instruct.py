@@ -156,3 +156,15 @@ def test_columns_agree_with_plain_python(talks: list[list[tuple[str, str]]]) -> 
     said = messages_of(found["text"].filter(keep), found["turns"].filter(keep)).to_pylist()
     assert said == [content.encode() for talk, fine in zip(talks, good, strict=True) if fine for _, content in talk]
     json.dumps(found["turns"].to_pylist())
+
+
+def test_a_role_that_is_not_utf8_costs_its_record_only(tmp_path: Path) -> None:
+    said = [
+        pa.array(column, pa.binary()).view(pa.string())
+        for column in ([b"\xff", b"user", b"assistant", b"user", b"assistant"], [b"a", b"How?", b"So.", b"Why?", b"\xfe"])
+    ]
+    messages = pa.ListArray.from_arrays(pa.array([0, 1, 3, 5], pa.int32()), pa.StructArray.from_arrays(said, ["role", "content"]))
+    pq.write_table(pa.table({"messages": messages}), tmp_path / "a.parquet")
+    made = ingest(tmp_path / "w", files(tmp_path / "a.parquet", records="instruct"), quarantine_limit=1.0)
+    assert spoken(made) == [[(USER, "How?"), (ASSISTANT, "So.")]]
+    assert reasons(made) == {"a message of an unknown role": 1, "not UTF-8": 1}
