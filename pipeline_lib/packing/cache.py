@@ -29,6 +29,7 @@ from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.tables.schemas import CHUNKS, ROWS
 from pipeline_lib.tokens.chat import chat_template
 from pipeline_lib.tokens.encode import encoder_for
+from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import read_json, write_json
 from pipeline_lib.workspace.identity import file_digest
 from pipeline_lib.workspace.machine import versions
@@ -179,6 +180,7 @@ class Cache:
         try:
             for facts in link.recipe.make([link.ranges[n] for n in names], {n: self.chunks[n].content_digest for n in names}):
                 append_chunk(link.recipe.folder, facts)
+                fault_point("cache.after_commit")
                 yield facts
         except StageFailedError as error:
             now = versions()

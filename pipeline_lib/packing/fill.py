@@ -27,7 +27,6 @@ from pipeline_lib.packing.manifest import append_growth, read_manifest
 from pipeline_lib.packing.ranges import SIDES
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.workspace.artifact import Artifact, SummaryTable
-from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.resolve import key_of
 from pipeline_lib.workspace.stage import Outcome, StageRun
@@ -116,11 +115,7 @@ class _Heal:
     cache: Cache
 
     def __call__(self, names: Sequence[str]) -> list[ChunkFacts]:
-        healed = []
-        for facts in self.cache.heal(names):
-            fault_point("cache.after_commit")
-            healed.append(facts)
-        return healed
+        return list(self.cache.heal(names))
 
 
 def intact(artifact: Artifact, workspace: Workspace) -> str:

@@ -19,17 +19,6 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
     return found
 
 
-def sequences_at(n: int, seed: int, first: int, count: int) -> np.ndarray:
-    """The sequences, int64[count], read at positions `first`…`first + count - 1` of an endless training on `n` of them."""
-    positions = np.arange(first, first + count)
-    epochs = positions // n
-    found = np.empty(count, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        found[here] = order(n, seed, int(epoch))[positions[here] % n]
-    return found
-
-
 def positions_of(n: int, seed: int, sequence: int, epochs: int) -> np.ndarray:
     """The positions, int64[epochs], at which a sequence is read in the first epochs of a training on `n` sequences."""
     return np.array([epoch * n + np.flatnonzero(order(n, seed, epoch) == sequence)[0] for epoch in range(epochs)], np.int64)
@@ -85,3 +74,8 @@ class Order:
                     permutation = order(span.sequences, self.seed, span.epoch + epoch)
                     found[start - first : stop - first] = permutation[start - begin : stop - begin]
         return found
+
+
+def sequences_at(n: int, seed: int, first: int, count: int) -> np.ndarray:
+    """The sequences, int64[count], read at positions `first`…`first + count - 1` of an endless training on `n` of them."""
+    return Order.of(seed, n).at(first, count)

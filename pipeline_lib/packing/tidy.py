@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.artifact import Artifact
     from pipeline_lib.workspace.workspace import Workspace
 
+STALE_SECONDS = 3600  # an unfinished file that is younger may be one that `fill` or a training writes at this moment
+
 
 @dataclass(frozen=True)
 class Tidied:
@@ -27,7 +30,7 @@ class Tidied:
 
 
 def tidy(workspace: Workspace, folder: Path) -> Tidied:
-    """Remove unfinished files, and chunks that neither an artifact nor the manifest names; rewrite the manifest.
+    """Remove unfinished files (an hour old) and chunks that neither an artifact nor the manifest names; rewrite the manifest.
 
     Raises:
         BusyError: a run packs this cache.
@@ -38,7 +41,7 @@ def tidy(workspace: Workspace, folder: Path) -> Tidied:
         named = {facts.name for facts in listed if facts.cache == folder.name}
         before = read_manifest(folder)
         doomed = [path for path in folder.glob("*.arrow") if path.stem not in named and path.stem not in before.chunks]
-        doomed += folder.glob(".writing-*")
+        doomed += [path for path in folder.glob(".writing-*") if time.time() - path.stat().st_mtime > STALE_SECONDS]
         freed = sum(path.stat().st_size for path in doomed)
         for path in doomed:
             path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,49 @@ ended = {str(home): files(home) for home in root.iterdir()}
 print(json.dumps({"status": [calm, last], "seen": seen, "torn": torn, "ended": ended, "left": [
     str(path) for path in root.glob("hurt/cache/*/.writing-*")]}))
 """
+# Kills a filling of four damaged chunks at a commit point, and fills on.
+FILLING = """
+import json, os, sys
+from pathlib import Path
+from packing_toy import run_toy
+from pipeline_lib.packing import bestfit, fill
+from pipeline_lib.packing.cache import read_chunks
+from pipeline_lib.workspace.identity import file_digest
+
+workspace, made = run_toy(Path(sys.argv[1]))
+folder = workspace.cache_folder / made["pack"].details["cache"]
+facts = read_chunks(made["pack"].files("chunks"))
+calm = {path.name: path.read_bytes() for path in folder.glob("*.arrow")}
+found = {}
+for case in json.loads(sys.argv[2]):
+    how, point = case.split()
+    go = lambda: run_toy(Path(sys.argv[1])) if how == "stage" else fill.fill_cache(workspace, made["fill_gaps"])
+    for one in facts[:3]:
+        one.file(folder).unlink()
+    facts[3].file(folder).write_bytes(calm[facts[3].name + ".arrow"][:-9])
+    child = os.fork()
+    if child == 0:
+        os.environ["MILLRACE_FAULT"] = point
+        go()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    torn = [one.name for one in facts if (path := one.file(folder)).exists() and file_digest(path) != one.file_digest]
+    left = fill.check_cache(workspace, made["fill_gaps"], full=True)
+    go()
+    same = {path.name: path.read_bytes() for path in folder.glob("*.arrow")} == calm
+    found[case] = [os.WTERMSIG(status), torn, len(left), same]
+print(json.dumps(found))
+"""
+
+
+def test_a_filling_killed_at_a_commit_point_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(TOYS)}
+    left = {"stage cache.before_commit:1": 4, "command cache.before_commit:3": 2, "stage cache.after_commit:2": 2}
+    command = [sys.executable, "-c", FILLING, str(tmp_path), json.dumps(list(left))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = {case: [signal.SIGKILL, [], number, True] for case, number in left.items()}
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -79,21 +80,24 @@ def test_compact_removes_what_nothing_refers_to_and_nothing_else(made: tuple[Wor
     folder = workspace.cache_folder / found["pack"].details["cache"]
     files = {path.name: path.read_bytes() for path in folder.glob("*.arrow")}
     listing = read_manifest(folder).chunks
-    (folder / ".writing-train-00000.arrow-abc").write_bytes(b"half")
+    for name in ("old", "new"):
+        (folder / f".writing-train-00000.arrow-{name}").write_bytes(b"half")
+    os.utime(folder / ".writing-train-00000.arrow-old", (0, 0))
     (folder / "train-99999.arrow").write_bytes(b"left over")
     with (folder / NAME).open("ab") as manifest:
         manifest.write(b'{"kind": "chunk", "torn')
     told = json.loads(call(workspace, "compact", "--json")[1])[folder.name]
     assert (told["files"], told["freed_bytes"], told["lines"]) == (2, 13, 1)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".arrow"} == files
+    assert [path.name for path in folder.glob(".writing-*")] == [".writing-train-00000.arrow-new"]  # it may be in the making
     assert read_manifest(folder).chunks == listing
     with workspace.lease(f"pack-{folder.name}", wait=False):
         assert "left alone" in CliRunner().invoke(make_app(), ["--home", str(workspace.root), "cache", "compact"]).output
 
 
 def test_a_damaged_artifact_is_told_and_does_not_stop_the_others(tmp_path: Path) -> None:
-    workspace, found = run_toy(tmp_path)
-    _, other = run_toy(tmp_path, Toy(toy=ToyCorpus(seed=4)))
+    workspace, found = run_toy(tmp_path, Toy(toy=ToyCorpus(documents=40)))
+    _, other = run_toy(tmp_path, Toy(toy=ToyCorpus(documents=40, seed=4)))
     told = workspace.store.place(found["fill_gaps"].key, "manifest.json")
     told.chmod(0o644)
     told.write_bytes(told.read_bytes()[:50])
