@@ -55,14 +55,19 @@ class SourceFile:
             raise StageFailedError("the file changed while it was read", where=self.path, fix="run again when it is complete")
 
 
+def plain_name(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8, which a file system may hold, as `\\udcff`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def local_link(path: Path, name: str) -> SourceFile:
     """A link that is not followed."""
-    return SourceFile(name, str(path), "", 0, "link")
+    return SourceFile(plain_name(name), str(path), "", 0, "link")
 
 
 def unreadable(path: Path, name: str) -> SourceFile:
     """A file that may not be read."""
-    return SourceFile(name, str(path), "", 0, "unreadable")
+    return SourceFile(plain_name(name), str(path), "", 0, "unreadable")
 
 
 def local_file(path: Path, name: str, form: str = "", *, domain: str = "", licence: str = "") -> SourceFile:
@@ -73,7 +78,7 @@ def local_file(path: Path, name: str, form: str = "", *, domain: str = "", licen
     if size > 0 and Path(name).suffix.lower() in (*COMPRESSED_SUFFIXES, ""):
         size = int(size * expansion(str(path)))
     return SourceFile(
-        name=name,
+        name=plain_name(name),
         path=str(path),
         digest=_digest(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino),
         size=size,

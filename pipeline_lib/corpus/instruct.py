@@ -229,6 +229,6 @@ def plain(name: str, value: Any) -> Any:
     """
     if name not in LISTS:
         return value.encode().decode() if isinstance(value, str) else None
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+    if not isinstance(value, list) or not all(one is None or isinstance(one, dict) for one in value):
         return None
-    return [{key: plain(key, one.get(key)) for key in LISTS[name]} for one in value]
+    return [{key: plain(key, (one or {}).get(key)) for key in LISTS[name]} for one in value]

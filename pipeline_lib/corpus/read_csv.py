@@ -15,7 +15,16 @@ from pipeline_lib.config.data import SourceConfig
 from pipeline_lib.corpus import bounds
 from pipeline_lib.corpus.files import SourceFile
 from pipeline_lib.corpus.instruct import COLUMNS
-from pipeline_lib.corpus.raw import BROKEN_ROW, OPEN_QUOTE, named_columns, names_of, need_text_column, raw_batch
+from pipeline_lib.corpus.raw import (
+    BROKEN_FILE,
+    BROKEN_ROW,
+    OPEN_QUOTE,
+    named_columns,
+    names_of,
+    need_text_column,
+    problem_row,
+    raw_batch,
+)
 from pipeline_lib.corpus.records import Found, records
 from pipeline_lib.corpus.redact import head
 from pipeline_lib.corpus.streams import Caps, blocks
@@ -31,7 +40,10 @@ def read_csv(file: SourceFile, source: SourceConfig, caps: Caps, longest: int) -
             yield found
             continue
         if header is None:
-            header = _fields(found.record(0), delimiter)
+            header, *more = _rows(found.record(0), delimiter)
+            if more:  # with CR alone as line end the whole file would be its header
+                yield problem_row(file, BROKEN_FILE, found.record(0), 0, 0)
+                return
             need_text_column(file, source, header)
             found = found.rows(np.arange(len(found)) > 0)  # noqa: PLW2901
         fields = found.shape == min(len(header), bounds.MOST_FIELDS)
@@ -42,9 +54,10 @@ def read_csv(file: SourceFile, source: SourceConfig, caps: Caps, longest: int) -
                 yield batch(file, source, Found(**{**vars(found.rows(rows)), "index": index[rows]}), header, delimiter)
 
 
-def _fields(record: bytes, delimiter: str) -> list[str]:
+def _rows(record: bytes, delimiter: str) -> list[list[str]]:
+    """What Python sees in a record: one row, unless line ends differ from those that the search knows."""
     csv.field_size_limit(1 << 31)  # the default of 128 KiB is less than a document
-    return next(csv.reader(io.StringIO(record.decode("utf-8", "surrogateescape"), newline=""), delimiter=delimiter), [])
+    return list(csv.reader(io.StringIO(record.decode("utf-8", "surrogateescape"), newline=""), delimiter=delimiter)) or [[]]
 
 
 def _bad(file: SourceFile, source: SourceConfig, found: Found, header: list[str], delimiter: str) -> pa.RecordBatch:
@@ -88,7 +101,7 @@ def _row_by_row(found: Found, header: list[str], names: dict[str, str], delimite
     """What pyarrow and the search see differently (a quote in the middle of a field): a Python loop."""
     columns: dict[str, list[Any]] = {column: [] for column in names}
     for row in range(len(found)):
-        fields = dict(zip(header, _fields(found.record(row), delimiter), strict=False))
+        fields = dict(zip(header, _rows(found.record(row), delimiter)[0], strict=False))
         for column, values in columns.items():
             values.append(fields.get(column, "").encode("utf-8", "surrogateescape"))
     return pa.table({column: pa.array(values, pa.large_binary()) for column, values in columns.items()})

@@ -88,24 +88,31 @@ def _tolerant(found: list[bytes], source: SourceConfig) -> dict[str, Any]:
     columns: dict[str, list[Any]] = {name: [] for name in {*names.values(), "problem", "head"}}
     for line in found:
         row: dict[str, Any] = {}
+        said, lost = _decoded(line)
         try:
-            record = json.loads(line.decode())
+            record = json.loads(said)
             if not isinstance(record, dict):
                 row["problem"] = NOT_OBJECT
             else:
                 for column, name in names.items():
                     _put(row, name, record.get(column))
         except UnicodeEncodeError:
-            row = {"problem": LONE_SURROGATE}
-        except UnicodeDecodeError:
-            row = {"problem": NOT_UTF8}
+            row = {"problem": lost or LONE_SURROGATE}
         except (ValueError, RecursionError):
-            row = {"problem": BROKEN_JSON}
+            row = {"problem": lost or BROKEN_JSON}
         if "problem" in row:
             row = {"problem": row["problem"], "head": head(line)}
         for name, column_values in columns.items():
             column_values.append(row.get(name))
     return _spoken(columns, found) if source.records == "instruct" else columns
+
+
+def _decoded(line: bytes) -> tuple[str, str]:
+    """A record as a string, and what is wrong with its bytes: it only matters in columns that are read."""
+    try:
+        return line.decode(), ""
+    except UnicodeDecodeError:
+        return line.decode("utf-8", "surrogateescape"), NOT_UTF8
 
 
 def _put(row: dict[str, Any], name: str, value: Any) -> None:

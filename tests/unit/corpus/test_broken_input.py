@@ -178,6 +178,7 @@ CASES = [
     # CSV and TSV
     Case("few-columns.csv", ROWS + b"only one\n" + LAST, {COLUMNS: 1}),
     Case("many-columns.csv", ROWS + b"a,b,c\n" + LAST, {COLUMNS: 1}),
+    Case("carriage-returns.csv", folder(a_csv=ROWS + LAST, b_csv=b"text,id\rold Mac,1\rlines,2\r"), {FILE: 1}),
     Case("open-quote.csv", ROWS + b'"never closed,3\n' + LAST, {QUOTE: 1}),
     Case("latin-1.csv", ROWS + b"caf\xe9,3\n" + LAST, {NOT_UTF8: 1}),
     Case("nul.csv", ROWS + b"\x00,3\n" + LAST, {EMPTY: 1}),

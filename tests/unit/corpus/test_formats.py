@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,35 @@ def test_what_a_record_says_of_itself_is_left_out_where_it_is_not_utf8(tmp_path:
         assert documents["url"].to_pylist() == ["", "2020", ""]
 
 
+@pytest.mark.parametrize(
+    ("line", "more"),
+    [
+        (b'{"text": "good", "other": "\xff"}', {}),
+        (b'{"text": "good", "\xff": 1}', {}),
+        (b'{"text": "good", "url": "\xff"}', {}),
+        (b'{"text": "bad \xff"}', {}),
+        (b'{"text": "twice", "text": "the last"}', {}),
+        (b'{"text": "good", "id": 12345678901234567890}', {}),
+        (b'{"text": "good", "id": 1.5}', {}),
+        (b'{"messages": [null, {"role": "assistant", "content": "a"}]}', {"records": "instruct"}),
+        (b'{"messages": [null], "prompt": "a", "response": "b"}', {"records": "instruct"}),
+    ],
+)
+def test_a_json_line_does_not_depend_on_its_neighbours(tmp_path: Path, line: bytes, more: dict[str, str]) -> None:
+    """Blocks of plain records are read by pyarrow, blocks with a broken one by a loop."""
+    good = b'{"prompt": "a", "response": "b"}\n' if more else b'{"text": "fine"}\n'
+    found = []
+    for name, neighbour in (("plain", good), ("broken", good + b"broken\n")):
+        (tmp_path / f"{name}.jsonl").write_bytes(line + b"\n" + neighbour)
+        shutil.copy(tmp_path / f"{name}.jsonl", tmp_path / "a.jsonl")
+        made = ingest(tmp_path / name, files(tmp_path / "a.jsonl", id_column="id", **more), quarantine_limit=1.0)
+        documents = table(made, "documents").drop_columns(["file_digest"]).to_pylist()
+        bad = [row["reason"] for row in table(made, "quarantine").to_pylist() if row["position"] == "a.jsonl:1"]
+        found.append(([row for row in documents if row["record_index"] == 0], bad))
+    assert found[0] == found[1]
+    assert found[0][0] or found[0][1]
+
+
 def test_any_names_will_do_with_a_format(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "app.log").write_bytes(jsonl(*RECORDS))
@@ -190,6 +220,16 @@ def test_any_names_will_do_with_a_format(tmp_path: Path) -> None:
     made = ingest(tmp_path / "w", files(tmp_path / "data", format="jsonl"))
     assert len(texts(made)) == 3
     assert not made.manifest.events
+
+
+def test_a_file_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for name in (b"a\xff.jsonl", b"a\xfe.jsonl"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "d") + b"/" + name)).write_bytes(jsonl({"text": "read"}) + b"broken\n")
+    made = ingest(tmp_path / "w", files(tmp_path / "d"), quarantine_limit=1.0)
+    assert texts(made) == ["read", "read"]
+    assert len(set(table(made, "documents")["doc_id"].to_pylist())) == 2
+    assert table(made, "quarantine")["position"].to_pylist() == ["a\\udcfe.jsonl:2", "a\\udcff.jsonl:2"]
 
 
 def test_files_that_are_passed_over_are_told(tmp_path: Path) -> None:
