@@ -32,6 +32,7 @@ from pipeline_lib.tables.duck import connect
 PART = 5  # what of a crowd gives all its pairs is this many times smaller than the limit: it is there many times
 SPLITS = 3  # further bands; 100,000 documents of which half share a hash in each band are parts of 13,000 then
 BLOCK_BYTES = 96 << 20  # of band hashes held at once: 12 bands of a million documents, one of ten million
+JOIN_ROWS = 1 << 20  # of several bands together; a band alone may have more
 MEMORY_GIB = 0.75  # for DuckDB; beyond it the join spills to disk
 Numbers = NDArray[np.int64]
 Ranks = Callable[[Numbers], tuple[Numbers, ...]]
@@ -47,8 +48,11 @@ class BandIndex(Protocol):
     def __len__(self) -> int:
         """Number of documents."""
 
-    def columns(self, bands: Sequence[int]) -> NDArray[np.uint64]:
-        """Hashes of all documents, [bands, documents]; 0: no shingle."""
+    def pieces(self, bands: Sequence[int], numbers: Numbers | None = None) -> Iterator[tuple[int, Sequence[NDArray[np.uint64]]]]:
+        """Number of the first document of each piece, and hashes of its documents, a column a band; 0: no shingle.
+
+        Pieces without any of the documents `numbers` (ascending) are left out.
+        """
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class Candidates:
     buckets: Buckets
 
 
+def _nothing_known() -> Known:
+    none = np.empty(0, dtype=np.int64)
+    return Known(none, none, none.astype(np.int32), no_buckets())
+
+
 def no_buckets() -> Buckets:
     """None over the limit."""
     none = np.empty(0, dtype=np.int64)
@@ -141,22 +150,18 @@ def propose(
         known: pairs among the others; those that are still proposed are in the result, too.
         threads: of DuckDB.
 
-    Memory: the hashes of as many bands as fit `BLOCK_BYTES`, but one at least; 13 bytes a document beside it; DuckDB's limit; and
-    8 bytes a band for each document of a large bucket.
+    Memory: of fresh documents the hashes of as many bands as fit `BLOCK_BYTES`, but one at least; 13 bytes a document beside it;
+    DuckDB's limit; and 8 bytes a band for each document of a large bucket.
     """
-    numbers = np.flatnonzero(taking_part)
-    new = np.ones(len(numbers), dtype=bool) if fresh is None else fresh[numbers]
-    earlier = known or Known(numbers[:0], numbers[:0], numbers[:0].astype(np.int32), no_buckets())
+    fresh = taking_part if fresh is None else taking_part & fresh
+    earlier = known or _nothing_known()
     small = max(limit // PART, 2)
-    large: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]] = []
+    large: list[dict[str, NDArray[Any]]] = []
     with connect(memory_gib=MEMORY_GIB, threads=threads) as db:
         db.execute("CREATE TABLE proposed (a UINTEGER, b UINTEGER)")
         db.register("before", pa.table({"band": earlier.buckets.band, "h": earlier.buckets.hash}))
-        for bands in _blocks(index):
-            for band, column in zip(bands, index.columns(bands), strict=True):
-                before = earlier.buckets.hash[earlier.buckets.band == band]
-                rows = _rows(column, numbers, new, before)
-                large.append(_join(db, band, rows, small, whole=bool(new.all())))
+        for rows in _joined_together(_rows(index, taking_part, fresh, earlier.buckets)):
+            large.append(_join(db, rows, small))
         found = db.execute("SELECT a, b, count(*)::INTEGER AS n FROM proposed GROUP BY a, b ORDER BY a, b").fetchnumpy()
     members = _members(index, large)
     buckets, left, right = _split(members, ranks, limit, small)
@@ -183,71 +188,120 @@ def _once(left: Numbers, right: Numbers, hit: Numbers) -> tuple[Numbers, Numbers
     return code[fresh] >> 32, code[fresh] & 0xFFFFFFFF, hit[order][fresh]
 
 
-def _blocks(index: BandIndex) -> Iterator[range]:
-    """Bands whose hashes are held together."""
-    size = max(1, BLOCK_BYTES // max(8 * len(index), 1))
+def _blocks(index: BandIndex, documents: int) -> Iterator[range]:
+    """Bands whose hashes of so many documents are held together."""
+    size = max(1, BLOCK_BYTES // max(8 * documents, 1))
     yield from (range(first, min(first + size, index.bands)) for first in range(0, index.bands, size))
 
 
-def _rows(column: NDArray[np.uint64], numbers: Numbers, new: NDArray[np.bool_], before: NDArray[np.uint64]) -> pa.Table:
-    """What the join of a band reads: h, number, fresh. Of old documents only those that may share a hash with a fresh one."""
-    hashes = column if len(numbers) == len(column) else column[numbers]
-    wanted = hashes != 0
-    if not new.all():
-        kernels.may_be_among(hashes, kernels.filter_of(np.concatenate([hashes[new], before])), wanted)
-    if not wanted.all():
-        hashes, numbers, new = hashes[wanted], numbers[wanted], new[wanted]
-    return pa.table({"h": hashes, "number": numbers.astype(np.uint32), "fresh": new})
+def _hashes(index: BandIndex, bands: range, numbers: Numbers) -> NDArray[np.uint64]:
+    """Hashes of some documents (ascending numbers), [bands, numbers]."""
+    out = np.empty((len(bands), len(numbers)), dtype=np.uint64)
+    for first, columns in index.pieces(bands, numbers):
+        low, high = np.searchsorted(numbers, [first, first + len(columns[0])])
+        whole = high - low == len(columns[0])
+        for place, column in enumerate(columns):
+            out[place, low:high] = column if whole else column[numbers[low:high] - first]
+    return out
 
 
-def _members(index: BandIndex, large: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]]) -> Members:
-    band = np.repeat(np.arange(len(large)), [len(hashes) for hashes, _ in large])
-    hashes = np.concatenate([hashes for hashes, _ in large] or [np.empty(0, dtype=np.uint64)])
-    number = np.concatenate([number for _, number in large] or [np.empty(0, dtype=np.uint32)]).astype(np.int64)
+def _rows(index: BandIndex, taking_part: NDArray[np.bool_], fresh: NDArray[np.bool_], before: Buckets) -> Iterator[pa.Table]:
+    """What the join reads of each band: band, h, number, fresh.
+
+    Of fresh documents and of all in buckets that were not small before; and of the others those that meet one of these. When all
+    are fresh, those that may meet another.
+    """
+    new, old = np.flatnonzero(fresh), taking_part & ~fresh
+    for bands in _blocks(index, len(new)):
+        hashes = _hashes(index, bands, new)
+        if not old.any():
+            for band, column in zip(bands, hashes, strict=True):
+                some = kernels.repeated(column)
+                yield _table(band, column[some], new[some], fresh=True)
+            continue
+        known = [
+            np.unique(np.concatenate([column, before.hash[before.band == band]]))
+            for band, column in zip(bands, hashes, strict=True)
+        ]
+        for (band, column), met in zip(zip(bands, hashes, strict=True), _meeting(index, bands, known, old), strict=True):
+            yield pa.concat_tables([_table(band, column, new, fresh=True), _table(band, *met, fresh=False)])
+
+
+def _meeting(
+    index: BandIndex, bands: range, known: Sequence[NDArray[np.uint64]], old: NDArray[np.bool_]
+) -> list[tuple[NDArray[np.uint64], Numbers]]:
+    """Hashes and numbers of old documents whose hash is among the known ones, for each band. Every piece is read once."""
+    filters = [kernels.filter_of(hashes) for hashes in known]
+    found: list[list[tuple[NDArray[np.uint64], Numbers]]] = [[] for _ in bands]
+    for first, columns in index.pieces(bands, np.flatnonzero(old)):
+        places = np.empty(len(columns[0]), dtype=np.int64)
+        for column, hashes, bits, parts in zip(columns, known, filters, found, strict=True):
+            some = places[: kernels.places_among(column, hashes, bits, places)]
+            some = some[old[first + some]]
+            parts.append((column[some], first + some))
+    none = (np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64))
+    together = [tuple(zip(none, *parts, strict=True)) for parts in found]
+    return [(np.concatenate(hashes), np.concatenate(numbers)) for hashes, numbers in together]
+
+
+def _table(band: int, hashes: NDArray[np.uint64], numbers: Numbers, *, fresh: bool) -> pa.Table:
+    there = hashes != 0
+    hashes, numbers = hashes[there], numbers[there].astype(np.uint32)
+    count = len(hashes)
+    return pa.table({"band": np.full(count, band, np.int32), "h": hashes, "number": numbers, "fresh": np.full(count, fresh)})
+
+
+def _joined_together(rows: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Bands of few rows in one table: a join of its own costs more than the rows."""
+    waiting: list[pa.Table] = []
+    for table in rows:
+        if waiting and sum(map(len, waiting)) + len(table) > JOIN_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+        waiting.append(table)
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _members(index: BandIndex, large: list[dict[str, NDArray[Any]]]) -> Members:
+    band, number = (
+        np.concatenate([np.empty(0, dtype=np.int64), *(part[name].astype(np.int64) for part in large)])
+        for name in ("band", "number")
+    )
+    hashes = np.concatenate([np.empty(0, dtype=np.uint64), *(part["h"] for part in large)])
     known, places = distinct(len(index), number)
     columns = np.empty((index.bands, len(known)), dtype=np.uint64)
-    for bands in _blocks(index) if len(known) else ():
-        columns[bands.start : bands.stop] = index.columns(bands)[:, known]
+    for bands in _blocks(index, len(known)) if len(known) else ():
+        columns[bands.start : bands.stop] = _hashes(index, bands, known)
     return Members(band, hashes, places[number], known, columns)
 
 
-def _join(
-    db: duckdb.DuckDBPyConnection, band: int, rows: pa.Table, limit: int, *, whole: bool
-) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Propose the pairs of one band's small buckets; returns hash and number of the members of the others.
+def _join(db: duckdb.DuckDBPyConnection, rows: pa.Table, small: int) -> dict[str, NDArray[Any]]:
+    """Propose the pairs of small buckets; returns band, h and number of the members of the others, ordered.
 
     Args:
         db: has the tables `proposed` (a, b) and `before` (band, h: buckets that were not small).
-        band: number of the band.
-        rows: h, number, fresh.
-        limit: of a small bucket.
-        whole: everything is fresh: all buckets are looked at.
+        rows: band, h, number, fresh.
+        small: documents in a small bucket.
     """
     db.register("rows", rows)
-    wanted = (
-        "SELECT h FROM rows GROUP BY h HAVING count(*) > 1"
-        if whole
-        else "SELECT h FROM rows WHERE fresh UNION SELECT h FROM before WHERE band = $band"
-    )
     db.execute(
-        f"""
+        """
         CREATE OR REPLACE TEMP TABLE member AS
-        SELECT h, number, fresh, count(*) OVER (PARTITION BY h) AS size,
-            h IN (SELECT h FROM before WHERE band = $band) AS again
-        FROM rows SEMI JOIN ({wanted}) USING (h) QUALIFY size > 1
-        """,  # noqa: S608 — one of the two texts above
-        {"band": band},
+        SELECT band, h, number, fresh, count(*) OVER (PARTITION BY band, h) AS size, (band, h) IN (FROM before) AS again
+        FROM rows QUALIFY size > 1
+        """
     )
     db.execute(
         """
         INSERT INTO proposed
-        SELECT x.number, y.number FROM member x JOIN member y USING (h)
-        WHERE x.size <= $limit AND x.number < y.number AND (x.fresh OR y.fresh OR x.again)
+        SELECT x.number, y.number FROM member x JOIN member y USING (band, h)
+        WHERE x.size <= $small AND x.number < y.number AND (x.fresh OR y.fresh OR x.again)
         """,
-        {"limit": limit},
+        {"small": small},
     )
-    found = db.execute("SELECT h, number FROM member WHERE size > $limit ORDER BY h, number", {"limit": limit}).fetchnumpy()
-    return found["h"], found["number"]
+    large = "SELECT band, h, number FROM member WHERE size > $small ORDER BY band, h, number"
+    return dict(db.execute(large, {"small": small}).fetchnumpy())
 
 
 def _split(members: Members, ranks: Ranks, limit: int, small: int) -> tuple[Buckets, Numbers, Numbers]:

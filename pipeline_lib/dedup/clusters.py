@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline_lib.dedup import kernels
+from pipeline_lib.dedup.documents import first_half
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ def _first_of_each(key: NDArray[Any], *order: NDArray[np.int64]) -> NDArray[np.i
 
 def representatives(text_hash: NDArray[np.bytes_], rank: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each document the best ranked one with the same text (itself when there is no other)."""
-    return _first_of_each(text_hash, rank)
+    best = np.arange(len(rank))
+    some = kernels.repeated(first_half(text_hash))
+    best[some] = some[_first_of_each(text_hash[some], rank[some])]
+    return best
 
 
 def cluster_names(root: NDArray[np.int64], created: NDArray[np.int64]) -> NDArray[np.int64]:

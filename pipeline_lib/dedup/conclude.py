@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline_lib.config.data import DedupConfig
 from pipeline_lib.dedup.decontaminate import CONTAMINATION
-from pipeline_lib.dedup.documents import Corpus, Documents, Lookup
+from pipeline_lib.dedup.documents import Corpus, Documents
 from pipeline_lib.dedup.evidence import (
     best_of,
     clusters_table,
@@ -124,11 +124,11 @@ def rethreshold(dedup: Artifact, ingest: Artifact, score: Artifact, threshold: f
     parent = dedup.store.artifact(key_of(config.parent)) if key_of(config.parent) else None
     around = Circumstances(corpus, corpus.sources, failed_rules(score), _contamination_of(dedup), Seniors.of(parent))
     table = read_tables(dedup.files("pairs"))
-    lookup = corpus.lookup()
+    corpus.refuse_doubles()
     documents, pairs = pairs_of(
         corpus,
-        _known(lookup, table["doc_id_a"]),
-        _known(lookup, table["doc_id_b"]),
+        _known(corpus, table["doc_id_a"]),
+        _known(corpus, table["doc_id_b"]),
         {name: table[name].to_numpy() for name in ("jaccard", "containment", "bands_hit")},
     )
     return conclude(documents, pairs, at_threshold(config, threshold), around)
@@ -152,8 +152,8 @@ def _contamination_of(dedup: Artifact) -> pa.Table:
     return CONTAMINATION.empty_table()
 
 
-def _known(lookup: Lookup, column: pa.ChunkedArray) -> NDArray[np.int64]:
-    numbers = lookup.numbers(ids_of(column))
+def _known(corpus: Corpus, column: pa.ChunkedArray) -> NDArray[np.int64]:
+    numbers = corpus.numbers(ids_of(column))
     if (numbers < 0).any():
         raise NotFoundError("the pairs are of other documents", fix="name the ingest and score artifacts of the same run")
     return numbers

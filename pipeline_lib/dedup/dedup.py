@@ -109,9 +109,9 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
 
 def _lent(run: StageRun, corpus: Corpus, segments: list[Shard], equal: EqualTexts, identity: dict[str, Any]) -> Lent | None:
     """Pairs of an earlier night, where there is one."""
-    lookup = corpus.lookup()  # refuses two documents with one id, on the first night too; large, and gone when this returns
+    corpus.refuse_doubles()
     base = lender(run, identity, segments)
-    return borrow(base, corpus, segments, lookup, equal) if base else None
+    return borrow(base, corpus, segments, equal) if base else None
 
 
 def _counted(found: Conclusion, threshold: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What dedup knows of documents beside their text. Of all of them: which texts are equal; the rest only of those that matter.
 
-Documents are numbered through their files, in order. Memory for all N of them: 32 bytes, 24 more while equal texts are
-found, and 16 for finding documents by id. Everything else is held for the documents of pairs and copies alone.
+Documents are numbered through their files, in order. Memory for all N of them: 32 bytes, and 16 to 24 more while equal texts or
+documents by their id are looked for. Everything else is held for the documents of pairs and copies alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline_lib.dedup import kernels
 from pipeline_lib.dedup.verify import Place
 from pipeline_lib.errors import StageFailedError
-from pipeline_lib.tables.ids import Ids, hex_of, ids_of, places_of
+from pipeline_lib.tables.ids import Ids, hex_of, ids_of, order_of, places_of
 from pipeline_lib.workspace.artifact import Artifact
 
 UNKNOWN_DATE = np.iinfo(np.int64).max
@@ -123,33 +124,32 @@ class Corpus:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def lookup(self) -> Lookup:
-        """Finds documents by id.
+    def refuse_doubles(self) -> None:
+        """Every id is the id of one document.
 
         Raises:
             StageFailedError: two documents have one id.
         """
-        keys = _first_half(self.all_ids)
-        order = np.argsort(keys)
-        keys = keys[order]
-        if len(near := np.flatnonzero(keys[1:] == keys[:-1])):
-            ids = np.sort(self.all_ids[np.unique(np.concatenate([order[near], order[near + 1]]))])
-            if len(doubled := np.flatnonzero(ids[1:] == ids[:-1])):
-                raise StageFailedError(
-                    f"{len(doubled)} documents share their id with another, the first is {hex_of(ids[doubled[:1]])[0].decode()}",
-                    where="stage dedup",
-                    fix="give the source an id_column whose values are unique",
-                )
-        return Lookup(self, keys, order)
+        ids = np.sort(self.all_ids[kernels.repeated(first_half(self.all_ids))])
+        if len(doubled := np.flatnonzero(ids[1:] == ids[:-1])):
+            raise StageFailedError(
+                f"{len(doubled)} documents share their id with another, the first is {hex_of(ids[doubled[:1]])[0].decode()}",
+                where="stage dedup",
+                fix="give the source an id_column whose values are unique",
+            )
+
+    def numbers(self, ids: Ids) -> Numbers:
+        """Number of each of some documents, by id; -1 where there is none."""
+        halves = np.unique(first_half(ids))
+        some = np.empty(len(self), dtype=np.int64)
+        some = some[: kernels.places_among(first_half(self.all_ids), halves, kernels.filter_of(halves), some)]
+        some = some[order_of(self.all_ids[some])]
+        places = places_of(ids, self.all_ids[some])
+        return np.where(places >= 0, some[places], -1) if len(some) else places
 
     def equal_texts(self) -> EqualTexts:
         """Find documents with the same `text_hash`."""
-        keys = _first_half(self.text_hash)
-        order = np.argsort(keys)
-        keys = keys[order]
-        same = np.zeros(len(keys) + 1, dtype=bool)
-        same[1:-1] = keys[1:] == keys[:-1]
-        members = np.sort(order[same[1:] | same[:-1]])
+        members = kernels.repeated(first_half(self.text_hash))
         ids, hashes = self.all_ids[members], self.text_hash[members]
         by_text = np.lexsort((*_halves_of(ids), *_halves_of(hashes)))
         fresh = np.ones(len(members), dtype=bool)
@@ -189,26 +189,8 @@ class Corpus:
         )
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """Finds documents by id: the first halves of all ids in order, and the documents' numbers."""
-
-    corpus: Corpus
-    keys: NDArray[np.uint64]
-    order: Numbers
-
-    def numbers(self, ids: Ids) -> Numbers:
-        """Number of each document; -1 where there is none of this id."""
-        if not len(self.keys) or not len(ids):
-            return np.full(len(ids), -1, dtype=np.int64)
-        wanted = _first_half(ids)
-        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        found = self.order[at]
-        found[self.corpus.all_ids[found] != ids] = -1
-        return found
-
-
-def _first_half(ids: Ids) -> NDArray[np.uint64]:
+def first_half(ids: Ids) -> NDArray[np.uint64]:
+    """The first 8 bytes of ids or text hashes as numbers, to sort out what is different."""
     return np.ascontiguousarray(ids).view("<u8")[::2].copy()
 
 

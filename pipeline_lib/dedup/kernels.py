@@ -578,10 +578,49 @@ def filter_of(hashes):  # type: ignore[no-untyped-def]
     return bits
 
 
-@njit(types.void(_U64, _U64, types.boolean[::1]), nogil=True, cache=True)
-def may_be_among(hashes, bits, out):  # type: ignore[no-untyped-def]
-    """Clear `out` where a hash is certainly not in `filter_of` some others; one in 32 of those passes."""
-    mask = np.uint64(bits.size * 64 - 1)
+@njit(types.int64(_U64, _U64, _U64, types.int64[::1]), nogil=True, cache=True)
+def places_among(hashes, known, filter_bits, out):  # type: ignore[no-untyped-def]
+    """Where hashes are that are among some others.
+
+    Args:
+        hashes: what is looked up.
+        known: sorted.
+        filter_bits: `filter_of(known)`; while it fits the processor's cache, a hash that is not there costs a nanosecond.
+        out: [hashes] int64, the first ones are written: indices in `hashes`, ascending.
+
+    Returns:
+        Number of indices.
+    """
+    mask = np.uint64(filter_bits.size * 64 - 1)
+    found = 0
     for i in range(hashes.size):
-        bit = hashes[i] & mask
-        out[i] &= ((bits[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1)) != 0
+        h = hashes[i]
+        bit = h & mask
+        if (filter_bits[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1):
+            place = np.searchsorted(known, h)
+            if place < known.size and known[place] == h:
+                out[found] = i
+                found += 1
+    return found
+
+
+@njit(types.int64[::1](_U64), nogil=True, cache=True)
+def repeated(hashes):  # type: ignore[no-untyped-def]
+    """Ascending indices of all hashes that occur more than once, and of one in 16 of the others: what is worth sorting."""
+    size = 64
+    while size < 16 * hashes.size:
+        size *= 2
+    once, again = np.zeros(size // 64, dtype=np.uint64), np.zeros(size // 64, dtype=np.uint64)
+    mask = np.uint64(size - 1)
+    for h in hashes:
+        word, mark = (h & mask) >> np.uint64(6), np.uint64(1) << (h & np.uint64(63))
+        again[word] |= once[word] & mark
+        once[word] |= mark
+    out = np.empty(hashes.size, dtype=np.int64)
+    found = 0
+    for i in range(hashes.size):
+        h = hashes[i]
+        out[found] = i
+        if (again[(h & mask) >> np.uint64(6)] >> (h & np.uint64(63))) & np.uint64(1):
+            found += 1
+    return out[:found].copy()

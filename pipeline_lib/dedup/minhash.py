@@ -24,6 +24,7 @@ from pipeline_lib.tables.ids import Ids, id_column, ids_of
 from pipeline_lib.tables.schemas import BANDS
 
 CONSTANTS_SEED = 128  # of the MinHash functions: part of the index format, never of a run
+Columns = Sequence[NDArray[np.uint64]]
 ROW_GROUP = 65_536  # documents whose hashes are held while they are made: 11 MB at 21 bands
 
 
@@ -112,26 +113,28 @@ class Index:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def columns(self, bands: Sequence[int]) -> NDArray[np.uint64]:
-        """Hashes of all documents, [bands, documents]; every file is opened once."""
-        found = np.empty((len(bands), len(self)), dtype=np.uint64)
-        for start, segment in zip(self.starts, self._segments([_column(band) for band in bands]), strict=False):
-            for place, column in enumerate(segment.columns):
-                at = int(start)
-                for chunk in column.chunks:
-                    found[place, at : at + len(chunk)] = chunk.to_numpy()
-                    at += len(chunk)
-        return found
+    def pieces(self, bands: Sequence[int], numbers: NDArray[np.int64] | None = None) -> Iterator[tuple[int, Columns]]:
+        """Hashes in pieces of some ten thousand documents: number of the first document, a column a band.
+
+        Args:
+            bands: which ones.
+            numbers: ascending; pieces without any of these documents are left out.
+        """
+        columns = [_column(band) for band in bands]
+        for path, metadata, start in zip(self.files, self._metadata, self.starts, strict=False):
+            first = int(start)
+            with pq.ParquetFile(path, metadata=metadata, memory_map=True) as file:
+                for group in range(metadata.num_row_groups):
+                    after = first + metadata.row_group(group).num_rows
+                    if numbers is None or np.searchsorted(numbers, first) < np.searchsorted(numbers, after):
+                        table = file.read_row_group(group, columns=columns, use_threads=False)
+                        yield first, [column.to_numpy() for column in table.columns]
+                    first = after
 
     def ids(self) -> Ids:
         """Ids of all documents, 16 bytes each."""
-        parts = [ids_of(segment["doc_id"]) for segment in self._segments(["doc_id"])]
+        parts = [ids_of(pq.read_table(path, columns=["doc_id"], use_threads=False)["doc_id"]) for path in self.files]
         return np.concatenate(parts) if parts else np.empty(0, dtype="S16")
-
-    def _segments(self, columns: list[str]) -> Iterator[pa.Table]:
-        for path, metadata in zip(self.files, self._metadata, strict=True):
-            with pq.ParquetFile(path, metadata=metadata) as file:
-                yield file.read(columns=columns, use_threads=False)
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,6 @@ class Hashes:
     def __len__(self) -> int:
         return int(self.hashes.shape[1])
 
-    def columns(self, bands: Sequence[int]) -> NDArray[np.uint64]:
-        """Hashes of all documents, [bands, documents]."""
-        return np.asarray(self.hashes[list(bands)], dtype=np.uint64)
+    def pieces(self, bands: Sequence[int], numbers: NDArray[np.int64] | None = None) -> Iterator[tuple[int, Columns]]:
+        """One piece: see `Index.pieces`."""
+        yield 0, [self.hashes[band] for band in bands]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline_lib.config.data import DedupConfig
 from pipeline_lib.dedup.candidates import Buckets, Candidates, Known
-from pipeline_lib.dedup.documents import Corpus, Documents, EqualTexts, Lookup
+from pipeline_lib.dedup.documents import Corpus, Documents, EqualTexts
 from pipeline_lib.dedup.minhash import Index
 from pipeline_lib.dedup.shingles import Shingles
 from pipeline_lib.errors import DamagedError, NotFoundError
@@ -83,7 +83,7 @@ def lender(run: StageRun, identity: dict[str, Any], segments: Sequence[Shard]) -
     return None
 
 
-def borrow(artifact: Artifact, corpus: Corpus, segments: Sequence[Shard], lookup: Lookup, equal: EqualTexts) -> Lent:
+def borrow(artifact: Artifact, corpus: Corpus, segments: Sequence[Shard], equal: EqualTexts) -> Lent:
     """Take over the pairs of the documents that lie in shared segments.
 
     A document that stood for equal texts tonight and not then (or the other way round) is looked at again, or passed over.
@@ -91,7 +91,7 @@ def borrow(artifact: Artifact, corpus: Corpus, segments: Sequence[Shard], lookup
     marks = artifact.manifest.shards.keys()
     fresh = np.repeat([segment.fingerprint not in marks for segment in segments], np.diff(corpus.starts))
     pairs = read_tables(artifact.files("pairs"))
-    a, b = (lookup.numbers(ids_of(pairs[name])) for name in ("doc_id_a", "doc_id_b"))
+    a, b = corpus.numbers(np.concatenate([ids_of(pairs[name]) for name in ("doc_id_a", "doc_id_b")])).reshape(2, -1)
     exact = pairs["bands_hit"].to_numpy() == 0
     was_copy = b[exact & (b >= 0)]
     stands = np.ones(len(corpus), dtype=bool)
