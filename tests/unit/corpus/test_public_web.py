@@ -12,7 +12,7 @@ import pytest
 from ingest_toy import files, ingest, jsonl, texts
 
 from pipeline_lib.corpus.public_web import ALLOWED, may_be_asked
-from pipeline_lib.errors import MillraceError, StageFailedError
+from pipeline_lib.errors import MillraceError, RefusedError, StageFailedError
 
 DATA = jsonl({"text": "from the web"}, {"text": "and more"})
 
@@ -93,8 +93,16 @@ def test_a_redirect_to_a_private_address_or_without_end_is_refused(
     [
         ("8.8.8.8", True), ("2001:4860:4860::8888", True), ("127.0.0.1", False), ("10.1.2.3", False), ("192.168.0.1", False),
         ("172.16.0.1", False), ("169.254.169.254", False), ("0.1.2.3", False), ("100.64.0.1", False), ("224.0.0.1", False),
+        ("64:ff9b::10.0.0.1", False), ("64:ff9b::8.8.8.8", True), ("2002:a00:1::1", False), ("2002:808:808::1", True),
+        ("::10.0.0.1", False), ("fec0::1", False), ("::", False),
         ("::1", False), ("fe80::1%eth0", False), ("fc00::1", False), ("::ffff:10.0.0.1", False), ("255.255.255.255", False),
     ],
 )  # fmt: skip
 def test_which_addresses_are_public(address: str, allowed: bool) -> None:
     assert may_be_asked(address) is allowed
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/a.jsonl", "sftp://me@localhost/a.jsonl", "simplecache::webhdfs://127.0.0.1:9870/a"])
+def test_other_protocols_do_not_reach_private_addresses(tmp_path: Path, url: str) -> None:
+    with pytest.raises(RefusedError, match="is no public address"):
+        ingest(tmp_path / "w", files(url, format="jsonl"))
