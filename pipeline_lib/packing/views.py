@@ -17,14 +17,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.packing.order import Order
-from pipeline_lib.packing.reader import IGNORED, PackedDataset
+from pipeline_lib.packing.reader import BLOCK, IGNORED, PackedDataset
 from pipeline_lib.workspace.runs import RunBook
 from pipeline_lib.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     import datasets
-
-BLOCK = 4096  # positions that are looked up together
 
 
 def packed(home: Path, run: str = "latest", side: str = "train") -> PackedDataset:

@@ -20,8 +20,9 @@ from typing import Any
 from blake3 import blake3
 
 from pipeline_lib.errors import ConfigError
+from pipeline_lib.tokens.load import FILES, read_named
 from pipeline_lib.tokens.train import EOS
-from pipeline_lib.workspace.files import read_json
+from pipeline_lib.workspace.identity import file_digest
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -209,9 +210,6 @@ def _loaded(folder: Path, digests: tuple[str, ...]) -> ChatTemplate:
 
 def chat_template(folder: Path) -> ChatTemplate:
     """The chat template of a tokenizer folder, kept while its files stay the same."""
-    from pipeline_lib.tokens.load import FILES
-    from pipeline_lib.workspace.identity import file_digest
-
     return _loaded(folder, tuple(file_digest(folder / name) if (folder / name).is_file() else "" for name in FILES))
 
 
@@ -219,7 +217,7 @@ def special_names(folder: Path) -> dict[str, str]:
     """The special tokens that a template may name (`eos_token` …), as the tokenizer's files say."""
     found: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        known = read_json(folder / file) if (folder / file).is_file() else {}
+        known = read_named(folder, file)
         for name in _SPECIAL_NAMES:
             value = known.get(name)
             value = value.get("content") if isinstance(value, dict) else value
@@ -231,8 +229,7 @@ def special_names(folder: Path) -> dict[str, str]:
 def _template_of(folder: Path, special: Mapping[str, Any]) -> tuple[str, str]:
     if (folder / FILE).is_file():
         return (folder / FILE).read_text("utf-8"), "tokenizer"
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    told = config.get("chat_template")
+    told = read_named(folder, "tokenizer_config.json").get("chat_template")
     if isinstance(told, list):  # several under names
         told = next((one["template"] for one in told if one.get("name") == "default"), None)
     if isinstance(told, str) and told:
@@ -241,7 +238,7 @@ def _template_of(folder: Path, special: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _mark(turn: int) -> str:
-    """Stands for a message while a template is rendered: letters only, which no template changes, and no template says."""
+    """Stands for a message while a template is rendered: letters and digits only, which no template changes, and no template says."""
     return f"Qzx{blake3(f'message {turn}'.encode()).hexdigest(16)}xzQ"
 
 

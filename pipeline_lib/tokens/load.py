@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")  # plain data, no code
 HUB = "hf://"
+COPY_AGAIN = "copy the tokenizer's folder again from where it came from"
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,31 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
+def read_named(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a tokenizer folder; empty where there is none.
+
+    Raises:
+        ConfigError: it is no JSON object.
+    """
+    path = folder / name
+    if not path.is_file():
+        return {}
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise ConfigError(f"cannot be read as JSON ({error})", where=str(path), fix=COPY_AGAIN) from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"holds a {type(found).__name__} and no JSON object", where=str(path), fix=COPY_AGAIN)
+    return found
+
+
 def _named(folder: Path, name: str) -> str:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / file).is_file():
-            value: Any = read_json(folder / file).get(name)
-            if isinstance(value, dict):
-                value = value.get("content")
-            if value:
-                return str(value)
+        value = read_named(folder, file).get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if value:
+            return str(value)
     return ""
 
 

@@ -193,6 +193,11 @@ def _compare(book: Book, home: Path, made: dict[str, Any], read: dict[str, Any],
         book.add(f"millrace: {name}", value, units[name], setup="gigatoken, fsync, digests" if name == "text to disk" else "")
     folder = home / "corpus"
     (folder / "tokenizer.json").symlink_to(folder / "tokenizer" / "tokenizer.json")
+    notes = {
+        "text to disk": "Hugging Face tokenizers, which it uses", "bytes a token": "no provenance",
+        "utilisation": "by construction, not measured: it concatenates",
+        "documents cut that need not be": f"computed: of {short:,} that fit in a sequence, those where one ends",
+    }  # fmt: skip
     for tool in PEERS:
         found = peer(Path(__file__).with_name("packing_peers.py"), tool, str(folder), str(LENGTH), "3000" if quick else "10000")
         theirs = {
@@ -201,8 +206,7 @@ def _compare(book: Book, home: Path, made: dict[str, Any], read: dict[str, Any],
             "documents cut that need not be": cut,
         }  # fmt: skip
         for name, value in theirs.items():
-            setup = f"of {short:,} that fit in a sequence: cut wherever one ends" if name.startswith("documents") else ""
-            book.add(f"{tool}: {name}", value, units[name], setup=setup or ("no provenance" if name == "bytes a token" else ""))
+            book.add(f"{tool}: {name}", value, units[name], setup=notes.get(name, ""))
 
 
 def _token_lengths(home: Path, texts: list[str]) -> np.ndarray:

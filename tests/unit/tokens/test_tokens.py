@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from pipeline_lib.config.model import PackConfig, TokenizerConfig
 from pipeline_lib.errors import ConfigError
 from pipeline_lib.tokens import train
+from pipeline_lib.tokens.chat import chat_template
 from pipeline_lib.tokens.encode import Encoder, encoder_for
 from pipeline_lib.tokens.load import copy_tokenizer, file_digests, read_facts, source_folder
 from pipeline_lib.tokens.train import EOS, PAD, spread, train_tokenizer
@@ -146,6 +147,16 @@ def test_padding_falls_back_to_the_end_token_and_a_missing_end_token_is_refused(
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read as a tokenizer"):
         read_facts(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "told"), [("{", "cannot be read as JSON"), ("[]", "holds a list")])
+def test_a_broken_configuration_of_a_tokenizer_is_named(folder: Path, tmp_path: Path, text: str, told: str) -> None:
+    copy_tokenizer(folder, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    for read in (read_facts, chat_template):
+        with pytest.raises(ConfigError, match=told) as refused:
+            read(tmp_path)
+        assert "tokenizer_config.json" in str(refused.value)
 
 
 def test_a_folder_is_known_by_its_content_and_its_code_stays_behind(folder: Path, tmp_path: Path) -> None:
