@@ -102,7 +102,9 @@ def test_which_addresses_are_public(address: str, allowed: bool) -> None:
     assert may_be_asked(address) is allowed
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/a.jsonl", "sftp://me@localhost/a.jsonl", "simplecache::webhdfs://127.0.0.1:9870/a"])
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1/a.jsonl", "sftp://me@localhost/a.jsonl", "simplecache::webhdfs://127.0.0.1:9870/a"]
+)
 def test_other_protocols_do_not_reach_private_addresses(tmp_path: Path, url: str) -> None:
     with pytest.raises(RefusedError, match="is no public address"):
         ingest(tmp_path / "w", files(url, format="jsonl"))
