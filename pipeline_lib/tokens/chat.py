@@ -238,7 +238,7 @@ def _template_of(folder: Path, special: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _mark(turn: int) -> str:
-    """Stands for a message while a template is rendered: letters and digits only, which no template changes, and no template says."""
+    """Stands for a message while a template is rendered: letters and digits, which no template changes, and no template says."""
     return f"Qzx{blake3(f'message {turn}'.encode()).hexdigest(16)}xzQ"
 
 
