@@ -220,7 +220,7 @@ def _rows(index: BandIndex, taking_part: NDArray[np.bool_], fresh: NDArray[np.bo
                 yield _table(band, column[some], new[some], fresh=True)
             continue
         known = [
-            np.unique(np.concatenate([column, before.hash[before.band == band]]))
+            np.sort(np.concatenate([column, before.hash[before.band == band]]))
             for band, column in zip(bands, hashes, strict=True)
         ]
         for (band, column), met in zip(zip(bands, hashes, strict=True), _meeting(index, bands, known, old), strict=True):

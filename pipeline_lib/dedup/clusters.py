@@ -11,13 +11,12 @@ A cluster is named by its earliest document (creation date, then id), so that a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline_lib.dedup import kernels
-from pipeline_lib.dedup.documents import first_half
+from pipeline_lib.dedup.documents import first_half, first_of_each
 
 
 @dataclass(frozen=True)
@@ -29,28 +28,22 @@ class Groups:
     root: NDArray[np.int64]
 
 
-def _first_of_each(key: NDArray[Any], *order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each element the number of the first one with the same key, by `order` (the most important last, as in lexsort)."""
-    by_key = np.lexsort((*order, key))
-    ordered = key[by_key]
-    first = np.ones(len(key), dtype=bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    found = np.empty(len(key), dtype=np.int64)
-    found[by_key] = by_key[first][np.cumsum(first) - 1]
-    return found
-
-
 def representatives(text_hash: NDArray[np.bytes_], rank: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each document the best ranked one with the same text (itself when there is no other)."""
     best = np.arange(len(rank))
     some = kernels.repeated(first_half(text_hash))
-    best[some] = some[_first_of_each(text_hash[some], rank[some])]
+    ordered = some[np.argsort(rank[some])]
+    text = np.unique(text_hash[ordered], return_inverse=True)[1]
+    best[ordered] = first_of_each(text, ordered)
     return best
 
 
 def cluster_names(root: NDArray[np.int64], created: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each document the earliest document of its cluster; numbers are in id order, unknown dates are last."""
-    return _first_of_each(root, np.arange(len(root)), created)
+    order = np.argsort(created, kind="stable")
+    names = np.empty(len(root), dtype=np.int64)
+    names[order] = first_of_each(root[order], order)
+    return names
 
 
 def group(

@@ -141,7 +141,7 @@ def pairs_of(
     documents = corpus.read(distinct(len(corpus), left, right)[0])
     one, other = documents.places(left), documents.places(right)
     a, b = np.minimum(one, other), np.maximum(one, other)
-    order = np.lexsort((b, a))
+    order = np.argsort((a << 32) | b)
     return documents, Pairs(a[order], b[order], **{name: values[order] for name, values in columns.items()})
 
 

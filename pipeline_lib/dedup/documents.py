@@ -67,7 +67,10 @@ class Documents:
             first: what is compared before, in order: documents marked False come first.
         """
         keys = {"priority": -self.priority, "quality": -self.quality, "length": -self.words, "date": self.created}
-        order = np.lexsort((*(keys[name] for name in reversed(survivor)), *reversed(first), np.zeros(len(self))))
+        told = [
+            key for key in (*first, *(keys[name] for name in survivor)) if (key != key[:1]).any()
+        ]  # the others decide nothing
+        order = np.lexsort(told[::-1]) if told else np.arange(len(self))
         rank = np.empty(len(self), dtype=np.int64)
         rank[order] = np.arange(len(self))
         return rank
@@ -140,7 +143,7 @@ class Corpus:
 
     def numbers(self, ids: Ids) -> Numbers:
         """Number of each of some documents, by id; -1 where there is none."""
-        halves = np.unique(first_half(ids))
+        halves = np.sort(first_half(ids))
         some = np.empty(len(self), dtype=np.int64)
         some = some[: kernels.places_among(first_half(self.all_ids), halves, kernels.filter_of(halves), some)]
         some = some[order_of(self.all_ids[some])]
@@ -150,14 +153,11 @@ class Corpus:
     def equal_texts(self) -> EqualTexts:
         """Find documents with the same `text_hash`."""
         members = kernels.repeated(first_half(self.text_hash))
-        ids, hashes = self.all_ids[members], self.text_hash[members]
-        by_text = np.lexsort((*_halves_of(ids), *_halves_of(hashes)))
-        fresh = np.ones(len(members), dtype=bool)
-        fresh[1:] = hashes[by_text][1:] != hashes[by_text][:-1]
-        first = members[by_text][fresh][np.cumsum(fresh) - 1]
-        copies, of = members[by_text][~fresh], first[~fresh]
-        by_number = np.argsort(copies)
-        return EqualTexts(copies[by_number], of[by_number])
+        members = members[order_of(self.all_ids[members])]
+        first = first_of_each(np.unique(self.text_hash[members], return_inverse=True)[1], members)
+        copy = first != members
+        by_number = np.argsort(members[copy])
+        return EqualTexts(members[copy][by_number], first[copy][by_number])
 
     def read(self, numbers: Numbers) -> Documents:
         """Everything about some documents (ascending numbers, each once)."""
@@ -173,7 +173,7 @@ class Corpus:
         priorities = np.array([self.priorities.get(name, 0) for name in listed], dtype=np.int64)
         indices = sources.indices.to_numpy().astype(np.int64)
         ids = self.all_ids[numbers]
-        order = np.lexsort(_halves_of(ids))
+        order = order_of(ids)
         file = np.searchsorted(self.starts, numbers, side="right") - 1
         return Documents(
             ids=ids[order],
@@ -194,10 +194,11 @@ def first_half(ids: Ids) -> NDArray[np.uint64]:
     return np.ascontiguousarray(ids).view("<u8")[::2].copy()
 
 
-def _halves_of(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Keys for lexsort that order ids as their bytes do."""
-    halves = np.ascontiguousarray(ids).view(">u8").astype(np.uint64).reshape(-1, 2)
-    return halves[:, 1].copy(), halves[:, 0].copy()
+def first_of_each(key: Numbers, ordered: Numbers) -> Numbers:
+    """For each of some ordered documents the first one with the same key (a small number)."""
+    first = np.empty(int(key.max(initial=-1)) + 1, dtype=np.int64)
+    first[key[::-1]] = ordered[::-1]  # what is written last stays
+    return np.asarray(first[key], dtype=np.int64)
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
