@@ -207,7 +207,11 @@ class Cache:
             place = f"cache/{path.parent.name}/{name}"
             aside = self.quarantine / f"{place.replace('/', '-')}-{time.time_ns()}"
             aside.mkdir(parents=True)
-            path.replace(aside / path.name)
+            try:
+                path.replace(aside / path.name)
+            except FileNotFoundError:  # another process was faster
+                aside.rmdir()
+                return
             reason = f"damaged chunk; committed were {facts.size} bytes with digest {facts.file_digest}"
             write_json(aside / "reason.json", {"key": place, "reason": reason})
 

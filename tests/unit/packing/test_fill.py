@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from pipeline_lib.errors import DamagedError, StageFailedError
 from pipeline_lib.packing import chunk
 from pipeline_lib.packing.cache import Cache, Healer
 from pipeline_lib.packing.fill import check_cache, fill_cache, intact
+from pipeline_lib.packing.manifest import read_manifest
 from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.workspace.files import read_json
 
@@ -198,6 +201,21 @@ def test_a_cache_is_checked_where_nothing_can_be_noted(tmp_path: Path) -> None:
     (folder / ".seen.json").mkdir()
     flip(folder / "train-00001.arrow")
     assert list(check_cache(workspace, filled, full=False)) == ["train-00001"]
+
+
+def test_several_that_fill_the_same_chunk_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    workspace, made = run_toy(tmp_path)
+    cache = Cache.of(workspace, made["pack"], made["ingest"])
+    path = cache.folder / "train-00001.arrow"
+    whole = path.read_bytes()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            flip(path)
+            together = Barrier(4)
+            futures = [pool.submit(lambda wait=together: (wait.wait(), list(cache.heal(["train-00001"])))) for _ in range(4)]
+            assert {future.result()[1][0].content_digest for future in futures} == {cache.chunks["train-00001"].content_digest}
+            assert path.read_bytes() == whole
+    assert read_manifest(cache.folder).damaged == 0
 
 
 def test_seen_file_that_is_broken_is_not_believed(tmp_path: Path) -> None:
