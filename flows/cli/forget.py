@@ -61,9 +61,12 @@ def _show(plan: ForgetPlan) -> None:
     show.say(f"to forget: {what}")
     if plan.copies:
         show.say(f"{plan.copies:,} other documents have the same text and stay; `--copies` forgets them too")
+    if plan.near:
+        show.say(f"{plan.near:,} near duplicates stay; `millrace explain DOC_ID` names them, each is forgotten by its own id")
     rows: list[list[show.Cell]] = [[s.key, s.entry.table, s.rows] for s in plan.segments]
     rows += [
-        [p.key, "removed with its cache: no document is left" if p.empty else "packed ranges", len(p.ranges)] for p in plan.packings
+        [p.key, "removed with its cache: no document is left" if p.empty else "packed ranges", len(p.ranges)]
+        for p in plan.packings
     ]
     rows += [[key, f"removed: cannot be read ({reason})", None] for key, reason in plan.unreadable.items()]
     if rows:

@@ -37,6 +37,7 @@ from pipeline_lib.workspace.services import now
 from pipeline_lib.workspace.workspace import Workspace
 
 ID_DIGITS = 32
+HASHES = ("doc_id", "text_hash", "cluster_id")  # columns of 16 bytes
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class ForgetPlan:
     documents: pa.Table  # schema FORGOTTEN: newly asked for
     sources: Sequence[str]
     copies: int  # other documents with the same text, which stay
+    near: int  # other documents that dedup put into a cluster with one of them, which stay
     segments: Sequence[Segment]
     packings: Sequence[Packing]
     unreadable: Mapping[str, str]
@@ -61,6 +63,7 @@ class ForgetPlan:
             "documents": self.documents.num_rows,
             "sources": list(self.sources),
             "copies": self.copies,
+            "near_duplicates": self.near,
             "segments": [{"artifact": s.key, "table": s.entry.table, "rows": s.rows} for s in self.segments],
             "packings": [{"artifact": p.key, "ranges": list(p.ranges), "removed": bool(p.empty)} for p in self.packings],
             "unreadable": dict(self.unreadable),
@@ -85,7 +88,7 @@ def plan_forget(workspace: Workspace, doc_ids: Sequence[str] = (), *, source: st
         NotFoundError: nothing here has such an id, or comes from such a source.
         ConfigError: no id.
     """
-    wanted, fresh, others = _wanted(workspace, doc_ids, source, copies=copies)
+    wanted, fresh, others, near = _wanted(workspace, doc_ids, source, copies=copies)
     found = search(workspace.store, wanted)
     packed = packings(workspace, wanted.ids)
     known = {manifest.key: manifest for manifest in manifests(workspace.store)}
@@ -96,7 +99,7 @@ def plan_forget(workspace: Workspace, doc_ids: Sequence[str] = (), *, source: st
     changed = {segment.key for segment in found.segments} | {packing.key for packing in packed}
     reports = {r.run_id for r in told_of(workspace)} | {r.run_id for r in _runs_with(workspace, changed)}
     return ForgetPlan(
-        fresh, [source] if source else [], others, found.segments, packed, found.unreadable, rubbish(workspace),
+        fresh, [source] if source else [], others, near, found.segments, packed, found.unreadable, rubbish(workspace),
         sorted(reports), models, tokenizers, roles,
     )  # fmt: skip
 
@@ -158,8 +161,10 @@ def _pass(workspace: Workspace, wanted: Wanted, order: tuple[str, ...]) -> None:
         tell_again(workspace, record, order)
 
 
-def _wanted(workspace: Workspace, doc_ids: Sequence[str], source: str, *, copies: bool) -> tuple[Wanted, pa.Table, int]:
-    """What to look for: with all that is listed already; the new part of it; and how many more documents have the same text."""
+def _wanted(workspace: Workspace, doc_ids: Sequence[str], source: str, *, copies: bool) -> tuple[Wanted, pa.Table, int, int]:
+    """What to look for, with all that is listed already; the new part of it; how many more documents have the same text; and how
+    many nearly the same.
+    """
     asked = [_id_of(text) for text in doc_ids]
     known = Forgotten.read(workspace.root)
     ids = pa.array(asked, pa.binary(16))
@@ -182,7 +187,20 @@ def _wanted(workspace: Workspace, doc_ids: Sequence[str], source: str, *, copies
     fresh = fresh.group_by("doc_id", use_threads=False).aggregate([("source", "min"), ("file_digest", "min")])
     fresh = fresh.rename_columns(FORGOTTEN.names).cast(FORGOTTEN)
     listed = known.asked(fresh, Request("", 0, [source] if source else []))
-    return _of(listed), fresh, others
+    return (
+        _of(listed),
+        fresh,
+        others,
+        _near(workspace, fresh["doc_id"], pa.concat_arrays([same["doc_id"].combine_chunks(), known.ids])),
+    )
+
+
+def _near(workspace: Workspace, ids: pa.ChunkedArray, told: pa.Array) -> int:
+    """How many documents are in a cluster with one of `ids`, and not `told` of otherwise."""
+    rows = _rows(workspace, "dedup", "clusters", ["doc_id", "cluster_id"])
+    theirs = rows.filter(pc.is_in(rows["doc_id"], value_set=ids.combine_chunks()))["cluster_id"]
+    near = rows.filter(pc.is_in(rows["cluster_id"], value_set=theirs.combine_chunks()))["doc_id"]
+    return len(pc.unique(near.filter(pc.invert(pc.is_in(near, value_set=told)))))
 
 
 def _id_of(text: str) -> bytes:
@@ -201,23 +219,23 @@ def _of(listed: Forgotten) -> Wanted:
 
 
 def _documents(workspace: Workspace, columns: list[str]) -> pa.Table:
-    """Columns of the documents tables of all ingest artifacts; a file that several share counts once."""
-    return _rows(workspace, "documents", columns)
+    """Columns of the documents tables of all ingest artifacts."""
+    return _rows(workspace, "ingest", "documents", columns)
 
 
 def _quarantined(workspace: Workspace) -> pa.Table:
     """Records that never became documents, as far as they have ids; where they lie is told by their position only."""
-    rows = _rows(workspace, "quarantine", ["doc_id", "source"])
+    rows = _rows(workspace, "ingest", "quarantine", ["doc_id", "source"])
     named = rows.filter(pc.is_valid(rows["doc_id"]))
     return named.append_column("file_digest", pa.repeat(pa.scalar(""), named.num_rows)).cast(FORGOTTEN)
 
 
-def _rows(workspace: Workspace, table: str, columns: list[str]) -> pa.Table:
-    kinds = {"doc_id": pa.binary(16), "text_hash": pa.binary(16)}
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
+def _rows(workspace: Workspace, stage: str, table: str, columns: list[str]) -> pa.Table:
+    """Columns of a table of all artifacts of a stage; a file that several share counts once."""
+    schema = pa.schema([(name, pa.binary(16) if name in HASHES else pa.string()) for name in columns])
     found, seen = [schema.empty_table()], set()
     for manifest in manifests(workspace.store):
-        for entry in manifest.files if manifest.stage == "ingest" else ():
+        for entry in manifest.files if manifest.stage == stage else ():
             home = entry.home or manifest.key
             if entry.table == table and (home, entry.path) not in seen:
                 seen.add((home, entry.path))

@@ -199,6 +199,22 @@ def test_a_copy_under_another_id_is_told_and_goes_when_asked(tmp_path: Path) -> 
     assert plan_forget(workspace, [one], copies=True).documents.num_rows == 3
 
 
+def test_near_duplicates_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = [story(7, mark=MARK), *(f"{story(7, mark=MARK)} Version {n}." for n in range(3))]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "1", "text": story(8)}) + "\n")
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [near[0], *near]))
+    workspace = Workspace.open(tmp_path / "home")
+    assert run_plain(workspace, config_of(tmp_path), until="dedup").outcome == "completed"
+    (one,) = marked_ids(workspace, "Version 0.")
+    plan = plan_forget(workspace, [one])
+    assert (plan.copies, plan.near) == (0, 4)
+    ids = marked_ids(workspace)
+    assert len(ids) == 5
+    assert plan_forget(workspace, ids).near == 0
+    monkeypatch.setenv("MILLRACE_HOME", str(workspace.root))
+    assert "4 near duplicates stay" in CliRunner().invoke(make_app(), ["forget", one]).output
+
+
 @pytest.mark.parametrize(
     "fault", ["forget.before_manifest", "forget.after_manifest:3", "cache.before_commit", "forget.after_manifest:6"]
 )
