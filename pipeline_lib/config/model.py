@@ -14,7 +14,7 @@ class TokenizerConfig(Section):
 
     source: str = setting(
         "train",
-        "`train`, `champion`, a folder with tokenizer.json, or `hf://organisation/name[@revision]`",
+        "`train`, `champion`, a folder with tokenizer.json or that file, or `hf://organisation/name[@revision]`",
         path=("train", "champion"),
     )
     vocabulary_size: int = setting(
@@ -31,7 +31,9 @@ class PackConfig(Section):
     """Tokenise and pack documents into fixed-length sequences."""
 
     sequence_length: int = setting(256, "Tokens in a packed sequence", unit="tokens", ge=16, le=131072)
-    range_tokens: int = setting(1 << 20, "Source range of a chunk", unit="tokens", ge=1024, why="≥ 256 × length fills ≥ 99.4 %")
+    range_tokens: int = setting(
+        1 << 20, "Source range of a chunk", unit="tokens", ge=1024, le=1 << 26, why="≥ 256 × length fills ≥ 99.4 %"
+    )
     codec: Literal["lz4", "zstd", "none"] = setting("lz4", "Compression of the Arrow IPC buffers")
     parent: str = setting(
         "none",

@@ -29,6 +29,7 @@ from pipeline_lib.packing.manifest import read_manifest
 from pipeline_lib.packing.ranges import SIDES, Range, plan_ranges, plan_rows
 from pipeline_lib.packing.sequences import SequenceReader
 from pipeline_lib.packing.texts import Documents
+from pipeline_lib.quality.signals import CHARACTERS_PER_TOKEN
 from pipeline_lib.tables.schemas import CHUNKS, RANGES, ROWS, SELECTION, TURNS
 from pipeline_lib.tokens.encode import Encoder
 from pipeline_lib.tokens.train import train_tokenizer
@@ -303,3 +304,11 @@ def test_the_three_lines_of_the_readme_read_a_chunk(tmp_path: Path) -> None:
     exec(block.replace("train-00000.arrow", str(folder / "train-00000.arrow")), names)  # noqa: S102 (our own README)
     reader = reader_of(workspace, made["pack"], "train")
     assert names["first"] == reader[0].tokens.tolist()
+
+
+def test_a_range_is_never_longer_than_its_columns_can_count() -> None:
+    """Places in a chunk are int32. A character is four tokens at most, bytes of UTF-8, and is estimated at a part of one."""
+    largest = 1 << 26
+    with pytest.raises(ValueError, match=str(largest)):
+        PackConfig(range_tokens=largest + 1)
+    assert PackConfig(range_tokens=largest).range_tokens * 4 * CHARACTERS_PER_TOKEN < np.iinfo(np.int32).max
