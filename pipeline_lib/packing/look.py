@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,17 +80,27 @@ def look_at(workspace: Workspace, filled: Artifact, side: str, sequence: int) ->
     learned[np.cumsum(found.doc_len) - found.doc_len] = False
     for start, end in found.no_loss:
         learned[start:end] = False
-    texts, special = _texts(packs[-1], found.tokens.tolist())
+    texts, special = _texts(packs[-1], np.split(found.tokens, np.cumsum(found.doc_len)[:-1]))
     owner = np.repeat(np.arange(len(pieces)), found.doc_len).tolist()
     tokens = [Token(*values) for values in zip(found.tokens.tolist(), texts, owner, learned.tolist(), special, strict=True)]
     return Sight(side, sequence, reader.settings.sequence_length, pieces, tokens)
 
 
-def _texts(pack: Artifact, ids: list[int]) -> tuple[list[str], list[bool]]:
-    """What each token spells, and whether it is a special one. A part of a character is shown as U+FFFD."""
+def _texts(pack: Artifact, pieces: Sequence[np.ndarray]) -> tuple[list[str], list[bool]]:
+    """What each token spells where it stands, and whether it is a special one.
+
+    A character of several tokens is spelled by its last one; where a piece ends inside of a character, its last token is U+FFFD.
+    """
     from tokenizers import Tokenizer
+    from tokenizers.decoders import DecodeStream
 
     path = next(path for path in pack.files("tokenizer") if path.name == "tokenizer.json")
     tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
     special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
-    return [tokenizer.decode([token], skip_special_tokens=False) for token in ids], [token in special for token in ids]
+    texts: list[str] = []
+    for piece in pieces:
+        stream = DecodeStream(skip_special_tokens=False)
+        spelled = [stream.step(tokenizer, token) for token in piece.tolist()]
+        texts += [text or "" for text in spelled[:-1]]
+        texts.append("\ufffd" if spelled[-1] is None else spelled[-1])
+    return texts, [token in special for piece in pieces for token in piece.tolist()]

@@ -31,6 +31,7 @@ class ToyCorpus(Section):
     repeats: int = setting(1, "every tenth document is repeated so often")
     seed: int = setting(0, "seed")
     special: bool = setting(False, "texts spell special tokens")
+    foreign: bool = setting(False, "a text of characters that take several tokens")
     pool: int = setting(0, "texts are drawn for so many documents, so that a corpus can grow")
     drop_every: int = setting(0, "of so many documents one is not selected")
 
@@ -52,6 +53,8 @@ def texts_of(toy: ToyCorpus) -> list[str]:
     texts = [" ".join(rng.choice(WORDS, size=int(n))) for n in rng.geometric(1 / toy.words, drawn)][: toy.documents]
     if toy.special:
         texts[3] = "before <|endoftext|> between <|pad|> after"
+    if toy.foreign:
+        texts[4] = "水車小屋 naïve 👍🏽 ок"
     return texts
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from packing_toy import Toy, ToyCorpus, run_toy
+from packing_toy import Toy, ToyCorpus, doc_id, run_toy
 from typer.testing import CliRunner
 
 from flows.cli.main import make_app
@@ -54,6 +54,17 @@ def test_show_gives_every_token_as_training_sees_it(made: tuple[Workspace, dict[
     assert (code, "0 … " in text) == (6, True)
     code, text = call(workspace, "show", "0", "--side", "left")
     assert (code, "train, dev or test" in text) == (6, True)
+
+
+def test_show_spells_characters_of_several_tokens(tmp_path: Path) -> None:
+    workspace, found = run_toy(tmp_path, Toy(toy=ToyCorpus(documents=40, foreign=True)))
+    spelled = {}
+    for number in range(found["fill_gaps"].details["sequences"]["train"]):
+        sight = json.loads(call(workspace, "show", str(number), "--json")[1])
+        for place, piece in enumerate(sight["pieces"]):
+            text = "".join(token["text"] for token in sight["tokens"] if token["piece"] == place)
+            spelled[piece["document"], piece["first_token"]] = text
+    assert spelled[doc_id(4).hex(), 0] == "水車小屋 naïve 👍🏽 ок<|endoftext|>"
 
 
 def test_a_lost_manifest_is_rebuilt_from_the_chunks_and_damage_is_named(made: tuple[Workspace, dict[str, Artifact]]) -> None:
