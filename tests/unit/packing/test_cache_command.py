@@ -57,7 +57,7 @@ def test_show_gives_every_token_as_training_sees_it(made: tuple[Workspace, dict[
 
 
 def test_show_spells_characters_of_several_tokens(tmp_path: Path) -> None:
-    workspace, found = run_toy(tmp_path, Toy(toy=ToyCorpus(documents=40, foreign=True)))
+    workspace, found = run_toy(tmp_path, Toy(toy=ToyCorpus(documents=16, words=10, foreign=True)))
     spelled = {}
     for number in range(found["fill_gaps"].details["sequences"]["train"]):
         sight = json.loads(call(workspace, "show", str(number), "--json")[1])
