@@ -8,7 +8,8 @@ What no further band tells apart is `cut`: those documents meet the best one of 
 how many they are.
 
 Documents of a bucket over the limit are a *crowd*: they fill many buckets just below the limit in other bands. So a bucket that
-is mostly crowd and larger than a fifth of the limit is split, too.
+is mostly crowd and larger than a fifth of the limit is split, too; and so are the largest when there are too many of them for
+memory (`WHOLE_PAIRS`).
 
 **Nights.** Proposed pairs are a function of the set of documents, bucket by bucket. So when documents are added to a set whose
 pairs are known, only the buckets of the added ones and the large buckets (before or now) are looked at: `fresh` and `Known`.
@@ -30,6 +31,7 @@ from pipeline_lib.dedup.verify import distinct
 from pipeline_lib.tables.duck import connect
 
 PART = 5  # what of a crowd gives all its pairs is this many times smaller than the limit: it is there many times
+WHOLE_PAIRS = 8 << 20  # of all buckets over a fifth of the limit together, each band counted: 200 MB while they are made
 SPLITS = 3  # further bands; 100,000 documents of which half share a hash in each band are parts of 13,000 then
 BLOCK_BYTES = 96 << 20  # of band hashes held at once: 12 bands of a million documents, one of ten million
 JOIN_ROWS = 1 << 20  # of several bands together; a band alone may have more
@@ -115,6 +117,7 @@ class Candidates:
     right: Numbers
     bands_hit: NDArray[np.int32]
     buckets: Buckets
+    split: int  # buckets of which not all pairs are looked at
 
 
 def _nothing_known() -> Known:
@@ -164,7 +167,7 @@ def propose(
             large.append(_join(db, rows, small))
         found = db.execute("SELECT a, b, count(*)::INTEGER AS n FROM proposed GROUP BY a, b ORDER BY a, b").fetchnumpy()
     members = _members(index, large)
-    buckets, left, right = _split(members, ranks, limit, small)
+    buckets, split, left, right = _split(members, ranks, limit, small)
     kept = _still_proposed(earlier, buckets, members)
     parts = [
         [np.asarray(found[name], dtype=np.int64) for name in ("a", "b", "n")],
@@ -175,7 +178,7 @@ def propose(
     left, right, hit = _once(left, right, hit)
     inside = members.both(left, right)  # these may meet in large buckets, too, which do not propose every pair
     hit[inside] = members.equal_bands(left[inside], right[inside])
-    return Candidates(left, right, hit.astype(np.int32), buckets)
+    return Candidates(left, right, hit.astype(np.int32), buckets, split)
 
 
 def _once(left: Numbers, right: Numbers, hit: Numbers) -> tuple[Numbers, Numbers, Numbers]:
@@ -304,17 +307,18 @@ def _join(db: duckdb.DuckDBPyConnection, rows: pa.Table, small: int) -> dict[str
     return dict(db.execute(large, {"small": small}).fetchnumpy())
 
 
-def _split(members: Members, ranks: Ranks, limit: int, small: int) -> tuple[Buckets, Numbers, Numbers]:
-    """Rows and pairs of the buckets that are not small."""
+def _split(members: Members, ranks: Ranks, limit: int, small: int) -> tuple[Buckets, int, Numbers, Numbers]:
+    """Rows of the buckets that are not small, how many of them are split, and their pairs."""
     known, place, columns, band = members.known, members.place, members.columns, members.band
     if not len(known):
-        return no_buckets(), known, known
+        return no_buckets(), 0, known, known
     bucket = group = _groups(band, members.hash)
     _, first, size = np.unique(bucket, return_index=True, return_counts=True)
     cut = np.zeros(len(first), dtype=np.int64)
     crowd = np.zeros(len(known), dtype=bool)
     crowd[place[size[bucket] > limit]] = True
-    whole = ((size <= limit) & (2 * np.bincount(bucket, crowd[place]) < size))[bucket]
+    whole = _whole(size, np.bincount(bucket, crowd[place]), limit)
+    split, whole = int((~whole).sum()), whole[bucket]
     pairs = [_all_pairs(bucket[whole], place[whole])]
     group, place, band, bucket = group[~whole], place[~whole], band[~whole], bucket[~whole]
     orders = ranks(known)
@@ -328,7 +332,16 @@ def _split(members: Members, ranks: Ranks, limit: int, small: int) -> tuple[Buck
         np.add.at(cut, bucket, 1)
         pairs += [_star(group, place, order) for order in orders]
     left, right = (known[np.concatenate(side)] for side in zip(*pairs, strict=True))
-    return Buckets(members.band[first], members.hash[first], size, cut), left, right
+    return Buckets(members.band[first], members.hash[first], size, cut), split, left, right
+
+
+def _whole(size: Numbers, crowd: NDArray[Any], limit: int) -> NDArray[np.bool_]:
+    """Which buckets give all their pairs: those up to the limit that are not mostly crowd, the smallest first."""
+    found = np.flatnonzero((size <= limit) & (2 * crowd < size))
+    found = found[np.argsort(size[found], kind="stable")]
+    whole = np.zeros(len(size), dtype=bool)
+    whole[found[np.cumsum(size[found] * (size[found] - 1) // 2) <= WHOLE_PAIRS]] = True
+    return whole
 
 
 def _groups(one: NDArray[Any], other: NDArray[Any]) -> Numbers:

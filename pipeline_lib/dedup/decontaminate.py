@@ -31,8 +31,6 @@ from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import DOC_ID, EDITS
 
 SHORTEST_ITEM = 8  # words; GPT-3, appendix C: N between 8 and 13
-BLOOM_BITS = 32  # bits a hash in the filter before the search: one false look-up in 32
-
 MOST_CUT = 0.5  # of a document's bytes; what would lose more is no document any more
 
 CONTAMINATION = pa.schema(
@@ -94,15 +92,11 @@ def needles_of(items: pa.Table, words: int) -> Needles:
     fresh[1:] = (gram[1:] != gram[:-1]) | (owner[1:] != owner[:-1])  # an item's repeated n-gram counts once
     gram, owner = gram[fresh], owner[fresh]
     hashes, starts = np.unique(gram, return_index=True)
-    size = 1 << max(6, int(len(hashes) * BLOOM_BITS - 1).bit_length())
-    bits = np.zeros(size // 64, dtype=np.uint64)
-    bit = hashes & np.uint64(size - 1)
-    np.bitwise_or.at(bits, (bit >> np.uint64(6)).astype(np.int64), np.uint64(1) << (bit & np.uint64(63)))
     return Needles(
         items=verbatim.select(["suite", "item"]),
         length_of=lengths,
         hashes=hashes,
-        filter_bits=bits,
+        filter_bits=kernels.filter_of(hashes),
         bounds=np.append(starts, len(gram)).astype(np.int64),
         owners=owner,
         sizes=np.bincount(owner, minlength=len(verbatim)),

@@ -180,8 +180,8 @@ def _verify(
 def _warn(run: StageRun, config: DedupConfig, around: Circumstances, proposed: Candidates, found: Conclusion) -> None:
     """Events that a person should see."""
     buckets = proposed.buckets
-    if over := int((buckets.documents > config.bucket_limit).sum()):
-        run.event("buckets_split", buckets=over, largest=int(buckets.documents.max()), limit=config.bucket_limit)
+    if proposed.split:
+        run.event("buckets_split", buckets=proposed.split, largest=int(buckets.documents.max()), limit=config.bucket_limit)
     if cut := int((buckets.cut > 0).sum()):
         run.event("buckets_cut", buckets=cut, documents=int(buckets.cut.max()), limit=config.bucket_limit)
     if found.numbers["largest_cluster"] > config.cluster_alarm:

@@ -143,9 +143,7 @@ class Corpus:
 
     def numbers(self, ids: Ids) -> Numbers:
         """Number of each of some documents, by id; -1 where there is none."""
-        halves = np.sort(first_half(ids))
-        some = np.empty(len(self), dtype=np.int64)
-        some = some[: kernels.places_among(first_half(self.all_ids), halves, kernels.filter_of(halves), some)]
+        some = perhaps_among(self.all_ids, ids)
         some = some[order_of(self.all_ids[some])]
         places = places_of(ids, self.all_ids[some])
         return np.where(places >= 0, some[places], -1) if len(some) else places
@@ -192,6 +190,13 @@ class Corpus:
 def first_half(ids: Ids) -> NDArray[np.uint64]:
     """The first 8 bytes of ids or text hashes as numbers, to sort out what is different."""
     return np.ascontiguousarray(ids).view("<u8")[::2].copy()
+
+
+def perhaps_among(ids: Ids, wanted: Ids) -> Numbers:
+    """Ascending indices of the ids that are wanted, and of such that begin like a wanted one; of millions in milliseconds."""
+    halves = np.sort(first_half(wanted))
+    found = np.empty(len(ids), dtype=np.int64)
+    return found[: kernels.places_among(first_half(ids), halves, kernels.filter_of(halves), found)]
 
 
 def first_of_each(key: Numbers, ordered: Numbers) -> Numbers:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from pipeline_lib.config.data import DedupConfig
 from pipeline_lib.dedup.candidates import Buckets, Candidates, Known
-from pipeline_lib.dedup.documents import Corpus, Documents, EqualTexts
+from pipeline_lib.dedup.documents import Corpus, Documents, EqualTexts, perhaps_among
 from pipeline_lib.dedup.minhash import Index
 from pipeline_lib.dedup.shingles import Shingles
 from pipeline_lib.errors import DamagedError, NotFoundError
-from pipeline_lib.tables.ids import Ids, ids_of, places_of
+from pipeline_lib.tables.ids import Ids, ids_of
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.shards import Shard
@@ -117,7 +117,7 @@ def borrow(artifact: Artifact, corpus: Corpus, segments: Sequence[Shard], equal:
 class Seniors:
     """The documents that an earlier night left standing."""
 
-    known: Ids  # sorted
+    known: Ids
     removed: Ids
 
     @classmethod
@@ -128,8 +128,9 @@ class Seniors:
             return cls(none, none)
         decisions = read_tables(parent.files("decisions"), ["doc_id", "rule"])
         removed = decisions.filter(pc.is_in(decisions["rule"], value_set=pa.array(DUPLICATE_RULES)))
-        return cls(np.sort(Index(parent.files("bands"), parent.details["bands"]).ids()), ids_of(removed["doc_id"]))
+        return cls(Index(parent.files("bands"), parent.details["bands"]).ids(), ids_of(removed["doc_id"]))
 
     def among(self, documents: Documents) -> NDArray[np.bool_]:
         """Which ones are seniors."""
-        return (places_of(documents.ids, self.known) >= 0) & ~documents.marked(self.removed)
+        known = self.known[perhaps_among(self.known, documents.ids)]
+        return documents.marked(known) & ~documents.marked(self.removed)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline_lib.dedup import candidates
 from pipeline_lib.dedup.candidates import PART, SPLITS, Candidates, Known, propose
 from pipeline_lib.dedup.minhash import Hashes
 
@@ -17,8 +18,8 @@ def found(hashes: np.ndarray, rank: np.ndarray, *, limit: int = LIMIT, **night: 
     return propose(Hashes(hashes), taking_part, lambda numbers: (rank[numbers],), limit, **night)
 
 
-def pairs(candidates: Candidates) -> list[tuple[int, int]]:
-    return list(zip(candidates.left.tolist(), candidates.right.tolist(), strict=True))
+def pairs(proposed: Candidates) -> list[tuple[int, int]]:
+    return list(zip(proposed.left.tolist(), proposed.right.tolist(), strict=True))
 
 
 @st.composite
@@ -53,10 +54,15 @@ def test_small_buckets_give_all_pairs_and_no_pair_is_invented(corpus) -> None:
         assert {(min(best, m), max(best, m)) for m in members.tolist() if m != best} <= set(pairs(some))
 
 
-@settings(max_examples=15, deadline=None)
-@given(corpora())
-def test_nights_propose_what_one_run_proposes(corpus) -> None:
-    hashes, rank, cuts = corpus
+@settings(max_examples=20, deadline=None)
+@given(corpora(), st.sampled_from([0, 30, 10**6]))
+def test_nights_propose_what_one_run_proposes(corpus, whole_pairs: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "WHOLE_PAIRS", whole_pairs)
+        nights(*corpus)
+
+
+def nights(hashes: np.ndarray, rank: np.ndarray, cuts: list[int]) -> None:
     count = hashes.shape[1]
     known, before = None, 0
     for until in [*cuts, count]:
@@ -99,6 +105,17 @@ def test_a_bucket_up_to_the_limit_is_whole_unless_a_crowd_fills_it() -> None:
     assert set(pairs(proposed)) == star | {(a, b) for group in (tens, mixed) for b in group for a in group if a < b}
     assert proposed.buckets.documents.tolist() == [20, 8, 10, 5]
     assert proposed.buckets.cut.tolist() == [8, 8, 0, 0]  # the others have hashes of their own in the second band
+    assert proposed.split == 2
+
+
+def test_the_largest_buckets_are_split_when_all_of_them_are_too_many_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = 100 + np.arange(2 * 40, dtype=np.uint64).reshape(2, 40)
+    hashes[0, :10], hashes[0, 10:16], hashes[1, 20:32] = 7, 8, 9
+    monkeypatch.setattr(candidates, "WHOLE_PAIRS", 10 * 9 // 2 + 6 * 5 // 2)
+    proposed = found(hashes, np.arange(40))
+    all_pairs = {(a, b) for first, last in ((0, 10), (10, 16)) for b in range(first, last) for a in range(first, b)}
+    assert set(pairs(proposed)) == all_pairs | {(20, b) for b in range(21, 32)}
+    assert proposed.split == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])
