@@ -2,8 +2,9 @@
 
 Row numbers are what chunks know documents by, so they must hold: the row of a forgotten document is given to the next document of
 its side (to the one before, at the end; to one of another side where its own has none), which so is packed twice, and its `pass`
-becomes -1: a cache that continues this one buries it. A packing without any document left is removed with its cache and with
-those that continue it. Positions in the documents table move when a document leaves it, and are looked up again.
+becomes -1: a cache that continues this one buries it. A tombstone takes no one's place while its side has a living document.
+A packing without any document left is removed with its cache and with those that continue it. Positions in the documents table
+move when a document leaves it, and are looked up again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipeline_lib.forgetting.segments import brought, manifests, revised, succes
 from pipeline_lib.packing.cache import Recipe, ancestry, cache_behind, cache_folder, chunks_table, facts_of, remember
 from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings
 from pipeline_lib.packing.fill import SUMS
-from pipeline_lib.packing.growth import bury, tombstones_of
+from pipeline_lib.packing.growth import NO_ROWS, bury, tombstones_of
 from pipeline_lib.packing.manifest import append_chunk
 from pipeline_lib.packing.ranges import SIDES, Range, locate, ranges_of
 from pipeline_lib.tables.parquet import write_table
@@ -82,7 +83,8 @@ def pack_again(workspace: Workspace, packing: Packing, ids: pa.Array, work: Path
         _remove(workspace, manifest)
         return
     rows_file = work / "rows.parquet"
-    write_table(_located(workspace, manifest, _replaced(_table(workspace, manifest, "rows"), ids)), rows_file)
+    rows = _replaced(_table(workspace, manifest, "rows"), ids, _dead(workspace, manifest))
+    write_table(_located(workspace, manifest, rows), rows_file)
     folder = cache_folder(workspace, manifest.details["cache"])
     folder.mkdir(parents=True, exist_ok=True)
     settings, first = ChunkSettings.of(manifest.details), manifest.details["first_row"]
@@ -146,14 +148,23 @@ def _gone(rows: pa.Table, ids: pa.Array) -> NDArray[np.bool_]:
     return np.asarray(pc.is_in(rows["doc_id"], value_set=ids).to_numpy(), dtype=bool)
 
 
-def _replaced(rows: pa.Table, ids: pa.Array) -> pa.Table:
-    """`rows` with each forgotten document's place taken by a neighbour."""
+def _dead(workspace: Workspace, manifest: Manifest) -> NDArray[np.int64]:
+    """Which rows of a packing are tombstones in one that continues it."""
+    heirs = _continuing(manifest.key, list(manifests(workspace.store)))
+    found = [tombstones_of(workspace.store.artifact(heir.key)) for heir in heirs]
+    return np.unique(np.concatenate([NO_ROWS, *found])) - int(manifest.details["first_row"])
+
+
+def _replaced(rows: pa.Table, ids: pa.Array, dead: NDArray[np.int64]) -> pa.Table:
+    """`rows` with each forgotten document's place taken by a neighbour, by one of `dead` only where no other is left."""
     gone = _gone(rows, ids)
+    living = np.ones(len(gone), bool)
+    living[dead[(dead >= 0) & (dead < len(gone))]] = False
     sides = pc.index_in(rows["side"], value_set=pa.array(SIDES)).to_numpy()
     taken = np.arange(rows.num_rows)
     for side in np.unique(sides[gone]):
-        stay = np.flatnonzero((sides == side) & ~gone)
-        stay = stay if len(stay) else np.flatnonzero(~gone)
+        choices = ((sides == side) & ~gone & living, (sides == side) & ~gone, ~gone)
+        stay = next(found for found in map(np.flatnonzero, choices) if len(found))
         lost = np.flatnonzero((sides == side) & gone)
         taken[lost] = stay[np.minimum(np.searchsorted(stay, lost), len(stay) - 1)]
     columns = {name: rows[name] if name == "side" else rows[name].take(pa.array(taken)) for name in rows.column_names}
@@ -219,10 +230,8 @@ def _publish(workspace: Workspace, manifest: Manifest, files: Mapping[str, Path]
 
 def _remove(workspace: Workspace, manifest: Manifest) -> None:
     """A packing that cannot be: with what continues it, what vouches for their caches, and the caches."""
-    doomed = {manifest.key}
     known = list(manifests(workspace.store))
-    while more := {m.key for m in known if m.stage == "pack" and key_of(m.details["parent"]) in doomed} - doomed:
-        doomed |= more
+    doomed = {manifest.key, *(heir.key for heir in _continuing(manifest.key, known))}
     caches = {m.details["cache"] for m in known if m.key in doomed}
     filled = [m.key for m in known if m.stage == "fill_gaps" and m.details["cache"] in caches]
     for key in [*filled, *sorted(doomed)]:
@@ -230,3 +239,11 @@ def _remove(workspace: Workspace, manifest: Manifest) -> None:
             remove_tree(folder)
     for cache in caches:
         remove_tree(cache_folder(workspace, cache))
+
+
+def _continuing(key: str, known: Sequence[Manifest]) -> list[Manifest]:
+    """The packings that continue one, directly or not."""
+    found: dict[str, Manifest] = {}
+    while more := [m for m in known if m.stage == "pack" and m.key not in found and key_of(m.details["parent"]) in {key, *found}]:
+        found.update((m.key, m) for m in more)
+    return list(found.values())

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -173,6 +174,29 @@ def test_every_era_of_a_cache_that_grew_forgets(folder: Path) -> None:
     assert len(taken) == 2
     assert set(taken) <= set(tombstones_of(third).tolist())
     assert traces(workspace.root) == []
+
+
+def test_no_tombstone_comes_back_in_the_place_of_a_forgotten_document(folder: Path) -> None:
+    workspace = open_home(folder)
+    first = RunBook(workspace.runs_folder).load("latest").ref("pack").key  # type: ignore[union-attr]
+    rows = pq.read_table(workspace.store.artifact(first).file("rows")).to_pylist()
+    train = [number for number, row in enumerate(rows) if row["side"] == "train"]
+    alone, buried = rows[train[40]]["doc_id"].hex(), rows[train[41]]["doc_id"].hex()
+    texts = {row["doc_id"].hex(): row["text"] for row in _documents_of(workspace)}
+    for name in ("a.jsonl", "b.jsonl"):  # the next night does not bring it any more
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(line for line in lines if json.loads(line)["text"] != texts[buried]))
+    second = workspace.store.artifact(continued(folder, first).ref("pack").key)  # type: ignore[union-attr]
+    assert train[41] in tombstones_of(second)
+    forget(workspace, plan_forget(workspace, [alone]), order=ORDER)
+    after = pq.read_table(workspace.store.artifact(first).file("rows"))["doc_id"].to_pylist()
+    assert after[train[40]].hex() not in (alone, buried)
+    assert verify_all(workspace, full=True) == []
+
+
+def _documents_of(workspace: Workspace) -> list[dict[str, Any]]:
+    ingest = RunBook(workspace.runs_folder).load("latest").ref("ingest")
+    return read_tables(workspace.store.artifact(ingest.key).files("documents")).to_pylist()  # type: ignore[union-attr]
 
 
 def test_a_source_goes_for_ever(folder: Path) -> None:
