@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.packing.cache import ancestry
-from pipeline_lib.packing.manifest import read_manifest
+from pipeline_lib.packing.manifest import glance
 from pipeline_lib.packing.ranges import SIDES
 from pipeline_lib.tables.ids import ids_of
 from pipeline_lib.tables.parquet import read_tables
@@ -203,10 +203,11 @@ def is_in_sorted(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 def eras_after(folder: Path) -> list[Mapping[str, Any]]:
     """The caches that continue the one in `folder`, oldest first: {"era", "cache", "sequences", "tokens"}.
 
-    Cheap enough to ask between steps: it reads a small file an era. Where two continue the same cache, the later one counts.
+    Cheap enough to ask between steps: it looks at a file an era, and reads it when it has changed. Where two continue the same
+    cache, the later one counts.
     """
     found: list[Mapping[str, Any]] = []
-    while grown := read_manifest(folder).grown:
+    while grown := glance(folder).grown:
         found.append(grown[-1])
         folder = folder.with_name(str(grown[-1]["cache"]))
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from pipeline_lib.config.model import PackConfig, TokenizerConfig
 from pipeline_lib.packing.cache import ancestry, damages_of, read_chunks
-from pipeline_lib.packing.chunk import ChunkSettings, Packed, chunk_table, commit_chunk
+from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, Packed, chunk_table, commit_chunk
 from pipeline_lib.packing.fill import intact
-from pipeline_lib.packing.growth import _keys
+from pipeline_lib.packing.growth import _keys, eras_after
+from pipeline_lib.packing.manifest import Listing, append_growth, read_manifest, rewrite
 from pipeline_lib.packing.order import Order, order
 from pipeline_lib.packing.ranges import SIDES, Range
 from pipeline_lib.packing.reader import PackedDataset, PositionSampler, as_tensors
@@ -96,6 +99,20 @@ def test_a_grown_cache_keeps_what_was_packed_and_reads_exactly_what_is_selected(
         assert len(data) == details["sequences"][side]
         assert sum(len(data.sequences[i].tokens) for i in range(len(data))) == details["tokens"][side]
     assert sum(details["documents"].values()) == len(wanted)
+
+
+def test_to_ask_for_growth_again_and_again_costs_next_to_nothing(tmp_path: Path) -> None:
+    facts = ChunkFacts("train", 0, "f" * 64, "c" * 64, 100, 1, 16, 1)
+    rewrite(tmp_path, Listing({one.name: one for one in (replace(facts, chunk=i) for i in range(3000))}))
+    assert eras_after(tmp_path) == []
+    begin = time.perf_counter()
+    read_manifest(tmp_path)
+    once = time.perf_counter() - begin
+    begin = time.perf_counter()
+    assert all(eras_after(tmp_path) == [] for _ in range(20))
+    assert time.perf_counter() - begin < once
+    append_growth(tmp_path, {"era": 1, "cache": "later"})
+    assert [era["era"] for era in eras_after(tmp_path)] == [1]
 
 
 def test_both_links_of_a_grown_cache_are_filled_and_a_third_night_goes_on(tmp_path: Path) -> None:
