@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 Name = Annotated[str, typer.Option("--cache", help="Name of the cache, or the beginning of it; default: the newest.")]
+FIRST = "run a pipeline to `fill_gaps` at least"
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue")  # of documents, in turn
 
 
@@ -136,7 +137,7 @@ def _chosen(workspace: Workspace, name: str) -> Artifact:
 
     found = {cache: artifact for cache, artifact in caches(workspace, out.warn).items() if cache.startswith(name)}
     if not found:
-        raise NotFoundError(f"no cache {name!r}" if name else "no cache yet", fix="millrace cache status")
+        raise NotFoundError(f"no cache {name!r}" if name else "no cache yet", fix="millrace cache status" if name else FIRST)
     return max(found.values(), key=lambda artifact: artifact.manifest.started)
 
 
@@ -196,6 +197,8 @@ def _report(*, full: bool, as_json: bool) -> int:
         ]
         columns = ["cache", "era", "chunks", "sequences", "tokens", "length", "size", "bits/token", "% below uint16", "damaged"]
         out.table(columns, rows)
+        if not found:
+            out.say(f"no cache yet: {FIRST}")
         for name, reasons in damages.items():
             for chunk, reason in reasons.items():
                 out.say(f"{name}/{chunk}: {reason}")

@@ -39,6 +39,13 @@ def test_status_names_the_baseline_of_its_ratios(made: tuple[Workspace, dict[str
     assert told["bits_per_text_byte"] == round(8 * metrics["size"] / metrics["text_bytes"], 3)
 
 
+def test_before_the_first_cache_the_way_to_one_is_told(tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path)
+    for words, code in ((("status",), 0), (("show", "0"), 6)):
+        ended, text = call(workspace, *words)
+        assert (ended, "no cache yet" in text, "run a pipeline to `fill_gaps`" in text) == (code, True, True)
+
+
 def test_show_gives_every_token_as_training_sees_it(made: tuple[Workspace, dict[str, Artifact]]) -> None:
     workspace, _ = made
     sight = json.loads(call(workspace, "show", "3", "--json")[1])
