@@ -24,6 +24,7 @@ SUMS = ("documents", "bytes", "tokens", "kept_documents", "kept_bytes", "kept_to
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 GROWTH = 1.02  # from one bucket's upper end to the next
 SMALLEST = 1e-9
+ROOM = 1 << 22  # places that a histogram may count in an array; with more the places that occur are sorted
 ZERO = 2000  # added to the steps of a value from 1, which begin at -1046 for SMALLEST: buckets of positive values are positive
 
 
@@ -97,14 +98,19 @@ def _sums(signals: pa.Table, failed: NDArray[np.bool_], cell: NDArray[np.int64],
 
 
 def _histogram(name: str, column: pa.ChunkedArray, cell: NDArray[np.int64]) -> pa.Table:
-    values = column.cast(pa.float64()).fill_null(np.nan).to_numpy()
+    values = column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()  # a bucket is wider than what rounding loses
     known = np.isfinite(values)
     buckets = buckets_of(values[known])
     low = int(buckets.min(initial=0))
     width = int(buckets.max(initial=0)) - low + 1
-    counts = np.bincount(cell[known] * width + (buckets - low))
-    used = np.flatnonzero(counts)
-    return _part("signal", name, used // width, (used % width + low).astype(np.int32), counts[used])
+    places = cell[known] * width + (buckets - low)
+    if int(places.max(initial=0)) < ROOM:
+        counts = np.bincount(places)
+        used = np.flatnonzero(counts)
+        counts = counts[used]
+    else:  # a cell a document, or values from the smallest to the largest
+        used, counts = np.unique(places, return_counts=True)
+    return _part("signal", name, used // width, (used % width + low).astype(np.int32), counts)
 
 
 def _rules(failed: NDArray[np.bool_], rules: Sequence[str], cell: NDArray[np.int64], count: int) -> list[pa.Table]:

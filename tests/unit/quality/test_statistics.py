@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,20 @@ def test_a_bucket_tells_its_values_within_one_per_cent() -> None:
 def test_an_unknown_division_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         told(files(tmp_path, 1), "colour")
+
+
+def test_a_cell_a_document_and_values_of_any_size_take_little_memory(tmp_path: Path) -> None:
+    rows = 5000
+    values = np.resize([1e-300, 1e300, -1e300, 2.0**60], rows)
+    signals = pa.table({"bytes": np.ones(rows, np.int64), "est_tokens": np.ones(rows, np.int64), "wild": values})
+    whole = signals.append_column("number", pa.repeat(pa.scalar(2**60), rows))  # no float64 between its neighbours
+    tracemalloc.start()
+    found = summarise({"licence": pa.array([f"LicenseRef-{n}" for n in range(rows)])}, whole, np.zeros((rows, 0), bool), [])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    write_table(found, tmp_path / "a.parquet")
+    quantiles = {row["signal"]: row for row in told([tmp_path / "a.parquet"])["signals"]}
+    assert quantiles["wild"]["q5"] == pytest.approx(-1e300, rel=0.01)
+    assert quantiles["wild"]["q50"] == 0.0
+    assert quantiles["number"]["q50"] == pytest.approx(2**60, rel=0.01)
