@@ -8,8 +8,8 @@ from pipeline_lib.planning.laws import step_law_learning_rate
 from pipeline_lib.tuning.budget import FEWEST_STEPS, plan_trials
 from pipeline_lib.tuning.space import checked_space, values_at
 
-CALIBRATED = {"build_seconds": 0.5, "evaluate_tokens_per_second": 40_000.0}
-PROFILE = {"tokens_per_second": 10_000.0, "micro_batch": 8}
+PROFILE = {"tokens_per_second": 10_000.0, "micro_batch": 8, "precision": "bf16", "error": ""}
+CALIBRATED = {"build_seconds": 0.5, "evaluate_tokens_per_second": 40_000.0, "profiles": [PROFILE]}
 
 
 def trials(seconds, train=None, **tune):
@@ -79,4 +79,10 @@ def test_a_large_forward_pass_does_not_cost_a_trial():
         profile={**PROFILE, "micro_batch": 256}, sequence_length=256, seconds=12.0,
     )  # fmt: skip
     assert wide.trials == 3
+    slow = {**PROFILE, "micro_batch": 4, "tokens_per_second": 5_000.0}
+    measured = plan_trials(
+        TuneConfig(trials=3), TrainConfig(batch_tokens=65_536), calibrated={**CALIBRATED, "profiles": [slow, PROFILE]},
+        profile={**PROFILE, "micro_batch": 256}, sequence_length=256, seconds=12.0,
+    )  # fmt: skip
+    assert measured.tokens(256) <= 0.55 * wide.tokens(256), "small forward passes are slower, as calibrated"
     assert wide.micro_batch <= wide.batch_sequences < 256
