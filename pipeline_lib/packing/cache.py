@@ -257,7 +257,8 @@ class Healer:
         try:
             with workspace.lease(f"heal-{self.key.replace('/', '-')}-{name}", wait=True):
                 facts = cache.chunks[name]
-                if damages_of(cache.folder, [facts]):  # another process may have healed it meanwhile
+                # Another process may have healed it meanwhile; a bit that turned on the disk changes neither size nor time.
+                if damages_of(cache.folder, [facts], full=True):
                     (facts,) = cache.heal([name])
                     remember(cache.folder, [facts])
         except OSError as error:

@@ -85,17 +85,21 @@ def test_a_whole_cache_comes_back(tmp_path: Path) -> None:
     assert after["fill_gaps"].metrics["filled"] == len(whole)
 
 
+def rot(path: Path) -> None:
+    """A bit turns and size, time and inode stay, as on a disk that goes bad."""
+    stat = path.stat()
+    with path.open("r+b") as handle:
+        byte = handle.read(1001)[-1]
+        handle.seek(1000)
+        handle.write(bytes([byte ^ 8]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 def test_a_flip_that_keeps_size_and_time_is_found_by_a_full_check(tmp_path: Path) -> None:
     workspace, made = run_toy(tmp_path)
     folder = workspace.cache_folder / made["fill_gaps"].details["cache"]
     path = folder / "train-00000.arrow"
-    stat = path.stat()
-    with path.open("r+b") as handle:
-        handle.seek(1000)
-        byte = handle.read(1)[0]
-        handle.seek(1000)
-        handle.write(bytes([byte ^ 8]))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    rot(path)
     cache = Cache.of(workspace, made["pack"], made["ingest"])
     assert cache.damages() == {}
     assert list(cache.damages(full=True)) == ["train-00000"]
@@ -165,6 +169,7 @@ def test_training_heals_what_it_meets(tmp_path: Path) -> None:
     folder, filled = workspace.cache_folder / made["fill_gaps"].details["cache"], made["fill_gaps"]
     calm = PackedDataset(folder, filled.file("chunks"), "train")
     expected = [calm[i]["input_ids"].tolist() for i in range(len(calm))]
+    rot(folder / "train-00000.arrow")
     flip(folder / "train-00001.arrow")
     remove(folder / "train-00002.arrow")
     healing = PackedDataset(folder, filled.file("chunks"), "train", heal=Healer.of(workspace, filled))
