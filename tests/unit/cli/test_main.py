@@ -109,6 +109,11 @@ def test_refusals_go_to_standard_error_only(tmp_path: Path) -> None:
     assert done.stderr.startswith("refused: --set x=1: x = 1: a configuration has no setting of this name")
 
 
+def test_nothing_is_said_at_the_exit(tmp_path: Path) -> None:
+    done = millrace("sql", "select 1 as one", home=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     command = f"{MILLRACE} config reference | head -1"
     done = subprocess.run(
