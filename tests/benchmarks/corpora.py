@@ -1,6 +1,6 @@
 """Made corpora for near-duplicate search: a million documents of 1 kB, skewed ones, and texts with planted edits.
 
-A corpus is a folder with `documents/*.parquet` and `signals/*.parquet`, as the stages ingest and score leave them. `run_dedup`
+A corpus is a folder with `documents/*.parquet` and `signals/*.parquet`, as the stages ingest and score leave them. `ready(…).dedup()`
 runs the real stage on it. The same arguments give the same bytes.
 """
 
@@ -245,14 +245,25 @@ INPUTS = [
 ]
 
 
-def run_dedup(
-    workspace: Path, folder: Path, *, workers: int = 1, files: Sequence[str] = (), force: bool = False, **sections: Any
-) -> Artifact:
-    """The artifact of stage dedup on a made corpus."""
-    opened = Workspace.open(workspace)
+@dataclass
+class Ready:
+    """A made corpus as the stages before dedup leave it."""
+
+    workspace: Workspace
+    config: Config
+    refs: dict[str, ArtifactRef]
+    services: Services
+
+    def dedup(self, *, force: bool = False) -> Artifact:
+        """The artifact of stage dedup."""
+        ref = execute(self.workspace, BY_NAME["dedup"], self.config, self.refs, services=self.services, force=force)
+        return self.workspace.store.artifact(ref.key)
+
+
+def ready(workspace: Path, folder: Path, *, workers: int = 1, files: Sequence[str] = (), **sections: Any) -> Ready:
+    """Run what comes before dedup on a made corpus."""
     config = Config.model_validate({"corpus": {"folder": str(folder), "files": list(files)}, **sections})
-    services = Services(mapper=thread_mapper(workers), workers=workers)
-    refs: dict[str, ArtifactRef] = {}
-    for stage in [*INPUTS, BY_NAME["dedup"]]:
-        refs[stage.name] = execute(opened, stage, config, refs, services=services, force=force and stage.name == "dedup")
-    return opened.store.artifact(refs["dedup"].key)
+    made = Ready(Workspace.open(workspace), config, {}, Services(mapper=thread_mapper(workers), workers=workers))
+    for stage in INPUTS:
+        made.refs[stage.name] = execute(made.workspace, stage, config, made.refs, services=made.services)
+    return made

@@ -34,13 +34,12 @@ from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.services import Services, thread_mapper
 from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks.brute_force import all_pairs, shingle_sets, words_of
-from tests.benchmarks.corpora import million, skewed
+from tests.benchmarks.corpora import WORDS, million, skewed
 from tests.benchmarks.dedup_texts import planted
 from tests.benchmarks.figures import Book, bench_data, timed
 from tests.benchmarks.peers import REPOSITORY, peer, peers_installed
 
 BANDS = {0.7: "25x5", 0.8: "21x6", 0.9: "14x9"}  # P(proposed at the threshold): .990, .998, .998
-BUCKET_LIMIT = 1000  # licences have families of several hundred near-equal texts
 GRID = ("32x4", "25x5", "21x6", "18x7", "16x8", "14x9", "12x10", "10x12")  # what every tool may choose from
 QUICK_GRID = ("21x6", "14x9", "12x10")
 TOOLS = ("datatrove", "datasketch", "rensa")
@@ -55,9 +54,10 @@ from pathlib import Path
 home, corpus, cores, files = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 from pipeline_lib.dedup import dedup  # compiled kernels are loaded before the clock runs
-from tests.benchmarks.corpora import run_dedup
+from tests.benchmarks.corpora import ready
+made = ready(home, corpus, workers=cores, files=files)
 begin = sum(os.times()[:2])
-artifact = run_dedup(home, corpus, workers=cores, files=files)
+artifact = made.dedup()
 cpu, peak = sum(os.times()[:2]) - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"key": artifact.key, "seconds": artifact.manifest.seconds, "cpu": cpu, "peak_mib": peak}))
 """
@@ -108,7 +108,7 @@ class Timed:
 
     artifact: Artifact
     seconds: float
-    cpu: float  # processor seconds of the process
+    cpu: float  # processor seconds of the stage
     peak_mib: float
 
 
@@ -123,7 +123,7 @@ def _alone(home: Path, corpus: Path, *, cores: int, files: Sequence[str] = ()) -
 
 def _setting(threshold: float, name: str) -> dict[str, Any]:
     bands, rows = map(int, name.split("x"))
-    return {"threshold": threshold, "bands": bands, "rows": rows, "bucket_limit": BUCKET_LIMIT}
+    return {"threshold": threshold, "bands": bands, "rows": rows}
 
 
 def _write(texts: Sequence[str], folder: Path) -> Path:
@@ -171,14 +171,9 @@ def _compare(book: Book, folder: Path, texts: Sequence[str], kinds: Sequence[str
     width = DedupConfig().shingle_words
     left, right, true = all_pairs(shingle_sets(texts, width), 0.5)
     print(f"  {name}: {len(texts):,} documents, brute force over all pairs in {time.perf_counter() - begin:.0f} s", flush=True)
-    made = _pipeline(folder / "home", _write(texts, folder), [*(_setting(*setting) for setting in BANDS.items()), {}])
+    made = _pipeline(folder / "home", _write(texts, folder), [_setting(*setting) for setting in BANDS.items()])
     kind = np.array(kinds)[left]
     usual = DedupConfig()
-    a, b, similarity = _looked_at(made, len(BANDS))
-    wanted = true >= usual.threshold
-    found = np.isin(left * len(texts) + right, a * len(texts) + b)[wanted].mean()
-    setup = f"bands {usual.bands}x{usual.rows}, bucket_limit {usual.bucket_limit}, {wanted.sum():,} pairs"
-    book.add(f"{name}: recall at Jaccard ≥ {usual.threshold} by default, all pairs", float(found), "share", setup=setup)
     for number, (threshold, bands) in enumerate(BANDS.items()):
         a, b, similarity = _looked_at(made, number)
         wanted, key = true >= threshold, a * len(texts) + b
@@ -187,8 +182,9 @@ def _compare(book: Book, folder: Path, texts: Sequence[str], kinds: Sequence[str
         edges = np.linspace(threshold, 1.0, 11)[1:-1]
         of_bin = np.digitize(true[wanted], edges)
         even = float(np.mean([found[wanted][of_bin == one].mean() for one in np.unique(of_bin)]))
-        setup = f"bands {bands}, bucket_limit {BUCKET_LIMIT}, {wanted.sum():,} pairs; {', '.join(recalls)}"
+        setup = f"bands {bands}, bucket_limit {usual.bucket_limit}, {wanted.sum():,} pairs; {', '.join(recalls)}"
         book.add(f"{name}: recall at Jaccard ≥ {threshold}, evenly spread above", even, "share", least=0.99, setup=setup)
+        book.add(f"{name}: recall at Jaccard ≥ {threshold}, all pairs", float(found[wanted].mean()), "share", least=0.99)
         # what was looked at and is no true pair, or was given another similarity than brute force finds
         place = np.searchsorted(left * len(texts) + right, key[similarity >= 0.5])
         inside = place < len(true)
@@ -352,24 +348,41 @@ def _signatures(book: Book, corpus: Path, megabytes: float) -> None:
 # ---------------------------------------------------------------------------------------------- sizes
 
 
+def _names(corpus: Path) -> list[str]:
+    """The files of a corpus, named so that files that come later are another setting."""
+    return sorted(path.name for path in (corpus / "documents").iterdir())
+
+
+def _one_per_cent_more(book: Book, folder: Path, corpus: Path, whole: Timed, size: str, most: float | None, count: int) -> None:
+    """Add a file of one per cent to a corpus that was deduplicated in `folder / "home"`."""
+    million(folder / "more", count // 100, 1, files=1, words=WORDS * int(size[0]))
+    for table in ("documents", "signals"):
+        shutil.move(folder / "more" / table / "000.parquet", corpus / table / "more.parquet")
+    shutil.rmtree(folder / "more")
+    more = _alone(folder / "home", corpus, cores=2)
+    for what, part, full in (("time", more.seconds, whole.seconds), ("processor time", more.cpu, whole.cpu)):
+        name = f"one per cent more documents of {size}, share of a full run's {what}"
+        book.add(name, 100 * part / full, "%", most=most, setup=f"{part:.2f} of {full:.2f} s, {count:,} documents")
+
+
 def _sizes(book: Book, folder: Path, arguments: argparse.Namespace) -> None:
     """Many documents, on two cores: seconds and memory; one per cent more; a skewed corpus."""
     count = 100_000 if arguments.quick else 1_000_000
     corpus = folder / "corpus"
     million(corpus, count)
-    first = sorted(path.name for path in (corpus / "documents").iterdir())
-    plain = _alone(folder / "home", corpus, cores=2, files=first)
+    plain = _alone(folder / "home", corpus, cores=2, files=_names(corpus))
     goals = (None, None) if arguments.quick else (20.0, 5.0)  # of few documents the fixed costs say nothing
     setup = f"{plain.cpu:.1f} s of processor time"
     book.add(f"{count:,} documents of 1 kB, two cores", plain.seconds, "s", most=goals[0], setup=setup)
     book.add(f"{count:,} documents: peak of the process", plain.peak_mib, "MiB", most=2048)
-    million(folder / "more", count // 100, 1, files=1)
-    for table in ("documents", "signals"):
-        shutil.move(folder / "more" / table / "000.parquet", corpus / table / "more.parquet")
-    more = _alone(folder / "home", corpus, cores=2)
-    share, setup = 100 * more.seconds / plain.seconds, f"{more.seconds:.2f} s; {more.cpu:.1f} s of processor time"
-    book.add("one per cent more documents, share of a full run", share, "%", most=goals[1], setup=setup)
-    for name in ("corpus", "more", "home"):
+    _one_per_cent_more(book, folder, corpus, plain, "1 kB", goals[1], count)
+    for name in ("corpus", "home"):
+        shutil.rmtree(folder / name)
+    longer = folder / "longer"
+    million(longer, count // 4, words=4 * WORDS)
+    whole = _alone(folder / "home", longer, cores=2, files=_names(longer))
+    _one_per_cent_more(book, folder, longer, whole, "4 kB", goals[1], count // 4)
+    for name in ("longer", "home"):
         shutil.rmtree(folder / name)
     skewed(corpus, count, bucket=count // 10)
     made = _alone(folder / "home", corpus, cores=2)
