@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline_lib.errors import StageFailedError
+from pipeline_lib.errors import DamagedError, StageFailedError
 from pipeline_lib.packing.cache import ancestry
 from pipeline_lib.packing.manifest import glance
 from pipeline_lib.packing.ranges import SIDES
@@ -29,6 +29,8 @@ from pipeline_lib.workspace.resolve import PREFIX, key_of, reference
 
 if TYPE_CHECKING:
     from pipeline_lib.packing.cache import Cache
+    from pipeline_lib.packing.chunk import ChunkFacts
+    from pipeline_lib.packing.sequences import Chunk
     from pipeline_lib.workspace.artifact import Artifact
     from pipeline_lib.workspace.workspace import Workspace
 
@@ -165,11 +167,9 @@ def bury(cache: Cache, dead: np.ndarray) -> Buried:
     """Find the sequences that hold nothing but tombstones, reading only chunks whose range has one.
 
     Args:
-        cache: all its chunks are whole.
+        cache: a chunk that turns out to be damaged, although size and time did not tell, is made again.
         dead: int64, ascending: rows that are tombstones.
     """
-    from pipeline_lib.packing.sequences import Chunk
-
     spans = {name: (r.first_row, r.last_row) for link in cache.links for name, r in link.ranges.items()}
     gone: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
     tokens = dict.fromkeys(SIDES, 0)
@@ -177,7 +177,7 @@ def bury(cache: Cache, dead: np.ndarray) -> Buried:
     for name, facts in cache.chunks.items():
         low, high = np.searchsorted(dead, spans[name][0]), np.searchsorted(dead, spans[name][1], side="right")
         if high > low:
-            chunk = Chunk(facts, cache.folder)
+            chunk = _opened(cache, facts)
             _, starts, lengths = chunk.lengths
             buried = is_in_sorted(chunk.provenance[0], dead)
             living = np.add.reduceat(~buried, starts[:-1], dtype=np.int64)
@@ -189,6 +189,16 @@ def bury(cache: Cache, dead: np.ndarray) -> Buried:
         {"side": np.repeat(SIDES, [len(found[side]) for side in SIDES]), "sequence": np.concatenate(list(found.values()))}
     )
     return Buried(table.cast(GONE), {side: len(found[side]) for side in SIDES}, tokens)
+
+
+def _opened(cache: Cache, facts: ChunkFacts) -> Chunk:
+    from pipeline_lib.packing.sequences import Chunk
+
+    try:
+        return Chunk(facts, cache.folder)
+    except DamagedError:
+        (healed,) = cache.heal([facts.name])
+        return Chunk(healed, cache.folder)
 
 
 def is_in_sorted(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:

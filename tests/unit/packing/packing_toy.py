@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,13 @@ def run_toy(
         if stage.name == until:
             break
     return workspace, found
+
+
+def rot(path: Path) -> None:
+    """A bit turns and size, time and inode stay, as on a disk that goes bad."""
+    stat = path.stat()
+    with path.open("r+b") as handle:
+        byte = handle.read(1001)[-1]
+        handle.seek(1000)
+        handle.write(bytes([byte ^ 8]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from threading import Barrier
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from packing_toy import Toy, run_toy
+from packing_toy import Toy, rot, run_toy
 
 from pipeline_lib.config.model import FillGapsConfig
 from pipeline_lib.errors import DamagedError, StageFailedError
@@ -83,16 +82,6 @@ def test_a_whole_cache_comes_back(tmp_path: Path) -> None:
     _, after = run_toy(tmp_path)
     assert {name: data for name, (data, _, _) in snapshot(folder).items()} == whole
     assert after["fill_gaps"].metrics["filled"] == len(whole)
-
-
-def rot(path: Path) -> None:
-    """A bit turns and size, time and inode stay, as on a disk that goes bad."""
-    stat = path.stat()
-    with path.open("r+b") as handle:
-        byte = handle.read(1001)[-1]
-        handle.seek(1000)
-        handle.write(bytes([byte ^ 8]))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def test_a_flip_that_keeps_size_and_time_is_found_by_a_full_check(tmp_path: Path) -> None:

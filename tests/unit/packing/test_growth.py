@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packing_toy import Toy, ToyCorpus, doc_id, run_toy, texts_of
+from packing_toy import Toy, ToyCorpus, doc_id, rot, run_toy, texts_of
 from torch.utils.data import DataLoader
 
 from pipeline_lib.config.model import PackConfig, TokenizerConfig
@@ -148,6 +148,16 @@ def test_what_does_not_go_together_is_packed_afresh_and_says_why(tmp_path: Path,
     (event,) = [event["detail"] for event in second["pack"].manifest.events if event["kind"] == "packed_afresh"]
     assert reason in event["reason"]
     assert (second["pack"].details["era"], second["pack"].details["parent"]) == (0, "")
+
+
+def test_growth_heals_a_chunk_whose_bits_turned_on_the_disk(tmp_path: Path) -> None:
+    workspace, first = night(tmp_path, 150)
+    path = workspace.cache_folder / first["pack"].details["cache"] / "train-00000.arrow"
+    whole = path.read_bytes()
+    rot(path)
+    _, second = night(tmp_path, POOL, first["pack"], drop_every=10)
+    assert path.read_bytes() == whole
+    assert sorted(documents_read(workspace, second)) == [i for i in range(POOL) if i % 10 and i != 1]
 
 
 def test_a_span_without_loss_moves_up_when_a_piece_before_it_is_dead(tmp_path: Path) -> None:
