@@ -137,6 +137,8 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         return ""
     first = names[0]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    if first == "forgotten":
+        return f"documents were forgotten since{more}"
     if first == "outside" or first.startswith("outside."):
         return f"what the stage reads outside changed ({first.removeprefix('outside.')}){more}"
     return f"{first} {_shown(old.get(first, _GONE))} → {_shown(new.get(first, _GONE))}{more}"

@@ -49,6 +49,11 @@ def check(
             config = load_config(file, overrides)
             deadline(config.resources, now())
             check_extensions(config)
+            if config.score.extra_rules:  # only then: DuckDB and compiled signals are slow to import
+                from pipeline_lib.quality.rules import rules_of
+                from pipeline_lib.quality.signals import signal_names
+
+                rules_of(config.score, signal_names())
         except ConfigError as error:
             wrong[str(file)] = str(error)
     if as_json:

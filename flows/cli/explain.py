@@ -18,8 +18,9 @@ def register(app: typer.Typer) -> None:
 
 
 def explain_document(
-    doc_id: Annotated[str, typer.Argument(metavar="DOC_ID", help="Document id: 32 hexadecimal digits.")],
+    doc_id: Annotated[str, typer.Argument(metavar="DOC_ID", help="Document id: 32 hexadecimal digits, or the first of them.")],
     run: Annotated[str, typer.Option(metavar="RUN", help="Run id, the beginning of one, or `latest`.")] = "latest",
+    source: Annotated[str, typer.Option(metavar="NAME", help="DOC_ID is the id that this source's own `id_column` has.")] = "",
     as_json: Json = False,
 ) -> None:
     """Explain one document: its source, signals, rule decisions, duplicates, side and selection, and the steps that read it."""
@@ -29,8 +30,8 @@ def explain_document(
 
     workspace = home()
     record = RunBook(workspace.runs_folder).load(run)
-    found: dict[str, Any] = explain(workspace, record, doc_id)
-    found["packed"] = trace_document(workspace, record, doc_id) if record.ref("fill_gaps") else None
+    found: dict[str, Any] = explain(workspace, record, doc_id, source=source)
+    found["packed"] = trace_document(workspace, record, found["doc_id"]) if record.ref("fill_gaps") else None
     if as_json:
         show.json_out(found)
         return

@@ -29,12 +29,13 @@ def list_rules(
     from flows.cli.pipelines import default_pipeline
     from pipeline_lib.config.load import load_config
     from pipeline_lib.extensions import extensions, load_extensions
-    from pipeline_lib.quality.rules import RULE_SETS
+    from pipeline_lib.quality.rules import RULE_SETS, rule_set_names
 
     pipeline = load_config(config or default_pipeline(), overrides)
     load_extensions(pipeline.execution.extensions)
     used = {
-        name: [domain for domain, sets in pipeline.score.rules.items() if name in sets.split("+")]
+        name: [domain for domain, sets in pipeline.score.rules.items() if name in rule_set_names(sets)]
+        + ["(conversations)"] * (name in rule_set_names(pipeline.score.instruct_rules))
         for name in {**RULE_SETS, **extensions("rule_set")}
     }
     rows = [
@@ -46,7 +47,11 @@ def list_rules(
     if as_json:
         show.json_out(rows)
     else:
-        show.table(["set", "rule", "keeps", "domains"], [list(row.values()) for row in rows], "Rules (domain *: any other)")
+        show.table(
+            ["set", "rule", "keeps", "domains"],
+            [list(row.values()) for row in rows],
+            "Rules (domain *: any other; conversations: `records: instruct`, whatever their domain)",
+        )
 
 
 def try_out(

@@ -22,6 +22,9 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """Count documents, bytes and tokens by source, domain, language or licence; what each rule removes; signals' quantiles."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     from pipeline_lib.errors import NotFoundError
     from pipeline_lib.quality.statistics import told
     from pipeline_lib.workspace.runs import RunBook
@@ -41,10 +44,14 @@ def stats(
     if as_json:
         show.json_out({"run_id": record.run_id, "by": by, "groups": groups, "all": whole})
         return
-    _table(f"Documents by {by} (before and after the rules)", groups["groups"], by)
+    _table(f"Documents by {by} (before and after the rules; tokens are estimated)", groups["groups"], by)
     _table("What each rule removes: if it were the only one, and after all others", whole["rules"], "")
+    whole_numbers = {field.name for field in pq.read_schema(artifact.files("signals")[0]) if pa.types.is_integer(field.type)}
+    for row in (*groups["signals"], *whole["signals"]):
+        if row["signal"] in whole_numbers:
+            row.update({name: round(value) for name, value in row.items() if isinstance(value, float)})
     chosen = [row for row in groups["signals"] if row["signal"] == signal] if signal else whole["signals"]
-    _table(f"Quantiles of {signal or 'the signals'}", chosen, by if signal else "")
+    _table(f"Quantiles of {signal or 'the signals'}, within 1 %", chosen, by if signal else "")
 
 
 def _table(title: str, rows: list[dict[str, Any]], by: str) -> None:

@@ -118,7 +118,9 @@ def _record(workspace: Workspace, run: str) -> RunRecord:
 def _output(workspace: Workspace, record: RunRecord, stage: str) -> Artifact:
     ref = record.ref(stage)
     if ref is None:
-        raise NotFoundError(f"run {record.run_id} has no {stage}", fix=f"millrace show {record.run_id}")
+        raise NotFoundError(
+            f"run {record.run_id} did not come as far as the stage {stage}", fix=f"`millrace show {record.run_id}` says why"
+        )
     return workspace.store.artifact(ref.key)
 
 

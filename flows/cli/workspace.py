@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline_lib.config.pipeline import PipelineConfig
     from pipeline_lib.run import Selection
     from pipeline_lib.workspace.workspace import Workspace
+
+_LONGEST, _CUT = 160, " …"  # characters of a cell of `sql`
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Pipeline YAML (default: the quickstart).")]
 
@@ -126,7 +129,10 @@ def sql(
     limit: Annotated[int, typer.Option(min=0, help="Rows at most (0: all).")] = 100,
     as_json: Json = False,
 ) -> None:
-    """Ask the tables of a run, read-only: documents, signals, decisions, pairs, selection, scores … and runs, artifacts."""
+    """Ask the tables of a run, read-only: documents, signals, decisions, pairs, selection, scores … and runs, artifacts.
+
+    `show tables` lists them, `describe documents` their columns. Ids are bytes: where doc_id = unhex('3f2a…').
+    """
     from pipeline_lib.workspace.sql import query
 
     found = query(home(), statement, run_id=run_id, limit=limit + 1 if limit else 0)
@@ -135,7 +141,14 @@ def sql(
     if as_json:
         show.json_out(rows)
         return
-    show.table(found.column_names, [[_cell(row[name]) for name in found.column_names] for row in rows])
+    cells = [[_cell(row[name]) for name in found.column_names] for row in rows]
+    if many := len(rows) > 1 or len(found.column_names) > 1:  # one text alone is shown whole
+        cells = [[_short(cell) for cell in row] for row in cells]
+    show.table(found.column_names, cells)
+    if many and any(isinstance(cell, str) and cell.endswith(_CUT) for row in cells for cell in row):
+        show.warn(f"texts are cut at {_LONGEST} characters; one alone, or --json, is whole")
+    if not rows and (named := re.search(r"'([0-9a-f]{32})'", statement)) and "unhex" not in statement:
+        show.warn(f"no rows; ids are bytes: compare them with unhex('{named[1]}')")
     if cut:
         show.warn(f"only the first {limit:,} rows; --limit 0 shows all")
 
@@ -143,4 +156,10 @@ def sql(
 def _cell(value: object) -> show.Cell:
     if value is None or isinstance(value, str | int | float):
         return value
-    return value.hex() if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):  # an id or a digest; else the beginning of what could not be read
+        return value.hex() if len(value) in {16, 32} else value.decode("utf-8", "replace")
+    return str(value)
+
+
+def _short(cell: show.Cell) -> show.Cell:
+    return cell[: _LONGEST - len(_CUT)] + _CUT if isinstance(cell, str) and len(cell) > _LONGEST else cell

@@ -174,6 +174,11 @@ def identities(batch: pa.RecordBatch, source: str) -> pa.Array:
     return _hashes(full.cast(pa.large_string()))
 
 
+def named_id(source: str, own: str) -> str:
+    """The doc_id, in hexadecimal digits, of the record with this id in its source's `id_column`."""
+    return blake3(f"{source}\0id\0{own}".encode()).hexdigest(16)
+
+
 def _hashes(column: pa.Array) -> pa.Array:
     """128-bit blake3 of each value. One C call a row (0.35 µs): numba has no blake3."""
     data, offsets = text_buffers(column)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline_lib.corpus.documents import named_id
 from pipeline_lib.corpus.redact import head
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
@@ -59,13 +61,14 @@ _MEASURED = {"quality", "importance", "over_budget", "domain_cap"}  # rules of s
 _SINGLE = {"document", "signals", "split", "importance", "selection", "rejection"}  # one row at most
 
 
-def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[str, Any]:
+def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str, *, source: str = "") -> dict[str, Any]:
     """Look a document up in every table of a run.
 
     Args:
         workspace: where the artifacts lie.
         record: the run.
-        doc_id_hex: 32 hexadecimal digits.
+        doc_id_hex: 32 hexadecimal digits, or the first of them.
+        source: a source that has an `id_column`: then the id is that of its record.
 
     Returns:
         JSON values: {doc_id, run_id, verdict, document: {…} or None, signals: {…} or None, split, importance, selection,
@@ -74,13 +77,13 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[st
         not at all, as the run's `report.examples` is set.
 
     Raises:
-        NotFoundError: no id, or no document of this run has it.
+        NotFoundError: no id, no document of this run has it, or several begin with it.
     """
-    wanted = doc_id_hex.strip().lower()
-    if len(wanted) != HEX_DIGITS or set(wanted) - set("0123456789abcdef"):
+    if (read := record.ref("ingest")) is None:
         raise NotFoundError(
-            f"{doc_id_hex!r} is not a document id", fix="a document id has 32 hexadecimal digits, as in `millrace sql`"
+            "it did not come as far as documents", where=f"run {record.run_id}", fix="`millrace runs` lists others: --run RUN"
         )
+    wanted = named_id(source, doc_id_hex) if source else _whole_id(workspace.store.artifact(read.key), doc_id_hex)
     found: dict[str, Any] = {}
     for name, (stage, table, query) in _LOOKUPS.items():
         ref = record.ref(stage)
@@ -92,9 +95,36 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str) -> dict[st
         document["place"] = _place(document)
     if not found["document"] and not found["rejection"]:
         raise NotFoundError(
-            f"no document {wanted}", where=f"run {record.run_id}", fix="an id stays the same while source and position do"
+            f"no document {wanted}" + (f" ({doc_id_hex!r} of source {source!r})" if source else ""),
+            where=f"run {record.run_id}",
+            fix=f"has source {source!r} an `id_column`, and is this its value?"
+            if source
+            else "it was never there, is forgotten, or has moved: an id stays the same while source and position do",
         )
     return {"doc_id": wanted, "run_id": record.run_id, "verdict": _verdict(found), **found}
+
+
+def _whole_id(ingest: Artifact, beginning: str) -> str:
+    """The id of the only document whose id begins so; all 32 digits are taken as they are."""
+    wanted = beginning.strip().lower()
+    if not re.fullmatch(f"[0-9a-f]{{4,{HEX_DIGITS}}}", wanted):
+        raise NotFoundError(
+            f"{beginning!r} is not a document id",
+            fix="an id has 32 hexadecimal digits, of which the first are enough; with --source it is the id in that source; "
+            '`millrace sql "select doc_id, source, left(text, 60) from documents"` lists them',
+        )
+    if len(wanted) == HEX_DIGITS:
+        return wanted
+    query = "SELECT doc_id FROM documents WHERE starts_with(lower(hex(doc_id)), $id) LIMIT 2"
+    with connect({"documents": ingest.files("documents")}) as db:
+        found = db.execute(query, {"id": wanted}).fetchall()
+    if len(found) != 1:
+        what = "several documents have" if found else "no document has"
+        raise NotFoundError(
+            f"{what} an id that begins with {wanted}",
+            fix="give more of its digits" if found else "`millrace sql` finds documents",
+        )
+    return str(found[0][0].hex())
 
 
 def _place(document: Mapping[str, Any]) -> str:

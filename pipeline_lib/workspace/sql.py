@@ -76,7 +76,11 @@ def query(workspace: Workspace, sql: str, *, run_id: str = "latest", limit: int 
             return _first(connection.sql(statement).to_arrow_reader(limit or BATCH), limit)
         except duckdb.Error as error:
             raise ConfigError(
-                str(error), where="sql", fix="tables: " + ", ".join(sorted([*views, "runs", "artifacts"]))
+                str(error),
+                where="sql",
+                fix=f"tables of run {record.run_id}: "
+                + ", ".join(sorted([*views, "runs", "artifacts"]))
+                + "; `--run` asks another",
             ) from None
 
 

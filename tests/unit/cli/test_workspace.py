@@ -75,6 +75,30 @@ def test_sql_reads_and_only_reads(record: RunRecord, tmp_path: Path) -> None:
     assert not (tmp_path / "x.csv").exists()
 
 
+def test_sql_cuts_long_texts_shows_bytes_that_are_text_and_says_how_ids_are_compared(record: RunRecord) -> None:
+    long = "select 1 as n, repeat('x', 500) as text"
+    shown = millrace("sql", long)
+    assert len(shown.stdout.splitlines()[1]) < 200
+    assert "--json, is whole" in shown.stderr
+    assert "x" * 500 in millrace("sql", "select repeat('x', 500) as text").stdout
+    assert read("sql", long)[0]["text"] == "x" * 500  # type: ignore[index]
+    assert "broken {" in millrace("sql", "select encode('broken {') as head").stdout
+    wrong = millrace("sql", f"select 1 where encode('a') = '{'0' * 32}'")
+    assert f"unhex('{'0' * 32}')" in wrong.stderr
+    assert f"tables of run {record.run_id}: " in millrace("sql", "select * from documents").stderr
+
+
+def test_rules_list_names_what_decides_about_conversations(record: RunRecord) -> None:
+    rows = read("rules", "list")
+    assert {row["domains"] for row in rows if row["set"] == "instruct"} == {"(conversations)"}  # type: ignore[attr-defined]
+
+
+def test_config_check_reads_rules(workspace: Workspace) -> None:
+    wrong = millrace("config", "check", "--set", "score.extra_rules={long: wrods > 3}")
+    assert wrong.exit_code == 2
+    assert "did you mean words?" in wrong.stderr
+
+
 def test_verify_finds_damage_and_ends_with_its_code(workspace: Workspace, record: RunRecord) -> None:
     assert read("verify", "--full") == []
     ref = record.ref("suites")

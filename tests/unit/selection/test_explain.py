@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from curation_toy import Run, doc_id, document, edited, words
 from typer.testing import CliRunner
 
+from pipeline_lib.corpus.documents import identities, named_id
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.selection.explain import explain
 from pipeline_lib.workspace.runs import RunBook, RunRecord
@@ -75,6 +77,26 @@ def test_a_run_that_has_not_come_so_far(told: tuple[Run, RunRecord]) -> None:
 def test_unknown_ids(told: tuple[Run, RunRecord], wrong: str) -> None:
     with pytest.raises(NotFoundError):
         explain(told[0].workspace, told[1], wrong)
+
+
+def test_the_beginning_of_an_id_is_enough_where_it_is_the_only_one(told: tuple[Run, RunRecord]) -> None:
+    run, record = told
+    whole = doc_id("near").hex()
+    assert explain(run.workspace, record, whole[:12])["doc_id"] == whole
+    with pytest.raises(NotFoundError, match="no document has an id that begins with"):
+        explain(run.workspace, record, "0" * 31)
+
+
+def test_an_id_of_the_source_is_looked_up_by_its_own_name(told: tuple[Run, RunRecord]) -> None:
+    with pytest.raises(NotFoundError, match=f"(?s){named_id('toy', 'n0')}.*'n0' of source 'toy'.*id_column"):
+        explain(told[0].workspace, told[1], "n0", source="toy")
+    batch = pa.record_batch({"id": ["n0"], "file": ["a"], "index": pa.array([0], pa.int64())})
+    assert identities(batch, "toy").to_pylist() == [bytes.fromhex(named_id("toy", "n0"))]
+
+
+def test_a_run_without_documents_says_so(told: tuple[Run, RunRecord]) -> None:
+    with pytest.raises(NotFoundError, match="did not come as far as documents"):
+        explain(told[0].workspace, RunRecord(run_id="x", pipeline="toy"), "0" * 32)
 
 
 def test_the_command_escapes_text_and_speaks_json(told: tuple[Run, RunRecord], monkeypatch: pytest.MonkeyPatch) -> None:
