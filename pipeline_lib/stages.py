@@ -9,7 +9,7 @@ STAGES: tuple[Stage, ...] = (
           outside="pipeline_lib.validation.suites:file_digests", extends=("suite",)),
     Stage("ingest", 3, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",),
           outside="pipeline_lib.corpus.sources:file_digests", forgets="pipeline_lib.corpus.barred:forgets", extends=("source",)),
-    Stage("score", 2, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
+    Stage("score", 3, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
           extends=("signal", "rule_set"), outside="pipeline_lib.quality.ngrams:file_digests"),
     Stage(
         "dedup", 5, "pure", "pipeline_lib.dedup.dedup:dedup", outside="pipeline_lib.dedup.embedding_model:file_digests",

@@ -16,7 +16,8 @@ SPACE, ALPHA, LOWER, UPPER, DIGIT, PREFIX, SUFFIX, MARK, QUOTE, TERMINAL, PUNCTU
 KNOWN = 0x20000  # code points with an entry: the first two planes; all beyond are ideographs or have no rule
 BEYOND = ALPHA | LOWER | UPPER
 
-BASIS, PRIME = 0xCBF29CE484222325, 0x100000001B3  # FNV-1a of 64 bits, over code points
+FACTOR = 0xD1342543DE82EF95  # of the hash over code points (multiplier of Steele & Vigna 2021)
+MIX = 0x9E3779B97F4A7C15  # 2^64 / golden ratio (Knuth 6.4)
 SPECIAL_SLOTS = 1 << 12
 FILTER_BYTES = 1 << 12
 LONGEST_SPECIAL = 11  # characters
@@ -75,11 +76,12 @@ def character_table() -> NDArray[np.uint16]:
 
 
 def spelling_hash(word: str) -> int:
-    """FNV-1a over the code points of a word, as the kernel computes it."""
-    value = BASIS
+    """Hash of the code points of a word, as the kernel computes it: a polynomial in `FACTOR` modulo 2^64, then mixed."""
+    value = 0
     for char in word:
-        value = (value ^ ord(char)) * PRIME % 2**64
-    return value
+        value = (value * FACTOR + ord(char) + 1) % 2**64
+    value = (value ^ (value >> 32)) * MIX % 2**64
+    return value ^ (value >> 32)
 
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher

@@ -26,19 +26,19 @@ from numpy.typing import NDArray
 
 from pipeline_lib.quality.characters import (
     ALPHA,
-    BASIS,
     BEYOND,
     CAPITAL,
     CURRENCY,
     DIGIT,
+    FACTOR,
     FILTER_BYTES,
     ICON,
     KNOWN,
     LONGEST_SPECIAL,
     LOWER,
     MARK,
+    MIX,
     PREFIX,
-    PRIME,
     PUNCTUATION,
     QUOTE,
     SPACE,
@@ -59,6 +59,7 @@ from pipeline_lib.tables.buffers import Bytes, Offsets
 TABLE, KEYS = "Array(u2, 1, 'C', readonly=True)", "Array(u8, 1, 'C', readonly=True)"
 VALUES, FILTER = "Array(i4, 1, 'C', readonly=True)", TEXT
 SPECIALS = f"{KEYS}, {VALUES}, {FILTER}"
+ROLLING = "u8[::1], u8[::1]"
 
 COLUMNS = (
     "bytes", "characters", "words", "words_and_marks", "lines", "paragraphs", "sentences", "mean_word_length", "mean_line_length",
@@ -78,8 +79,7 @@ COLUMNS = (
     CLEAN_SENTENCES, CLEAN_BRACES, CLEAN_LOREM,
 ) = range(len(COLUMNS))  # fmt: skip
 
-_BASIS, _PRIME = np.uint64(BASIS), np.uint64(PRIME)
-_MIX, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)  # 2^64 / golden ratio (Knuth 6.4)
+_FACTOR, _MIX, _SHIFT = np.uint64(FACTOR), np.uint64(MIX), np.uint64(32)
 _MARK_BITS = 20  # of an entry of a stamped table; the rest is the key
 _COUNT = np.uint64(0xFFFFFFFF)
 _LAST_MARK = (1 << _MARK_BITS) - 64
@@ -121,15 +121,16 @@ _POLICIES = (
 )  # fmt: skip  (C4)
 
 
-@njit(f"i8({TEXT}, i8, i8, {TABLE}, i4[::1], u2[::1])", **KERNEL)
-def _decode(data, at, end, table, codes, bits):  # type: ignore[no-untyped-def]
-    """Code points and their bits; returns how many. The text is valid UTF-8."""
-    n = 0
+@njit(f"i8({TEXT}, i8, i8, {TABLE}, i4[::1], u2[::1], u8[::1])", **KERNEL)
+def _decode(data, at, end, table, codes, bits, sums):  # type: ignore[no-untyped-def]
+    """Code points, their bits, the hash of what stands before each (`_spelling`); returns how many. The text is valid UTF-8."""
+    n, value = 0, np.uint64(0)
     while at < end:
         lead = np.int32(data[np.uint64(at)])
         if lead < 0x80:
             place = np.uint64(n)
-            codes[place], bits[place] = lead, table[np.uint64(lead)]
+            codes[place], bits[place], sums[place] = lead, table[np.uint64(lead)], value
+            value = value * _FACTOR + np.uint64(lead) + np.uint64(1)
             at += 1
             n += 1
             continue
@@ -143,18 +144,20 @@ def _decode(data, at, end, table, codes, bits):  # type: ignore[no-untyped-def]
         else:
             code = ((lead & 7) << 18) | (second << 12) | (np.int32(data[at + 2] & 63) << 6) | np.int32(data[at + 3] & 63)
             at += 4
-        codes[n] = code
+        codes[n], sums[n] = code, value
         bits[n] = table[code] if code < KNOWN else BEYOND
+        value = value * _FACTOR + np.uint64(code) + np.uint64(1)
         n += 1
+    sums[n] = value
     return n
 
 
-@njit("u8(i4[::1], i8, i8)", **HELPER)
-def _spelling(codes, start, end):  # type: ignore[no-untyped-def]
-    value = _BASIS
-    for i in range(start, end):
-        value = (value ^ np.uint64(codes[np.uint64(i)])) * _PRIME
-    return value
+@njit("u8(u8[::1], u8[::1], i8, i8)", **HELPER)
+def _spelling(sums, powers, start, end):  # type: ignore[no-untyped-def]
+    """The hash of the characters between two places, of whatever length in the same time (Karp & Rabin 1987), mixed."""
+    value = sums[np.uint64(end)] - sums[np.uint64(start)] * powers[np.uint64(end - start)]
+    value = (value ^ (value >> _SHIFT)) * _MIX
+    return value ^ (value >> _SHIFT)
 
 
 @njit(f"i4(u8, {SPECIALS})", **HELPER)
@@ -171,15 +174,15 @@ def _special(key, keys, values, likely):  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(f"i4(i4[::1], i8, i8, {SPECIALS})", **HELPER)
-def _parts(codes, start, end, keys, values, likely):  # type: ignore[no-untyped-def]
+@njit(f"i4(i4[::1], {ROLLING}, i8, i8, {SPECIALS})", **HELPER)
+def _parts(codes, sums, powers, start, end, keys, values, likely):  # type: ignore[no-untyped-def]
     """The lengths of the parts of a special word, packed; 0: not special."""
     if end - start > LONGEST_SPECIAL or end <= start:
         return 0
-    shape = (codes[start] * 61 + codes[end - 1] * 1021 + (end - start) * 4093) & 0x7FFF
+    shape = (codes[np.uint64(start)] * 61 + codes[np.uint64(end - 1)] * 1021 + (end - start) * 4093) & 0x7FFF
     if not (likely[shape >> 3] >> (shape & 7)) & 1:
         return 0
-    value = _special(_spelling(codes, start, end), keys, values, likely)
+    value = _special(_spelling(sums, powers, start, end), keys, values, likely)
     return value if value & (1 << 15) else 0
 
 
@@ -198,8 +201,8 @@ def _prefix(codes, bits, start, end):  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(f"i8(i4[::1], u2[::1], i8, i8, {SPECIALS})", **HELPER)
-def _suffix(codes, bits, start, end, keys, values, likely):  # type: ignore[no-untyped-def]
+@njit(f"i8(i4[::1], u2[::1], {ROLLING}, i8, i8, {SPECIALS})", **HELPER)
+def _suffix(codes, bits, sums, powers, start, end, keys, values, likely):  # type: ignore[no-untyped-def]
     """Characters that come off at the back."""
     if end <= start:
         return 0
@@ -232,7 +235,7 @@ def _suffix(codes, bits, start, end, keys, values, likely):  # type: ignore[no-u
     while first > start and end - first < 5 and not bits[first - 1] & TRICKY:
         first -= 1
     if start < first < end and end - first < 5 and bits[first - 1] & DIGIT:
-        if _special(_spelling(codes, first, end), keys, values, likely) & (1 << 16):
+        if _special(_spelling(sums, powers, first, end), keys, values, likely) & (1 << 16):
             return end - first
     return 0
 
@@ -347,70 +350,69 @@ def _kind(some, every, size):  # type: ignore[no-untyped-def]
     )
 
 
-@njit("void(i4[::1], u2[::1], i8, i8, i8, u8[::1], i4[::1], u1[::1])", **HELPER)
-def _put(codes, bits, start, end, k, words, sizes, kinds):  # type: ignore[no-untyped-def]
+@njit("void(u2[::1], u8[::1], u8[::1], i8, i8, i8, u8[::1], i4[::1], u1[::1])", **HELPER)
+def _put(bits, sums, powers, start, end, k, words, sizes, kinds):  # type: ignore[no-untyped-def]
     """Write piece number k."""
-    value, some, every = _BASIS, 0, _WHOLE
+    some, every, place = 0, _WHOLE, np.uint64(k)
     for i in range(start, end):
-        place = np.uint64(i)
-        value = (value ^ np.uint64(codes[place])) * _PRIME
-        some |= bits[place]
-        every &= bits[place]
-    words[k], sizes[k], kinds[k] = value, end - start, _kind(some, every, end - start)
+        some |= bits[np.uint64(i)]
+        every &= bits[np.uint64(i)]
+    words[place], sizes[place], kinds[place] = _spelling(sums, powers, start, end), end - start, _kind(some, every, end - start)
 
 
 @njit(
-    f"i8(i4[::1], u2[::1], i8, i8, i8, u8[::1], i4[::1], u1[::1], i4[::1], {SPECIALS})",
+    f"i8(i4[::1], u2[::1], {ROLLING}, i8, i8, i8, u8[::1], i4[::1], u1[::1], i4[::1], {SPECIALS})",
     **HELPER,
 )
-def _split(codes, bits, start, end, k, words, sizes, kinds, tail, keys, values, likely):  # type: ignore[no-untyped-def]
+def _split(codes, bits, sums, powers, start, end, k, words, sizes, kinds, tail, keys, values, likely):  # type: ignore[no-untyped-def]
     """Split a piece between white space into words, from number k on; returns the number after the last."""
     low, high = start, end
-    while low < end and bits[low] & PREFIX and codes[low] != 0x27 and codes[low] != 0x2019:
+    while low < end and bits[np.uint64(low)] & PREFIX and codes[np.uint64(low)] != 0x27 and codes[np.uint64(low)] != 0x2019:
         low += 1
-    while high > low and bits[high - 1] & SUFFIX and codes[high - 1] != 0x27 and codes[high - 1] != 0x2019:
+    while high > low and bits[np.uint64(high - 1)] & SUFFIX:
+        if codes[np.uint64(high - 1)] == 0x27 or codes[np.uint64(high - 1)] == 0x2019:
+            break
         high -= 1
     stop = high
     if high - low > 2 and codes[high - 1] == 0x2E and bits[high - 2] & (LOWER | DIGIT):
         high -= 1
-    value, some, every = _BASIS, 0, _WHOLE
+    some, every = 0, _WHOLE
     for i in range(low, high):
-        place = np.uint64(i)
-        value = (value ^ np.uint64(codes[place])) * _PRIME
-        some |= bits[place]
-        every &= bits[place]
+        some |= bits[np.uint64(i)]
+        every &= bits[np.uint64(i)]
     if high > low and (not some & TRICKY or (every & DIGIT and high - low > 1)):  # by far most often: marks around a plain word
-        with_stop = (value ^ np.uint64(0x2E)) * _PRIME
+        value = _spelling(sums, powers, low, high)
         special = _special(value, keys, values, likely) if high - low <= LONGEST_SPECIAL else 0
         if high < stop and not special:
-            special = _special(with_stop, keys, values, likely)
+            special = _special(_spelling(sums, powers, low, stop), keys, values, likely)
         if not special & (1 << 15):
             for i in range(start, low):
-                _put(codes, bits, i, i + 1, k, words, sizes, kinds)
+                _put(bits, sums, powers, i, i + 1, k, words, sizes, kinds)
                 k += 1
-            words[k], sizes[k], kinds[k] = value, high - low, _kind(some, every, high - low)
+            place = np.uint64(k)
+            words[place], sizes[place], kinds[place] = value, high - low, _kind(some, every, high - low)
             k += 1
             for i in range(high, end):
-                _put(codes, bits, i, i + 1, k, words, sizes, kinds)
+                _put(bits, sums, powers, i, i + 1, k, words, sizes, kinds)
                 k += 1
             return k
     n_tail, packed = 0, 0
     while start < end:
-        packed = _parts(codes, start, end, keys, values, likely)
+        packed = _parts(codes, sums, powers, start, end, keys, values, likely)
         if packed:
             break
         front = _prefix(codes, bits, start, end)
-        if front and start + front < end and _parts(codes, start + front, end, keys, values, likely):
-            _put(codes, bits, start, start + front, k, words, sizes, kinds)
+        if front and start + front < end and _parts(codes, sums, powers, start + front, end, keys, values, likely):
+            _put(bits, sums, powers, start, start + front, k, words, sizes, kinds)
             k, start = k + 1, start + front
             continue
-        back = _suffix(codes, bits, start + front, end, keys, values, likely)
-        if back and _parts(codes, start, end - back, keys, values, likely):
+        back = _suffix(codes, bits, sums, powers, start + front, end, keys, values, likely)
+        if back and _parts(codes, sums, powers, start, end - back, keys, values, likely):
             front = 0
         if front + back > end - start:
             back = 0
         if front:
-            _put(codes, bits, start, start + front, k, words, sizes, kinds)
+            _put(bits, sums, powers, start, start + front, k, words, sizes, kinds)
             k, start = k + 1, start + front
         if back:
             tail[n_tail] = back
@@ -422,7 +424,7 @@ def _split(codes, bits, start, end, k, words, sizes, kinds, tail, keys, values, 
             size = packed & 31
             packed = (packed & 0x7FFF) >> 5
             stop = min(start + size, end) if size else end
-            _put(codes, bits, start, stop, k, words, sizes, kinds)
+            _put(bits, sums, powers, start, stop, k, words, sizes, kinds)
             k, start = k + 1, stop
     elif start < end:
         looks, dots = False, False
@@ -439,17 +441,17 @@ def _split(codes, bits, start, end, k, words, sizes, kinds, tail, keys, values, 
                     at += max(size, 1)
                     continue
                 if at > first:
-                    _put(codes, bits, first, at, k, words, sizes, kinds)
+                    _put(bits, sums, powers, first, at, k, words, sizes, kinds)
                     k += 1
-                _put(codes, bits, at, at + size, k, words, sizes, kinds)
+                _put(bits, sums, powers, at, at + size, k, words, sizes, kinds)
                 k, at = k + 1, at + size
                 first = at
         if first < end:
-            _put(codes, bits, first, end, k, words, sizes, kinds)
+            _put(bits, sums, powers, first, end, k, words, sizes, kinds)
             k += 1
     while n_tail > 0:
         n_tail -= 1
-        _put(codes, bits, end, end + tail[n_tail], k, words, sizes, kinds)
+        _put(bits, sums, powers, end, end + tail[n_tail], k, words, sizes, kinds)
         k, end = k + 1, end + tail[n_tail]
     return k
 
@@ -603,8 +605,8 @@ def _ends_code(last, before):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    f"void({TEXT}, {OFFSETS}, {TABLE}, {SPECIALS}, i4[::1], u2[::1], u8[::1], i4[::1], u1[::1], i4[::1], u8[::1], i4[::1],"
-    " i4[::1], i4[::1], u1[::1], u1[::1], u8[:, ::1], f8[:, ::1])",
+    f"void({TEXT}, {OFFSETS}, {TABLE}, {SPECIALS}, i4[::1], u2[::1], {ROLLING}, u8[::1], i4[::1], u1[::1], i4[::1], u8[::1],"
+    " i4[::1], i4[::1], i4[::1], u1[::1], u1[::1], u8[:, ::1], f8[:, ::1])",
     **KERNEL,
 )
 def _measure(
@@ -616,6 +618,8 @@ def _measure(
     likely,
     codes,
     bits,
+    sums,
+    powers,
     words,
     sizes,
     kinds,
@@ -635,7 +639,7 @@ def _measure(
         start, end = offsets[row], offsets[row + 1]
         values_out = out[row]
         values_out[:] = 0
-        n = _decode(data, start, end, table, codes, bits)
+        n = _decode(data, start, end, table, codes, bits, sums)
         codes[n], bits[n] = 0x0A, SPACE  # the end closes the last line
         values_out[BYTES], values_out[CHARACTERS] = end - start, n
         if n == 0:
@@ -655,14 +659,14 @@ def _measure(
             dots += code == 0x2026
             braces += (code == 0x7B) | (code == 0x7D)
             newlines += code == 0x0A
-        present, previous = 0, _BASIS  # which of C4's phrases may be in the text: what their words begin with
+        present, previous = 0, np.uint64(0)  # which of C4's phrases may be in the text: what their words begin with
         first_visible, last_visible = 0, n
         while first_visible < n and bits[first_visible] & SPACE:
             first_visible += 1
         while last_visible > first_visible and bits[last_visible - 1] & SPACE:
             last_visible -= 1
 
-        mask = 63
+        mask = 63  # lines and paragraphs share a table and its mark: with another mark one would take the other's places
         while mask < 2 * (newlines + 1):
             mask = 2 * mask + 1
         n_pieces, n_lines, n_segments, n_blocks = 0, 0, 0, 0
@@ -670,48 +674,48 @@ def _measure(
         again_segments, again_chars, again_text_chars, again_blocks, again_block_chars = 0, 0, 0, 0, 0
         clean_lines, clean_sentences, clean_braces, clean_lorem = 0, 0, 0, 0
         line_start, line_first, line_last, line_chunks, line_longest, line_piece = 0, -1, 0, 0, 0, 0
-        line, block, block_start = _BASIS, _BASIS, first_visible
+        block, block_start = np.uint64(0), first_visible
         i = 0
         while i <= n:
             if not bits[np.uint64(i)] & SPACE:  # a piece between white space
                 first = i
-                value, some, every = _BASIS, 0, _WHOLE
+                some, every = 0, _WHOLE
                 while True:
                     place = np.uint64(i)  # numba tests signed places for negative ones
                     here = bits[place]
                     if here & SPACE:
                         break
-                    value = (value ^ np.uint64(codes[place])) * _PRIME
                     some |= here
                     every &= here
                     i += 1
+                value = _spelling(sums, powers, first, i)
                 special = 0
                 if i - first <= LONGEST_SPECIAL:
                     special = _special(value, keys, values, likely) & (1 << 15)
                 if special or (some & TRICKY and not every & DIGIT):
-                    n_pieces = _split(codes, bits, first, i, n_pieces, words, sizes, kinds, tail, keys, values, likely)
+                    n_pieces = _split(
+                        codes, bits, sums, powers, first, i, n_pieces, words, sizes, kinds, tail, keys, values, likely
+                    )
                 else:
-                    words[n_pieces], sizes[n_pieces], kinds[n_pieces] = value, i - first, _kind(some, every, i - first)
+                    place = np.uint64(n_pieces)
+                    words[place], sizes[place], kinds[place] = value, i - first, _kind(some, every, i - first)
                     n_pieces += 1
                 head = (
-                    ((codes[first] | 32) << 24)
-                    | ((codes[first + 1] | 32) << 16)
-                    | ((codes[first + 2] | 32) << 8)
-                    | (codes[first + 3] | 32)
+                    ((codes[np.uint64(first)] | 32) << 24)
+                    | ((codes[np.uint64(first + 1)] | 32) << 16)
+                    | ((codes[np.uint64(first + 2)] | 32) << 8)
+                    | (codes[np.uint64(first + 3)] | 32)
                 )
                 present |= _PRESENT_LOREM * (head == _IPSU) | _PRESENT_POLICY * ((head == _POLI) | (head == _COOK))
                 present |= _PRESENT_POLICY * ((head >> 8 == _USE) & (previous == _OF)) | _PRESENT_JAVA * ((some & J) != 0)
                 previous = value
-                line = (line ^ value) * _PRIME
                 line_chunks += 1
                 line_longest = max(line_longest, i - first)
                 line_last = i
                 if line_first < 0:
                     line_first = first
                 continue
-            code = codes[np.uint64(i)]
-            if code != 0x0A:
-                line = (line ^ np.uint64(code)) * _PRIME
+            if codes[np.uint64(i)] != 0x0A:
                 i += 1
                 continue
             # A line ends.
@@ -763,7 +767,7 @@ def _measure(
             if i > line_start or i == 0 or (i == n and newlines):  # Gopher's lines lie between runs of line feeds
                 n_segments += 1
                 if i > line_start:
-                    at = _slot(line, mark, entries, mask)
+                    at = _slot(_spelling(sums, powers, line_start, i), mark, entries, mask)
                     if entries[at, 1]:
                         again_segments += 1
                         again_chars += i - line_start
@@ -776,27 +780,25 @@ def _measure(
             inside_text = line_start < last_visible and i > first_visible
             if inside_text:
                 stop = min(i, last_visible)
-                if line_start <= first_visible or i >= last_visible:  # its first or last line, without white space at that end
-                    line = _spelling(codes, max(line_start, first_visible), stop)
-                if i > line_start:
-                    block = _join(block, line)
+                if i > line_start:  # the first and the last line of the text count without white space at that end
+                    block = _join(block, _spelling(sums, powers, max(line_start, first_visible), stop))
                 if i >= last_visible or (codes[i + 1] == 0x0A and i > line_start):
-                    at = _slot(block, mark + 1, entries, mask)
+                    at = _slot(block, mark, entries, mask)
                     n_blocks += 1
                     if entries[at, 1]:
                         again_blocks += 1
                         again_block_chars += stop - block_start
                     entries[at, 1] = 1
-                    block = _BASIS
+                    block = np.uint64(0)
                     j = i
                     while j < n and codes[j] == 0x0A:
                         j += 1
                     block_start = j
             i += 1
-            line, line_start, line_first, line_chunks, line_longest, line_piece = _BASIS, i, -1, 0, 0, n_pieces
+            line_start, line_first, line_chunks, line_longest, line_piece = i, -1, 0, 0, n_pieces
         values_out[LINES], values_out[PARAGRAPHS] = n_lines, n_blocks
         if n_pieces == 0:
-            mark += 2
+            mark += 1
             continue
 
         n_words, word_chars, alpha, total, stops = 0, 0, 0, 0, 0
@@ -808,8 +810,8 @@ def _measure(
             n_words += is_word
             word_chars += size * is_word
             alpha += kinds[k] & _PIECE_ALPHA
-            slot = np.int64((words[k] >> _STOP_SHIFT) & np.uint64(31))
-            stops |= np.int64(_STOPS[slot] == words[k]) << slot
+            slot = (words[k] >> _STOP_SHIFT) & np.uint64(31)
+            stops |= np.int64(_STOPS[slot] == words[k]) << np.int64(slot)
         triples = 0
         for i in range(n - 2):
             if codes[i] == 0x2E and codes[i + 1] == 0x2E and codes[i + 2] == 0x2E:
@@ -845,8 +847,8 @@ def _measure(
         mask = 63
         while 2 * mask < 3 * n_pieces:
             mask = 2 * mask + 1
-        _ngrams(words, ends, n_pieces, values_out, grams, live, slots, again, seen_once, entries, mask, mark + 2)
-        mark += 11
+        _ngrams(words, ends, n_pieces, values_out, grams, live, slots, again, seen_once, entries, mask, mark + 1)
+        mark += 10
 
 
 def measure_rules(data: Bytes, offsets: Offsets) -> NDArray[np.float64]:
@@ -857,8 +859,12 @@ def measure_rules(data: Bytes, offsets: Offsets) -> NDArray[np.float64]:
     longest = int(np.diff(offsets).max(initial=0))
     room = longest + 8  # four characters beyond the end are looked at
     size = 1 << max(6, (2 * room - 1).bit_length())
+    powers = np.full(room, FACTOR, np.uint64)
+    powers[0] = 1
+    np.multiply.accumulate(powers, out=powers)
     scratch = (
-        np.empty(room, np.int32), np.empty(room, np.uint16), np.empty(room, np.uint64), np.empty(room, np.int32),
+        np.empty(room, np.int32), np.empty(room, np.uint16), np.empty(room, np.uint64), powers, np.empty(room, np.uint64),
+        np.empty(room, np.int32),
         np.empty(room, np.uint8), np.empty(room, np.int32), np.empty(room, np.uint64), np.empty(room, np.int32),
         np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.uint8), np.empty(2 * size, np.uint8),
         np.zeros((size, 2), np.uint64),

@@ -51,13 +51,16 @@ RULE_SETS: Mapping[str, Mapping[str, str]] = {
         "line_copies": "duplicate_text_line_char_share <= 0.01",
         "list_like": "newlines_per_word <= 0.3",
     },
-    # All three, made milder for reference pages with tables and examples: Gopher's limit of 80 % on words with a letter
-    # (punctuation
-    # marks are words here), FineWeb's of 1 % on characters in repeated lines and C4's ban of braces throw away most of them.
+    # All three, made milder for reference pages with tables and examples. Marks are words here: of such pages half the words
+    # have a letter, and a frame of signs or a list of parameters repeats n-grams. FineWeb's limit of 1 % on characters in
+    # repeated lines and C4's ban of braces throw away most of them.
     "prose": {
         **_GOPHER_QUALITY,
-        "alphabetic": "alpha_word_share >= 0.6",
+        "alphabetic": "alpha_word_share >= 0.5",
         **_REPETITION,
+        "repeated_ngrams": "duplicate_5gram_char_share <= 0.22 AND duplicate_6gram_char_share <= 0.21"
+        " AND duplicate_7gram_char_share <= 0.2 AND duplicate_8gram_char_share <= 0.18"
+        " AND duplicate_9gram_char_share <= 0.16 AND duplicate_10gram_char_share <= 0.15",
         "punctuation": "terminal_line_share >= 0.12",
         "short_lines": "short_line_share <= 0.67",
         "newlines": "newlines_per_word <= 0.3",
@@ -192,6 +195,7 @@ def _check(connection: duckdb.DuckDBPyConnection, rule: Rule, signals: Sequence[
             fix = "no window functions, no queries: documents are judged in batches"
             raise ConfigError(f"{rule.expression!r} looks at other documents", where=where, fix=fix)
         result = connection.sql(f"SELECT\n{_sql(rule)}\nFROM signals").to_arrow_table()
+        kind = str(connection.sql(f"SELECT (\n{rule.expression}\n) FROM signals").types[0])  # noqa: S608
         calls = [name.lower() for name in re.findall(r"([A-Za-z_]\w*)\s*\(", _LITERAL.sub(" ", rule.expression))]
         moody = connection.execute(
             "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT' AND list_contains(?, function_name)",
@@ -203,6 +207,10 @@ def _check(connection: duckdb.DuckDBPyConnection, rule: Rule, signals: Sequence[
         ) from error
     if result.num_columns != 1 or result.num_rows != 2:
         raise ConfigError(f"{rule.expression!r} does not give one value a document", where=where, fix="no lists, no aggregates")
+    if kind != "BOOLEAN":
+        raise ConfigError(
+            f"{rule.expression!r} says neither yes nor no: it is a {kind}", where=where, fix=f"compare it, e.g. {rule.signal} > 0"
+        )
     if moody or any(word in rule.expression.lower() for word in ("current_date", "current_time", "localtime")):
         raise ConfigError(f"{rule.expression!r} gives another value each time", where=where, fix="use signals and constants only")
 

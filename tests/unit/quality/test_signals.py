@@ -40,6 +40,22 @@ def test_signals_are_what_plain_python_says(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "first one\n\nagain, again\n\nagain, again",  # the last paragraph repeats an inner one, the first one repeats below
+        "again, again\n\nother\n\nagain, again\n\nlast one",
+        "  again\n\nagain\n\nagain  \n",
+        "\n\n".join(f"line {i % 40}\nline {i % 60} follows" for i in range(300)),  # many lines and paragraphs in one table
+        "\n".join(f"    step_{i % 97}(value)\n" if i % 5 else "" for i in range(1500)),
+    ],
+)
+def test_repeated_lines_and_paragraphs_are_all_found(text: str) -> None:
+    expected = {name: value for name, value in reference(text).items() if name.startswith("duplicate_")}
+    got = signals(text).to_pylist()[0]
+    assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("Don't stop, Mr. O'Neil's here (10km away).", "Do n't stop , Mr. O'Neil 's here ( 10 km away ) ."),
