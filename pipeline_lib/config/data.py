@@ -61,6 +61,8 @@ class SourceConfig(Section):
     def _path_where_needed(self) -> SourceConfig:
         if self.kind in {"files", "dataset"} and not self.path:
             raise ValueError(f"a source of kind '{self.kind}' needs a path")
+        if self.kind == "machine" and self.path:
+            raise ValueError("a source of kind 'machine' reads no path; `kind: files` does")
         if self.kind == "dataset" and "://" in self.path and not self.revision:
             raise ValueError("a data set on the hub needs `revision`: the commit it is read at")
         parts = [self.date_pattern.count(part) for part in ("%Y", "%m", "%d")]
@@ -148,7 +150,8 @@ class DedupConfig(Section):
     )
     containment: float = setting(
         0.0,
-        "Containment of the smaller in the larger shingle set from which two documents are duplicates, too; 0: Jaccard alone decides",
+        "Containment of the smaller in the larger shingle set from which two documents are duplicates, too; "
+        "0: Jaccard alone decides",
         ge=0,
         le=1,
         why="bands propose pairs by Jaccard, so a short part of a long document is not looked at",
@@ -167,13 +170,15 @@ class DedupConfig(Section):
         "All pairs of a band bucket up to this size are looked at; a larger one is split by further bands and reported",
         unit="documents",
         ge=2,
-        why="licences come in families of several hundred, and at 200 a twelfth of their pairs is missed; a bucket of n documents "
+        why="licences come in families of several hundred, and at 200 a twelfth of their pairs is missed; a bucket of n "
+        "documents "
         "gives n²/2 pairs, so the parts of a larger one may have a fifth of this size",
     )
     survivor: list[Literal["priority", "quality", "length", "date"]] = setting(
         lambda: ["priority", "quality", "length", "date"],
         "Which of several duplicates stays: the order of what is compared; the id decides last",
-        why="a document without validation items, then one that passed the rules, then one of an earlier night always comes first",
+        why="a document without validation items, then one that passed the rules, then one of an earlier night always comes "
+        "first",
     )
     source_quota: float = setting(
         0.0,
@@ -205,7 +210,8 @@ class DedupConfig(Section):
     decontaminate: bool = setting(True, "Look for verbatim validation items in documents, and take out what is found")
     contaminated: Literal["drop", "cut"] = setting(
         "drop",
-        "What is taken out: the whole document, or the words that are in the item (a document that would lose more than half, and a "
+        "What is taken out: the whole document, or the words that are in the item (a document that would lose more than half, "
+        "and a "
         "conversation, is dropped all the same)",
     )
     decontaminate_words: int = setting(
@@ -288,7 +294,8 @@ class SelectConfig(Section):
     )
     toward: str = setting(
         "none",
-        "Prefer what resembles a sample of text (importance resampling, DSIR): a JSONL file (`text`) or a text file (a paragraph a "
+        "Prefer what resembles a sample of text (importance resampling, DSIR): a JSONL file (`text`) or a text file (a "
+        "paragraph a "
         "sample); `world`: statements from the reference tables, without the entities that validation asks for; `none`",
         identity=False,
         path=("none", "world"),

@@ -163,7 +163,8 @@ TRIALS = _schema(  # one row a trial of the search, in the order they were made
 
 TABLES = {
     "documents": DOCUMENTS, "edits": EDITS, "ids": IDS, "quarantine": QUARANTINE, "suite_items": SUITE_ITEMS,
-    "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "buckets": BUCKETS, "boilerplate": BOILERPLATE, "splits": SPLITS, "selection": SELECTION, "cuts": CUTS,
+    "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "buckets": BUCKETS, "boilerplate": BOILERPLATE,
+    "splits": SPLITS, "selection": SELECTION, "cuts": CUTS,
     "cells": CELLS,
     "steps": STEPS, "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
     "tombstones": TOMBSTONES, "gone": GONE, "statistics": STATISTICS, "trials": TRIALS,

@@ -76,6 +76,7 @@ trian: {}
         ("resources: {margin_minutes: 90 s}\n", "it is a number in minutes: write 1.5"),
         ("resources: {finish_by: 07:00}\n", "07:00 does not say in which zone; write `07:00 Europe/Berlin`"),
         ("ingest: {sources: {kind: machine}}\n", "{'kind': 'machine'}: must be a list\n  → start every item with `- `"),
+        ("ingest: {sources: [{path: texts}]}\n", "a source of kind 'machine' reads no path; `kind: files` does"),
         ("ingest: {sources: [{kind: fils}]}\n", "choices: machine, files, module, dataset\n  → did you mean files?"),
         ("pack: 3\n", "pack = 3: must be a section"),
         ("name: 5\n", 'must be text\n  → write it in quotes: "5"'),
