@@ -62,7 +62,7 @@ class Order:
         return next(span for span in reversed(self.spans) if span.position <= position)
 
     def at(self, first: int, count: int) -> np.ndarray:
-        """The sequences, int64[count], read at positions `first`…; each counts in the era of its own `span_at`."""
+        """The sequences, int64[count], read at positions `first`… (≥ 0); each counts in the era of its own `span_at`."""
         found = np.empty(count, np.int64)
         ends = [*(span.position for span in self.spans[1:]), first + count]
         for span, end in zip(self.spans, ends, strict=True):

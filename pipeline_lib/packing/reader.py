@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from pipeline_lib.errors import ConfigError
 from pipeline_lib.packing.cache import Healer, cache_folder, read_chunks
 from pipeline_lib.packing.chunk import ChunkFacts
 from pipeline_lib.packing.growth import eras_after, gone_of, tombstones_of
@@ -72,6 +73,13 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         return list(zip(found.doc_row.tolist(), found.doc_off.tolist(), found.doc_len.tolist(), strict=True))
 
 
+def refuse_place(who: str, position: int, rank: int, world: int) -> None:
+    """Raise ConfigError where no order has such a position, or no world such a rank."""
+    if position < 0 or not 0 <= rank < world:
+        fix = "position ≥ 0, and 0 ≤ rank < world"
+        raise ConfigError(f"rank {rank} of {world} at position {position} cannot be", where=who, fix=fix)
+
+
 class PositionSampler(Sampler[int]):
     """Indices for a `DataLoader`, from a position on: of every `world` positions the one of this rank.
 
@@ -80,6 +88,7 @@ class PositionSampler(Sampler[int]):
     """
 
     def __init__(self, order: Order, *, position: int = 0, stop: int | None = None, rank: int = 0, world: int = 1) -> None:
+        refuse_place("PositionSampler", position, rank, world)
         self.order, self.position, self.stop, self.rank, self.world = order, position, stop, rank, world
 
     def __iter__(self) -> Iterator[int]:

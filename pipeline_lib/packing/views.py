@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.packing.order import Order
-from pipeline_lib.packing.reader import BLOCK, IGNORED, PackedDataset
+from pipeline_lib.packing.reader import BLOCK, IGNORED, PackedDataset, refuse_place
 from pipeline_lib.workspace.runs import RunBook
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -80,10 +80,9 @@ class PackedStream(IterableDataset[dict[str, torch.Tensor]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if not 0 <= rank < world or batch_size < 1 or position < 0:
-            raise ConfigError(
-                f"rank {rank} of {world}, batch_size {batch_size}, position {position} cannot be", where="PackedStream"
-            )
+        refuse_place("PackedStream", position, rank, world)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size} cannot be", where="PackedStream", fix="1 or more")
         self.data, self.order, self.batch_size = data, order, batch_size
         self.position, self.stop, self.rank, self.world = position, stop, rank, world
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.packing.order import Order
-from pipeline_lib.packing.reader import PackedDataset
+from pipeline_lib.packing.reader import PackedDataset, PositionSampler
 from pipeline_lib.packing.views import PackedStream, as_datasets, packed
 from pipeline_lib.training.data import MicroBatches
 from pipeline_lib.workspace.runs import RunBook, RunRecord
@@ -78,7 +78,12 @@ def test_the_view_of_datasets(data: PackedDataset) -> None:
 
 
 def test_what_cannot_be(data: PackedDataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="rank 2 of 2"):
-        PackedStream(data, Order.of(0, 4), batch_size=1, rank=2, world=2)
+    for place in ({"rank": 2, "world": 2}, {"rank": -1, "world": 2}, {"position": -1}, {"world": 0}):
+        with pytest.raises(ConfigError, match="cannot be"):
+            PackedStream(data, Order.of(0, 4), batch_size=1, **place)
+        with pytest.raises(ConfigError, match="cannot be"):
+            PositionSampler(Order.of(0, 4), **place)
+    with pytest.raises(ConfigError, match="batch_size 0"):
+        PackedStream(data, Order.of(0, 4), batch_size=0)
     with pytest.raises(NotFoundError):
         packed(tmp_path)
