@@ -24,6 +24,7 @@ from pipeline_lib.forgetting.packed import STAND_IN
 from pipeline_lib.packing.cache import ancestry, cache_behind
 from pipeline_lib.packing.fill import caches, fill_cache
 from pipeline_lib.packing.growth import tombstones_of
+from pipeline_lib.reporting.report import report_folder
 from pipeline_lib.run import run_plain
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.forgotten import Forgotten
@@ -35,11 +36,14 @@ from pipeline_lib.workspace.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One real run, copied for every test. A failed attempt and a damaged artifact have left texts behind."""
+    """One real run, copied for every test. A failed attempt, a damaged artifact and MLflow hold texts too."""
     folder = tmp_path_factory.mktemp("made")
     write_sources(folder)
     workspace, record = make(folder)
     train_on(workspace, record)
+    record.mlflow = {"run_id": "0f0f"}  # where the tracker puts a copy of the report
+    RunBook(workspace.runs_folder).save(record)
+    shutil.copytree(report_folder(workspace, record.run_id), workspace.root / "mlartifacts/1/0f0f/artifacts/report")
     ingest = workspace.store.artifact(record.ref("ingest").key)  # type: ignore[union-attr]
     for name in ("work/ingest-" + "0" * 32 + ".0/shards/x", "quarantine/ingest-" + "0" * 32 + "-20260101T000000-abcd/documents"):
         (workspace.root / name).mkdir(parents=True)
@@ -74,7 +78,7 @@ def test_a_forgotten_document_is_found_nowhere(folder: Path) -> None:
     workspace = open_home(folder)
     ids = marked_ids(workspace)
     before = traces(workspace.root)
-    kinds = ("documents/", "quarantine/", "cache/", "reports/", "work/")
+    kinds = ("documents/", "quarantine/", "cache/", "reports/", "mlartifacts/", "work/")
     assert len(ids) == 2
     assert all(any(kind in path for path in before) for kind in kinds), before
     done = forget(workspace, plan_forget(workspace, ids), order=ORDER)
