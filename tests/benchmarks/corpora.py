@@ -1,7 +1,7 @@
 """Made corpora for near-duplicate search: a million documents of 1 kB, skewed ones, and texts with planted edits.
 
-A corpus is a folder with `documents/*.parquet` and `signals/*.parquet`, as the stages ingest and score leave them. `ready(…).dedup()`
-runs the real stage on it. The same arguments give the same bytes.
+A corpus is a folder with `documents/*.parquet` and `signals/*.parquet`, as the stages ingest and score leave them;
+`ready(…).dedup()` runs the real stage on it. The same arguments give the same bytes.
 """
 
 from __future__ import annotations

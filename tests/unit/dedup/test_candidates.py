@@ -1,13 +1,17 @@
 """Candidate pairs, on made hashes."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_lib.dedup import candidates
 from pipeline_lib.dedup.candidates import PART, SPLITS, Candidates, Known, propose
-from pipeline_lib.dedup.minhash import Hashes
+from pipeline_lib.dedup.minhash import Hashes, Index, bands_schema
 
 LIMIT = 15
 SMALL = LIMIT // PART
@@ -16,6 +20,16 @@ SMALL = LIMIT // PART
 def found(hashes: np.ndarray, rank: np.ndarray, *, limit: int = LIMIT, **night: object) -> Candidates:
     taking_part = np.ones(hashes.shape[1], dtype=bool)
     return propose(Hashes(hashes), taking_part, lambda numbers: (rank[numbers],), limit, **night)
+
+
+def files_of(hashes: np.ndarray, folder: Path) -> Index:
+    """The same hashes in two files, in row groups of three documents."""
+    count = hashes.shape[1]
+    table = pa.table([pa.array([bytes(16)] * count, pa.binary(16)), *hashes], schema=bands_schema(len(hashes)))
+    paths = [folder / "0.parquet", folder / "1.parquet"]
+    for path, part in zip(paths, (table.slice(0, count // 2), table.slice(count // 2)), strict=True):
+        pq.write_table(part, path, row_group_size=3)
+    return Index(paths, len(hashes))
 
 
 def pairs(proposed: Candidates) -> list[tuple[int, int]]:
@@ -52,6 +66,25 @@ def test_small_buckets_give_all_pairs_and_no_pair_is_invented(corpus) -> None:
         members = np.flatnonzero(hashes[band] == h)
         best = int(members[np.argmin(rank[members])])
         assert {(min(best, m), max(best, m)) for m in members.tolist() if m != best} <= set(pairs(some))
+
+
+@settings(max_examples=4, deadline=None)
+@given(corpora(), st.integers(0, 30), st.sampled_from([8, 96 << 20]))
+def test_an_index_in_files_gives_what_one_in_memory_gives(tmp_path_factory, corpus, first: int, block: int) -> None:
+    """Read in pieces; and when memory holds the hashes of one band only."""
+    hashes, rank, _ = corpus
+    fresh = np.arange(hashes.shape[1]) >= first
+    night = {"fresh": fresh, "known": None}
+    index = files_of(hashes, tmp_path_factory.mktemp("index"))
+    for more in ({}, night):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(candidates, "BLOCK_BYTES", block)
+            from_files = propose(index, np.ones(len(index), dtype=bool), lambda numbers: (rank[numbers],), LIMIT, **more)
+        in_memory = found(hashes, rank, **more)
+        assert pairs(from_files) == pairs(in_memory)
+        assert from_files.bands_hit.tolist() == in_memory.bands_hit.tolist()
+    if first >= hashes.shape[1]:
+        assert pairs(from_files) == []  # nothing is fresh, and nothing was known
 
 
 @settings(max_examples=20, deadline=None)

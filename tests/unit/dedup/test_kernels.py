@@ -149,3 +149,27 @@ def test_sliced_columns_are_read_from_their_place() -> None:
     column = pa.array(["zero", "one", None, "three"], pa.string()).slice(1)
     data, offsets = buffers_of(column)
     assert [bytes(data[offsets[i] : offsets[i + 1]]).decode() for i in range(3)] == ["one", "", "three"]
+
+
+NUMBERS = st.lists(st.integers(0, 5) | st.integers(0, 5).map(lambda n: n << 40) | st.integers(0, 2**64 - 1), max_size=60)
+
+
+@given(NUMBERS)
+def test_no_repeated_number_is_missed(numbers: list[int]) -> None:
+    found = kernels.repeated(np.array(numbers, dtype=np.uint64)).tolist()
+    assert found == sorted(found)
+    assert {i for i, n in enumerate(numbers) if numbers.count(n) > 1} <= set(found)
+
+
+def test_few_numbers_are_taken_for_repeated() -> None:
+    numbers = np.random.default_rng(0).integers(0, 2**64, 100_000, dtype=np.uint64)
+    assert len(kernels.repeated(numbers)) < 100_000 / 8
+
+
+@given(NUMBERS, NUMBERS)
+def test_numbers_are_found_where_they_are(numbers: list[int], known: list[int]) -> None:
+    hashes, wanted = np.array(numbers, dtype=np.uint64), np.sort(np.array(known, dtype=np.uint64))
+    out = np.full(len(numbers) + 1, -7)
+    count = kernels.places_among(hashes, wanted, kernels.filter_of(wanted), out)
+    assert out[:count].tolist() == [i for i, n in enumerate(numbers) if n in known]
+    assert (out[count:] == -7).all()
