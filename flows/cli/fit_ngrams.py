@@ -22,6 +22,7 @@ def fit_ngrams(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the model (.npz); `score.ngram_model` names it.")],
     *,
     run: Annotated[str, typer.Option(metavar="RUN", help="Run whose kept and dropped documents are used.")] = "latest",
+    domain: Annotated[list[str], typer.Option(help="Only documents of this domain; may be repeated.")] = [],  # noqa: B006
     reference: Files = [],  # noqa: B006 - typer copies it
     reject: Files = [],  # noqa: B006
     good: Files = [],  # noqa: B006
@@ -40,10 +41,11 @@ def fit_ngrams(
     else:
         workspace = home()
         record = RunBook(workspace.runs_folder).load(run)
-        refs = record.ref("ingest"), record.ref("score")
-        if refs[0] is None or refs[1] is None:
+        refs = [ref for stage in ("ingest", "score") if (ref := record.ref(stage))]
+        if len(refs) < 2:
             raise NotFoundError("the run has no scored documents", where=record.run_id, fix="`millrace runs` lists others")
-        sides = documents_by_decision(workspace.store.artifact(refs[0].key), workspace.store.artifact(refs[1].key))
+        ingest, score = (workspace.store.artifact(ref.key) for ref in refs)
+        sides = documents_by_decision(ingest, score, domain)
     fitted = fit_model(out, sides[0], [*sides[1], *(texts_of(reject) if not reference else [])], texts_of(good))
     if as_json:
         show.json_out({"file": str(out), **vars(fitted)})

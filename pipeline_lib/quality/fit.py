@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -30,17 +31,25 @@ class Fitted:
     good: int
 
 
-def documents_by_decision(ingest: Artifact, score: Artifact) -> tuple[list[str], list[str]]:
-    """Texts of kind text that the rules of a run kept and dropped, in order, at most `MOST_BYTES` of each."""
+def documents_by_decision(ingest: Artifact, score: Artifact, domains: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Texts of kind text that the rules of a run kept and dropped, in order, at most `MOST_BYTES` of each.
+
+    Args:
+        ingest: documents.
+        score: decisions about them.
+        domains: only these; none: all.
+    """
     kept: list[str] = []
     dropped: list[str] = []
     room = {True: MOST_BYTES, False: MOST_BYTES}
     for documents, decisions in zip(ingest.files("documents"), score.files("decisions"), strict=True):
         table = pq.read_table(decisions, columns=["doc_id", "kept"])
-        failed = np.unique(np.array(table.column("doc_id").filter(pa.compute.invert(table.column("kept"))).to_pylist(), object))
-        for batch in pq.ParquetFile(documents).iter_batches(4096, columns=["doc_id", "kind", "text"]):
-            texts = batch.column("text").filter(pa.compute.equal(batch.column("kind"), "text"))
-            ids = batch.column("doc_id").filter(pa.compute.equal(batch.column("kind"), "text"))
+        failed = np.unique(np.array(table.column("doc_id").filter(pc.invert(table.column("kept"))).to_pylist(), object))
+        for batch in pq.ParquetFile(documents).iter_batches(4096, columns=["doc_id", "kind", "domain", "text"]):
+            wanted = pc.equal(batch.column("kind"), "text")
+            if domains:
+                wanted = pc.and_(wanted, pc.is_in(batch.column("domain"), pa.array(domains, pa.string())))
+            texts, ids = (batch.column(name).filter(wanted) for name in ("text", "doc_id"))
             is_kept = ~np.isin(np.array(ids.to_pylist(), object), failed)
             for side, found in ((True, kept), (False, dropped)):
                 if room[side] > 0:

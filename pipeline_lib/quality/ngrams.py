@@ -11,11 +11,8 @@ bucket in
 gradient descent
   in a fixed order (the recipe of DCLM and of fastText's classifiers, Joulin et al. 2017, without a download).
 
-A model is one `.npz` file, at most a megabyte. The one that ships (`ngrams.npz`) was fitted on documentation of Python
-packages, as
-`corpus.machine` reads it, that passes the rule set `prose`, against what fails it and the same texts with their words in
-random order;
-`millrace fit-ngrams` fits another one.
+A model is one `.npz` file, at most a megabyte. `README.md` says how the one that ships (`ngrams.npz`) was made; `millrace
+fit-ngrams` fits another one.
 """
 
 # ruff: noqa: PLR0917

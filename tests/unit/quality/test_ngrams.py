@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from score_toy import config, run, signals, table
 
 from pipeline_lib.errors import ConfigError
-from pipeline_lib.quality.fit import fit_model, texts_of
+from pipeline_lib.quality.fit import documents_by_decision, fit_model, texts_of
 from pipeline_lib.quality.ngrams import BIGRAMS, STEPS, UNIGRAMS, fit_tables, likelihoods, ngram_model, shuffled
 from pipeline_lib.tables.buffers import text_buffers
+from pipeline_lib.workspace.workspace import Workspace
 
 GOOD = [
     f"The {a} stands by the {b}, and people bring their grain to it." for a in ("mill", "barn", "inn") for b in ("river", "road")
@@ -99,3 +101,16 @@ def test_texts_of_files(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("[]\n")
     with pytest.raises(ConfigError, match="no object"):
         texts_of([tmp_path / "a.jsonl"])
+
+
+def test_documents_to_fit_on_come_from_the_domains_that_are_named(tmp_path: Path) -> None:
+    rows = [("a", "kept well"), ("a", "no"), ("b", "kept too"), ("c", "no")]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"id": str(i), "domain": d, "text": t}) + "\n" for i, (d, t) in enumerate(rows))
+    )
+    settings = config(tmp_path / "a.jsonl", rules={"*": "none"}, extra_rules={"two": "words >= 2"})
+    made = run(tmp_path / "w", settings)
+    ingest = Workspace.open(tmp_path / "w").store.artifact(made.manifest.inputs["ingest"]["key"])
+    assert documents_by_decision(ingest, made) == (["kept well", "kept too"], ["no", "no"])
+    assert documents_by_decision(ingest, made, ["a"]) == (["kept well"], ["no"])
+    assert documents_by_decision(ingest, made, ["b", "c"]) == (["kept too"], ["no"])
