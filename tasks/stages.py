@@ -6,10 +6,12 @@ neither helpers nor file contents, the artifact store's do. A stage whose artifa
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
@@ -31,6 +33,7 @@ from tasks.live import EMBEDDED, LiveRun
 from tasks.show import show_summary
 from tasks.transient import should_retry
 
+WARNING = "WARNING: "  # how a stage begins a line that somebody should see
 TRAINING_LIMIT = "millrace-training"  # a global concurrency limit of the server, made by `millrace up`
 
 Ref = dict[str, Any] | None
@@ -97,7 +100,7 @@ def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> Stag
         logger = get_run_logger()
         _leave_if_cancelled()
         announcer = Announcer(logger.info, run.services.announce)
-        services: Services = replace(run.services, log=logger.info, announce=announcer)
+        services: Services = replace(run.services, log=partial(_log, logger), announce=announcer)
         with ExitStack() as held:
             if alone and _will_work(run, name):
                 held.enter_context(run.workspace.lease("training", wait=run.wait, log=logger.info))
@@ -117,6 +120,11 @@ def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> Stag
         return cast(Ref, timed(run, *upstream))
 
     return call
+
+
+def _log(logger: logging.Logger | logging.LoggerAdapter[Any], line: str) -> None:
+    """A line of a stage; what it warns of is seen in a terminal, too."""
+    logger.log(logging.WARNING if line.startswith(WARNING) else logging.INFO, line.removeprefix(WARNING))
 
 
 suites = stage_task("suites", tags=("data",))

@@ -69,9 +69,18 @@ def ingest(run: StageRun, *, ingest: IngestConfig) -> Outcome:
     _need(work)
     for part in {part.source.name: part for part in work if part.share < 1}.values():
         run.event("limited", source=part.source.name, share=round(part.share, 3), max_mb=part.source.max_mb)
+        if part.source.kind != "machine":  # there is always more on a machine than anybody wants
+            run.services.log(
+                f"WARNING: of source {part.source.name} only {part.share:.1%} is read: "
+                f"its max_mb is {part.source.max_mb:g}; a larger one reads more"
+            )
     for source in ingest.sources:
         if left := passed_over(source):
             run.event("passed_over", source=source.name, files=left)
+            run.services.log(
+                f"WARNING: {sum(left.values())} files of source {source.name} are passed over, their names tell no form "
+                f"({', '.join(suffix or 'no suffix' for suffix in sorted(left)[:5])}); `format` says how to read them"
+            )
     if ingest.sample:
         files, seen = _sample(run, work, ingest.sample)
     else:

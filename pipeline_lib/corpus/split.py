@@ -126,7 +126,7 @@ def split(run: StageRun, *, split: SplitConfig) -> Outcome:
         if empty := [str(SIDES[s]) for s in range(len(SIDES)) if not on_side[s]]:
             run.event("domain_missing_on_a_side", domain=name, sides=empty)
     return Outcome(
-        metrics={f"{name}_{what}": number for name, numbers in counted.items() for what, number in numbers.items()} | late,
+        metrics={f"{name}_{what}": counted[name][what] for what in ("documents", "clusters") for name in counted} | late,
         counts={"in": len(documents), "out": rows},
         summary=SummaryTable(("domain", *map(str, SIDES)), sorted(table), "Documents a side"),
         details={"sides": counted, "parent": parent.key if parent else ""},

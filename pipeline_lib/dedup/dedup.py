@@ -82,12 +82,12 @@ def dedup(run: StageRun, *, dedup: DedupConfig) -> Outcome:
     others = [_counted(conclude(documents, pairs, at_threshold(dedup, value), around), value) for value in dedup.thresholds]
     metrics = {
         "documents": len(corpus),
-        "bytes": corpus.bytes_of_text,
+        "dropped": dropped,
         "pairs_proposed": len(proposed.left),
         "pairs_verified": verified,  # the others were verified on an earlier night
-        **{name: number for name, number in found.numbers.items() if name != "kept"},
+        **{name: number for name, number in found.numbers.items() if name not in {"kept", "dropped"}},
         "semantic_duplicates": len(same.decisions),
-        "dropped": dropped,
+        "bytes": corpus.bytes_of_text,
         "buckets_cut": int((proposed.buckets.cut > 0).sum()),
         "proposed_at_threshold": round(proposal_probability(dedup.threshold, dedup.bands, dedup.rows), 6),
     }

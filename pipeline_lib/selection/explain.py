@@ -13,6 +13,7 @@ from pipeline_lib.corpus.redact import head
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.forgotten import Forgotten
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -94,12 +95,14 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str, *, source:
         document["head"] = _head(document["head"], record)
         document["place"] = _place(document)
     if not found["document"] and not found["rejection"]:
+        if bytes.fromhex(wanted) in Forgotten.read(workspace.root).ids.to_pylist():
+            raise NotFoundError(f"document {wanted} was forgotten", where=f"run {record.run_id}", fix="nothing of it is left")
         raise NotFoundError(
             f"no document {wanted}" + (f" ({doc_id_hex!r} of source {source!r})" if source else ""),
             where=f"run {record.run_id}",
             fix=f"has source {source!r} an `id_column`, and is this its value?"
             if source
-            else "it was never there, is forgotten, or has moved: an id stays the same while source and position do",
+            else "it was never there, or has moved: an id stays the same while source and position do",
         )
     return {"doc_id": wanted, "run_id": record.run_id, "verdict": _verdict(found), **found}
 

@@ -21,6 +21,9 @@ from pipeline_lib.corpus.readers import read_files
 from pipeline_lib.corpus.sources import file_digests, list_files, parts
 from pipeline_lib.errors import ConfigError, NotFoundError, RefusedError, StageFailedError
 from pipeline_lib.extensions import load_extensions
+from pipeline_lib.stages import BY_NAME
+from pipeline_lib.workspace.services import Services
+from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
 
 GOOD = [{"text": f"good document number {i}", "id": f"g{i}"} for i in range(40)]
@@ -346,6 +349,10 @@ def test_max_mb_limits_by_hash_and_says_so(tmp_path: Path) -> None:
     assert counts["in"] == 10_000 == counts["documents"] + counts["left_out"]
     assert 0.75 < made.metrics["megabytes"] <= 1
     assert made.manifest.events[0]["kind"] == "limited"
+    lines: list[str] = []
+    less = config(files(tmp_path / "a.jsonl", max_mb=0.5))
+    execute(Workspace.open(tmp_path / "w"), BY_NAME["ingest"], less, {}, services=Services(log=lines.append))
+    assert any(line.startswith("WARNING: of source toy only ") and "max_mb is 0.5" in line for line in lines)
 
 
 @pytest.mark.parametrize(

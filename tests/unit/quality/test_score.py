@@ -213,6 +213,7 @@ def test_a_new_file_is_the_only_one_measured(tmp_path: Path, corpus: Path) -> No
         ("wrods > 5", "did you mean words"), ("words >", "is no rule"), ("words > 5; drop table x", "holds ';'"),
         ("1 = 1", "names no signal"), ("words > (SELECT 1)", "holds 'select'"), ("sum(words) > 5", "one value a document"),
         ("words > 5) , (words < 9", "is no rule"),
+        ("words", "neither yes nor no"), ("language", "is no rule"),
         ("words > random()", "another value each time"), ("words > 5 -- x", "holds '--'"), ("words > nothing", "is no rule"),
         ("words > avg(words) OVER ()", "looks at other documents"),
         ("words > 5 AND EXISTS (TABLE signals)", "looks at other documents"),
