@@ -26,6 +26,7 @@ from pipeline_lib.quality.signals import NAMES, signal_table
 from pipeline_lib.tables.buffers import text_buffers
 from tests.benchmarks.figures import Book, bench_data
 from tests.benchmarks.peers import peer, peers_installed
+from tests.benchmarks.selection_effect import add_figures
 
 REPOSITORY = Path(__file__).parents[2]
 KINDS = ("prose", "code", "mixed")
@@ -49,7 +50,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(book: Book, arguments: argparse.Namespace) -> None:
-    """Speed on one core, agreement, two workers, a million documents."""
+    """Speed on one core, agreement, two workers, a million documents, and what a selection teaches."""
     texts = _texts(QUICK_MEGABYTES if arguments.quick else MEGABYTES)
     setup = ", ".join(f"{len(texts[kind])} {kind}" for kind in KINDS)
     everything = [text for kind in KINDS for text in texts[kind]]
@@ -70,6 +71,7 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
             book.leave_out("datatrove, in an environment that `make bench` makes")
         _workers(book, Path(folder), short, arguments.quick)
         _documents(book, Path(folder), short, arguments)
+    add_figures(book, quick=arguments.quick)
 
 
 def _texts(megabytes: float) -> dict[str, list[str]]:
