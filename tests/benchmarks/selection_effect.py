@@ -1,10 +1,10 @@
 """Does a selection teach more than as many random documents? The same small model on the same number of tokens, on held-out text.
 
-The corpus is good text and three times as much planted junk: documents of shuffled words, of random letters, menus and advertisements made of
-the same few phrases, lists of numbers. The pipeline's own stages (suites to select) choose a budget of it. Against it stand two
-random choices of the same budget: of all documents for training, and of those that rules and dedup let pass. Every model is
-trained once over exactly the same number of tokens and measured in bits a byte on good documents of the test side, which no
-training has seen. The difference is paired by seed (start of the model, random choice, order).
+The corpus is good text and three times as much planted junk: documents of shuffled words, of random letters, menus and
+advertisements made of the same few phrases, lists of numbers. The pipeline's own stages (suites to select) choose a budget of it.
+Against it stand two random choices of the same budget: of all documents for training, and of those that rules and dedup let pass.
+Every model is trained once over exactly the same number of tokens and measured in bits a byte on good documents of the test side,
+which no training has seen. The difference is paired by seed (start of the model, random choice, order).
 """
 
 from __future__ import annotations
