@@ -214,7 +214,7 @@ def test_workers_of_a_loader_read_in_the_order_of_the_sampler(tmp_path: Path) ->
     data = PackedDataset.of(workspace, made["fill_gaps"], "train")
     course = Order.of(1, len(data))
     sampler = PositionSampler(course, position=5, stop=len(data) // 2)
-    loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=2, multiprocessing_context="fork")
+    loader = DataLoader(data, batch_size=None, sampler=sampler, num_workers=2, multiprocessing_context="spawn")
     read = [item["input_ids"].tolist() for item in loader]
     assert read == [data[i]["input_ids"].tolist() for i in course.at(5, len(data) // 2 - 5)]
 
