@@ -135,3 +135,10 @@ def test_items_about_people_come_in_both_directions():
     assert 0.4 < np.mean(firsts) < 0.6
     options = [set(item.options) for item in itertools.chain(people.preferences(), people.pronouns())]
     assert all(len(pair) == 2 for pair in options)
+
+
+def test_the_chosen_option_is_the_likeliest_whatever_its_length():
+    options = (" no", " a very much longer option that is likelier byte by byte")
+    table, _ = answer(rows([Item("s", "1", "choice", "p", options, 0, "c")]), Toy(lambda p, o: -3.0 if o == " no" else -20.0))
+    assert table["chosen"].to_pylist() == [1]
+    assert table["confidence"].to_pylist()[0] > 0.5 > table["probability"].to_pylist()[0]
