@@ -66,7 +66,7 @@ def _row(
     alone = bool(values[best] > np.delete(values, best).max())
     if not form.judged:
         return row | {"score": float(best == 0) if alone else 0.5, "chance": 0.5, "majority": 0.5, "chosen": best}
-    # Certainty goes by what decides: log-probabilities per byte count for options of the mean length, so that length says nothing.
+    # Certainty goes by what decides: log-probabilities per byte count as for options of the mean length.
     scale = np.mean([len(option.encode()) for option in item["options"]]) if form.by == "byte" else 1.0
     shares = np.exp((values - values.max()) * scale)
     shares /= shares.sum()
