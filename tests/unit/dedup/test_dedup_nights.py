@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     """Killed while it indexes: what was committed is not made again, and the result is the same."""
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from test_nights import corpus; from curation_toy import Run\n"
+        "from pathlib import Path; from test_dedup_nights import corpus; from curation_toy import Run\n"
         "Run(Path(sys.argv[2]), corpus(2), files=4, until='dedup')\n"
     )
     places = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
