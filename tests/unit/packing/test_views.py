@@ -39,13 +39,13 @@ def trained(data: PackedDataset, count: int, position: int = 0) -> list[list[int
     return rows(list(islice(MicroBatches(data, SEED, 1, position), count)))
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (3, 0), (8, 0), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (3, 0), (8, 0), (1, 2), (2, 1)])
 def test_any_world_and_any_workers_read_the_order_of_training(data: PackedDataset, world: int, workers: int) -> None:
     order, steps, size = Order.of(SEED, len(data)), len(data) // (world * 2) + 3, 2  # into the second epoch
     ranks = []
     for rank in range(world):
         stream = PackedStream(data, order, batch_size=size, rank=rank, world=world)
-        loader = DataLoader(stream, batch_size=size, num_workers=workers)
+        loader = DataLoader(stream, batch_size=size, num_workers=workers, multiprocessing_context="spawn" if workers else None)
         ranks.append(rows(list(islice(loader, steps))))
     together = [ranks[i % world][i // world] for i in range(steps * size * world)]
     assert together == trained(data, len(together))
