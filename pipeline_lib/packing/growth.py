@@ -22,7 +22,8 @@ from pipeline_lib.errors import DamagedError, StageFailedError
 from pipeline_lib.packing.cache import ancestry
 from pipeline_lib.packing.manifest import glance
 from pipeline_lib.packing.ranges import SIDES
-from pipeline_lib.tables.ids import ids_of
+from pipeline_lib.packing.sequences import Chunk
+from pipeline_lib.tables.ids import ids_of, is_in_sorted
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.tables.schemas import GONE, ROWS, TOMBSTONES
 from pipeline_lib.workspace.resolve import PREFIX, key_of, reference
@@ -30,7 +31,6 @@ from pipeline_lib.workspace.resolve import PREFIX, key_of, reference
 if TYPE_CHECKING:
     from pipeline_lib.packing.cache import Cache
     from pipeline_lib.packing.chunk import ChunkFacts
-    from pipeline_lib.packing.sequences import Chunk
     from pipeline_lib.workspace.artifact import Artifact
     from pipeline_lib.workspace.workspace import Workspace
 
@@ -192,22 +192,11 @@ def bury(cache: Cache, dead: np.ndarray) -> Buried:
 
 
 def _opened(cache: Cache, facts: ChunkFacts) -> Chunk:
-    from pipeline_lib.packing.sequences import Chunk
-
     try:
         return Chunk(facts, cache.folder)
     except DamagedError:
         (healed,) = cache.heal([facts.name])
         return Chunk(healed, cache.folder)
-
-
-def is_in_sorted(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """bool[len(values)]: whether each value is one of `ascending` (int64)."""
-    if not len(ascending):
-        return np.zeros(len(values), bool)
-    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
-    found: np.ndarray = ascending[at] == values
-    return found
 
 
 def eras_after(folder: Path) -> list[Mapping[str, Any]]:

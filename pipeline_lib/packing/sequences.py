@@ -17,7 +17,7 @@ from pipeline_lib.errors import DamagedError
 from pipeline_lib.packing.buffers import BUFFERS_OF_A_LIST, OFFSETS, VALUES, find_buffers
 from pipeline_lib.packing.cache import as_noted
 from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, read_header, settings_in
-from pipeline_lib.packing.growth import is_in_sorted
+from pipeline_lib.tables.ids import is_in_sorted
 from pipeline_lib.workspace.identity import bytes_digest
 
 FIX = "`millrace cache fill` makes it again"

@@ -96,3 +96,12 @@ def draw(ids: Ids, seed: int) -> NDArray[np.float64]:
     salt = mixed(np.array([seed], dtype=np.uint64) + _GOLDEN)
     bits: Any = mixed(mixed(halves[:, 0] ^ salt) + halves[:, 1])
     return np.asarray((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def is_in_sorted(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """bool[len(values)]: whether each value is one of `ascending` (int64)."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    found: np.ndarray = ascending[at] == values
+    return found
