@@ -38,7 +38,7 @@ class Book:
         self, name: str, value: float, unit: str, *, least: float | None = None, most: float | None = None, setup: str = ""
     ) -> None:
         """Print a figure; with `least` or `most` it has a goal."""
-        goal, holds = "", None
+        goal, holds, value = "", None, float(value)  # numpy's numbers are not JSON's
         if least is not None:
             goal, holds = f"≥ {least:g}", value >= least
         if most is not None:
