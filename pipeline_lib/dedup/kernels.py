@@ -18,7 +18,7 @@ Text comes as an Arrow string column: `data` (uint8) and `offsets` (int64, one m
 
 from __future__ import annotations
 
-# ruff: noqa: PLR0911, PLR0912, PLR0915, PLR0917, PLW3301 — a compiled loop stays in one piece
+# ruff: noqa: PLR0911, PLR0917, PLW3301 — a compiled loop stays in one piece
 import numpy as np
 from numba import njit, types
 
@@ -66,6 +66,26 @@ def _folded(code):  # type: ignore[no-untyped-def]
     return code
 
 
+@njit(types.UniTuple(types.int64, 2)(_BYTES, types.int64, types.int64), nogil=True, cache=True)  # type: ignore[no-untyped-call]
+def _wide(data, i, end):  # type: ignore[no-untyped-def]
+    """The character beyond ASCII that begins at `data[i]`, folded, and where the next one begins."""
+    code = np.int64(data[i])
+    more = 0
+    if 0xC2 <= code < 0xE0:
+        more, code = 1, code & 0x1F
+    elif 0xE0 <= code < 0xF0:
+        more, code = 2, code & 0x0F
+    elif 0xF0 <= code < 0xF5:
+        more, code = 3, code & 0x07
+    i += 1
+    taken = 0
+    while taken < more and i < end and (data[i] & 0xC0) == 0x80:
+        code = (code << 6) | np.int64(data[i] & 0x3F)
+        i += 1
+        taken += 1
+    return _folded(code), i
+
+
 @njit(types.int64(_BYTES, types.int64, types.int64, _U64_OUT), nogil=True, cache=True)
 def words_into(data, start, end, out):  # type: ignore[no-untyped-def]
     """Word hashes of `data[start:end]` into `out` (at least `(end - start) // 2 + 1` long); returns how many."""
@@ -82,22 +102,7 @@ def words_into(data, start, end, out):  # type: ignore[no-untyped-def]
             elif not (97 <= c <= 122 or 48 <= c <= 57):
                 c = np.int64(0)
         else:
-            more = 0
-            if 0xC2 <= c < 0xE0:
-                more, code = 1, c & 0x1F
-            elif 0xE0 <= c < 0xF0:
-                more, code = 2, c & 0x0F
-            elif 0xF0 <= c < 0xF5:
-                more, code = 3, c & 0x07
-            else:
-                code = c
-            i += 1
-            taken = 0
-            while taken < more and i < end and (data[i] & 0xC0) == 0x80:
-                code = (code << 6) | np.int64(data[i] & 0x3F)
-                i += 1
-                taken += 1
-            c = _folded(code)
+            c, i = _wide(data, i, end)
             if c < 0:
                 if inside:
                     out[n] = _mix(h)
@@ -157,20 +162,8 @@ def characters_into(data, start, end, out):  # type: ignore[no-untyped-def]
             elif not (97 <= c <= 122 or 48 <= c <= 57):
                 c = np.int64(0)
         else:
-            more = 0
-            code = c
-            if 0xC2 <= c < 0xE0:
-                more, code = 1, c & 0x1F
-            elif 0xE0 <= c < 0xF0:
-                more, code = 2, c & 0x0F
-            elif 0xF0 <= c < 0xF5:
-                more, code = 3, c & 0x07
-            taken = 0
-            while taken < more and i < end and (data[i] & 0xC0) == 0x80:
-                code = (code << 6) | np.int64(data[i] & 0x3F)
-                i += 1
-                taken += 1
-            c = abs(_folded(code))
+            c, i = _wide(data, i - 1, end)
+            c = abs(c)
         if c == 0:
             space = n > 0
             continue

@@ -17,7 +17,6 @@ from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.schemas import SELECTION
 from pipeline_lib.validation.intervals import LEVEL, Estimate, estimate, relative_difference
-from pipeline_lib.validation.intervals import difference as difference_of
 from pipeline_lib.workspace.artifact import Artifact
 
 GATE_VERSION = 3  # of the rules in this module: a verdict by other rules is no verdict
@@ -151,7 +150,7 @@ def keeps(
     sign = -1.0 if lower_is_better else 1.0
     failed, told = False, []
     if rule.at_least is not None:
-        own = _estimate(_own(candidate, rule.score), config, level)
+        own = _own(candidate, rule.score, config, level)
         failed |= sign * (own.low if lower_is_better else own.high) < sign * rule.at_least
         limit = f"asked for {'at most' if lower_is_better else 'at least'} {rule.at_least:g}"
         told.append(f"{own.value:.4g} ({own.low:.4g} to {own.high:.4g}), {limit}")
@@ -174,20 +173,18 @@ def _columns(table: pa.Table) -> list[NDArray[np.float64]]:
 
 def _change(pairs: pa.Table, lower_is_better: bool, config: PipelineConfig, level: float) -> Estimate | None:
     """How much better the candidate is: points of a share, or a share of the champion's bits per byte."""
-    measure = relative_difference if lower_is_better else difference_of
-    found = measure(*_columns(pairs), n_resamples=config.validation.bootstrap, seed=config.seed, level=level)
-    if found is None or not lower_is_better:
-        return found
-    return Estimate(-found.value, -found.high, -found.low, found.n)
+    candidate, champion, weight = _columns(pairs)
+    options: Any = {"n_resamples": config.validation.bootstrap, "seed": config.seed, "level": level}
+    if not lower_is_better:
+        return estimate(candidate - champion, weight, **options)
+    found = relative_difference(candidate, champion, weight, **options)
+    return found and Estimate(-found.value, -found.high, -found.low, found.n)
 
 
-def _estimate(table: pa.Table, config: PipelineConfig, level: float) -> Estimate:
-    scores, _, weights = _columns(table)
-    return estimate(scores, weights, n_resamples=config.validation.bootstrap, seed=config.seed, level=level)
-
-
-def _own(candidate: Artifact, metric: str) -> pa.Table:
-    return _paired(candidate, candidate, metric, ())
+def _own(candidate: Artifact, metric: str, config: PipelineConfig, level: float) -> Estimate:
+    """The model's own score at the level that the rules share."""
+    scores, _, weight = _columns(_paired(candidate, candidate, metric, ()))
+    return estimate(scores, weight, n_resamples=config.validation.bootstrap, seed=config.seed, level=level)
 
 
 def judge(difference: Estimate, *, lower_is_better: bool, min_gain: float) -> tuple[str, str]:

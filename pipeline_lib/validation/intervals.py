@@ -118,21 +118,6 @@ def wilson(right: float, n: float, *, level: float = LEVEL) -> Estimate:
     return Estimate(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)), round(n))
 
 
-def difference(
-    candidate: NDArray[np.float64],
-    champion: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    *,
-    n_resamples: int,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> Estimate:
-    """candidate − champion of two ratios over the *same* items, resampled together."""
-    resampled = resampled_ratios(candidate - champion, weights, n_resamples, seed)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float((candidate - champion).sum() / weights.sum()), float(low), float(high), len(weights))
-
-
 def relative_difference(
     candidate: NDArray[np.float64],
     champion: NDArray[np.float64],
@@ -151,5 +136,9 @@ def relative_difference(
     if not (champion.sum() and resampled[:, 1].all()):
         return None
     differences = resampled[:, 0] / resampled[:, 1] - 1
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(candidate.sum() / champion.sum() - 1), float(low), float(high), len(weights))
+    return _percentiles(float(candidate.sum() / champion.sum() - 1), differences, len(weights), level)
+
+
+def _percentiles(value: float, resampled: NDArray[np.float64], n: int, level: float) -> Estimate:
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high), n)
