@@ -28,6 +28,7 @@ from pipeline_lib.config.data import DedupConfig
 from pipeline_lib.dedup import kernels
 from pipeline_lib.dedup.conclude import Circumstances
 from pipeline_lib.dedup.embedding_model import model_digest
+from pipeline_lib.pretrained import read_model
 from pipeline_lib.tables.ids import Ids, hex_column, id_column, ids_of, places_of
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import DECISIONS, DOC_ID
@@ -53,12 +54,10 @@ class Embedder:
     """A model and its tokenizer, from a folder."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        self._model = AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        ).eval()
+        self._model = read_model(folder, head=False)
         known = getattr(self._model.config, "max_position_embeddings", MOST_TOKENS)
         self._tokens = min(MOST_TOKENS, int(self._tokenizer.model_max_length), int(known))
 

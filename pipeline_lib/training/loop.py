@@ -22,12 +22,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline_lib.config.model import TrainConfig
 from pipeline_lib.hardware.machine import synchronize, training_device
+from pipeline_lib.pretrained import quiet
 from pipeline_lib.training.data import MicroBatches, Sequences
 from pipeline_lib.training.loss import counted_tokens
 from pipeline_lib.training.model import check_trainable, parameter_groups
 from pipeline_lib.training.objective import Objective
 from pipeline_lib.training.plan import TrainingPlan
-from pipeline_lib.training.quiet import quiet
 from pipeline_lib.training.schedule import Schedule
 
 ENDLESS = 2**40  # Trainer's own step limit; the schedule in effect says when training ends

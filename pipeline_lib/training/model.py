@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline_lib.config.model import LoraConfig, ModelConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
-from pipeline_lib.training.quiet import quiet
+from pipeline_lib.pretrained import MAKING, quiet, read_model
 from pipeline_lib.training.start import Lookup, start_folder
 from pipeline_lib.workspace.files import read_json
 
@@ -43,14 +43,15 @@ def build_model(
         ConfigError: unknown family, or a start that does not fit the tokenizer.
     """
     quiet()
-    torch.manual_seed(seed)
-    if model.start == "scratch":
-        built = _from_numbers(model, vocabulary_size, sequence_length)
-    else:
-        folder = start_folder(model.start, store_lookup)
-        _same_tokenizer(folder, tokenizer_file)
-        built = _from_folder(folder, vocabulary_size, sequence_length)
-        built.config._name_or_path = ""  # a path is no part of what is published
+    with MAKING:
+        torch.manual_seed(seed)
+        if model.start == "scratch":
+            built = _from_numbers(model, vocabulary_size, sequence_length)
+        else:
+            folder = start_folder(model.start, store_lookup)
+            _same_tokenizer(folder, tokenizer_file)
+            built = _from_folder(folder, vocabulary_size, sequence_length)
+            built.config._name_or_path = ""  # a path is no part of what is published
     for name in ("bos", "eos", "pad"):  # what a start says itself stays
         token = (special_ids or {}).get(name)
         for part in (built.config, built.generation_config):
@@ -72,17 +73,6 @@ def export_model(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
     finally:
         model.config.use_cache = False
-
-
-def load_exported(folder: Path) -> Any:
-    """Read what `export_model` wrote: fp32, evaluation mode."""
-    from transformers import AutoModelForCausalLM
-
-    quiet()
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
-    return model.eval()
 
 
 def _from_numbers(model: ModelConfig, vocabulary_size: int, sequence_length: int) -> Any:
@@ -125,7 +115,7 @@ def _registered(family: str) -> Callable[..., Any] | None:
 
 
 def _from_folder(folder: Path, vocabulary_size: int, sequence_length: int) -> Any:
-    model = load_exported(folder)
+    model = read_model(folder)
     rows, positions = model.get_input_embeddings().weight.shape[0], getattr(model.config, "max_position_embeddings", None)
     if rows < vocabulary_size:
         raise ConfigError(

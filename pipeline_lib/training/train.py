@@ -13,6 +13,7 @@ from pipeline_lib.config.model import ModelConfig, TrainConfig
 from pipeline_lib.errors import RefusedError, StageFailedError
 from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes, reset_peak_memory, training_device
 from pipeline_lib.packing.reader import PackedDataset
+from pipeline_lib.pretrained import read_model
 from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
 from pipeline_lib.training.checkpoints import (
     Checkpoint,
@@ -29,7 +30,7 @@ from pipeline_lib.training.evaluate import DEV_SEQUENCES
 from pipeline_lib.training.isolation import check_isolation
 from pipeline_lib.training.journal import Journal, publish
 from pipeline_lib.training.loop import Session, fit
-from pipeline_lib.training.model import adapt, build_model, count_parameters, export_model, flops_per_token, load_exported
+from pipeline_lib.training.model import adapt, build_model, count_parameters, export_model, flops_per_token
 from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.plan import TrainingPlan
 from pipeline_lib.workspace.artifact import SummaryTable
@@ -200,7 +201,7 @@ def _publish_model(run: StageRun, merged: Callable[[], Any], tokenizer_files: li
     export_model(model, folder)
     for path in tokenizer_files:
         link_or_copy(path, folder / path.name)
-    loaded = _logits(load_exported(folder).to(session.device), inputs)
+    loaded = _logits(read_model(folder).to(session.device), inputs)
     if not (difference := _difference(trained, loaded)) <= EXPORT_TOLERANCE:
         raise StageFailedError(
             f"the exported model is not the trained one: logits differ by {difference:.2g} of their size",

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline_lib.pretrained import read_model
 from pipeline_lib.tokens.encode import Encoder
 
 
@@ -31,16 +32,13 @@ class Scorer:
 
     def __init__(self, folder: Path, *, batch_tokens: int) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        self.model = model.eval().to(self.device)
+        self.model = read_model(folder).to(self.device)
         self.encoder = Encoder(folder / "tokenizer.json")
-        self.context = int(model.config.max_position_embeddings)
-        self.start = int(model.config.bos_token_id if model.config.bos_token_id is not None else model.config.eos_token_id)
+        config = self.model.config
+        self.context = int(config.max_position_embeddings)
+        self.start = int(config.bos_token_id if config.bos_token_id is not None else config.eos_token_id)
         self.batch_tokens = batch_tokens
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:

@@ -8,8 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = (ROOT / "pipeline_lib" / "README.md").read_text("utf-8")
-TOP = {"stages", "run", "status", "trace", "promotion", "extensions", "errors", "secrets"}  # modules beside the subjects
-FOR_ALL = {"errors", "extensions", "secrets"}  # what every subject may import
+TOP = {
+    "stages",
+    "run",
+    "status",
+    "trace",
+    "promotion",
+    "extensions",
+    "errors",
+    "pretrained",
+    "secrets",
+}  # modules beside the subjects
+FOR_ALL = {"errors", "extensions", "pretrained", "secrets"}  # what every subject may import
 
 
 def subjects():

@@ -1,4 +1,6 @@
+import functools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from training_toy import TINY
 
 from pipeline_lib.config.model import LoraConfig, ModelConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
+from pipeline_lib.pretrained import read_model
 from pipeline_lib.training.data import RandomSequences, collate
 from pipeline_lib.training.isolation import TOLERANCE, check_isolation, packed_difference
 from pipeline_lib.training.loss import IGNORED, chunked_cross_entropy
@@ -17,7 +20,6 @@ from pipeline_lib.training.model import (
     count_parameters,
     export_model,
     flops_per_token,
-    load_exported,
     parameter_groups,
 )
 from pipeline_lib.training.objective import Objective
@@ -134,7 +136,7 @@ def test_lora_trains_little_and_merges_into_the_plain_model(tmp_path: Path) -> N
     tokens = torch.arange(16).unsqueeze(0)
     adapted = net(input_ids=tokens, use_cache=False).logits
     export_model(merged(), tmp_path)
-    loaded = load_exported(tmp_path)
+    loaded = read_model(tmp_path)
     torch.testing.assert_close(loaded(input_ids=tokens, use_cache=False).logits, adapted, rtol=1e-4, atol=1e-5)
     assert count_parameters(loaded) == before
     with pytest.raises(ConfigError, match="no module of this model is called query") as error:
@@ -167,3 +169,13 @@ def test_a_start_that_names_no_special_tokens_takes_the_tokenizers(tmp_path: Pat
     found = {name: build(tiny(start=str(tmp_path / name)), special_ids={"eos": 3, "pad": 4}).config for name in ("one", "none")}
     assert (found["one"].eos_token_id, found["one"].pad_token_id) == (7, 4)
     assert (found["none"].eos_token_id, found["none"].pad_token_id) == (3, 4)
+
+
+def test_models_made_and_read_in_threads_keep_their_ties(tmp_path: Path) -> None:
+    expected = count_parameters(build())
+    export_model(build(), tmp_path)
+    makers = [build if n % 2 else functools.partial(read_model, tmp_path) for n in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda make: count_parameters(make()), makers))
+    assert made == [expected] * 16
+    assert count_parameters(build()) == expected
