@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 ScheduleKind = Literal["wsd", "linear", "cosine"]
 COSINE_FLOOR = 0.1  # a cosine ends at a tenth of its peak (Hoffmann et al. 2022, appendix B)
+LAST_RATE = 0.01  # share of the peak in the last step of the other kinds: a step at rate 0 would teach nothing
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Schedule:
     """Warm-up → hold at `top` → decay from `decay_start` to `total_steps`.
 
     Linear and cosine are the same with `decay_start` at the end of the warm-up. Whoever moves the end in mid-run gets a new
-    schedule that goes on from the rate in effect, so the rate never jumps up.
+    schedule that goes on from the rate in effect along the same curve, faster or slower, so the rate never jumps up.
     """
 
     kind: ScheduleKind
@@ -23,6 +24,8 @@ class Schedule:
     decay_start: int
     total_steps: int
     top: float = 1.0  # factor held before the decay
+    moved_at: int = 0  # step at which the end was moved inside the decay …
+    behind: float = 0.0  # … and the share of the decay that was behind it then
 
     def factor(self, step: int) -> float:
         """What the peak learning rate is multiplied by at a step (0 is the first one)."""
@@ -30,30 +33,38 @@ class Schedule:
             return self.top * (step + 1) / self.warmup_steps
         if step < self.decay_start:
             return self.top
-        progress = min(1.0, (step - self.decay_start) / max(1, self.total_steps - self.decay_start))
-        if self.kind == "wsd":  # 1 − sqrt (Hägele et al. 2024)
-            return self.top * (1.0 - math.sqrt(progress))
-        if self.kind == "linear":
-            return self.top * (1.0 - progress)
-        return self.top * (COSINE_FLOOR + (1.0 - COSINE_FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+        if step >= self.total_steps:
+            return self.top * COSINE_FLOOR if self.kind == "cosine" else 0.0
+        progress = self.progress(step)
+        if self.kind == "cosine":
+            return self.top * (COSINE_FLOOR + (1.0 - COSINE_FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+        # 1 − sqrt for WSD: Hägele et al. 2024
+        return self.top * (1.0 - (1.0 - LAST_RATE) * (math.sqrt(progress) if self.kind == "wsd" else progress))
+
+    def progress(self, step: int) -> float:
+        """Share of the decay that is done with a step: more than 0 in its first, 1 in its last."""
+        start = max(self.decay_start, self.moved_at)
+        return self.behind + (1.0 - self.behind) * (step - start + 1) / max(1, self.total_steps - start)
 
     def decay_now(self, step: int, decay_steps: int) -> Schedule:
-        """Decay to zero from `step` within `decay_steps`, from the rate in effect; a cosine is ended linearly.
-
-        A decay that has begun goes on: the step just done is the new decay's first, so that even a single last step is lower.
-        """
+        """Decay from `step` on within `decay_steps`, from the rate in effect; one that has begun goes on; a cosine ends linearly."""
+        total = step + max(1, decay_steps)
+        if step > self.decay_start and self.kind != "cosine":
+            return self.moved(step, total, self.decay_start)
         kind: ScheduleKind = "linear" if self.kind == "cosine" else self.kind
-        begun = step > self.decay_start
-        top = self.factor(max(0, step - 1)) if step < self.warmup_steps or begun else self.top
-        return Schedule(kind, 0, step - begun, step + max(1, decay_steps), top)
+        held = self.warmup_steps <= step <= self.decay_start
+        return Schedule(kind, 0, step, total, self.top if held else self.factor(max(0, step - 1)))
 
     def moved(self, step: int, total_steps: int, decay_start: int) -> Schedule:
-        """Another end. Before the decay only the dates change; after its start it goes on from the rate in effect."""
+        """Another end. Before the decay only the dates change; after its start what is left of it is spread anew."""
         total_steps = max(total_steps, step + 1)
-        if step < self.decay_start:
-            start = decay_start if self.kind == "wsd" else self.decay_start  # linear and cosine decay from the warm-up's end on
-            return replace(self, decay_start=min(max(start, step), total_steps), total_steps=total_steps)
-        return replace(self.decay_now(step, total_steps - step), total_steps=total_steps)
+        if step > self.decay_start:
+            return replace(self, total_steps=total_steps, moved_at=step, behind=self.progress(step - 1))
+        start = decay_start if self.kind == "wsd" else self.decay_start  # linear and cosine decay from the warm-up's end on
+        if start <= step < self.warmup_steps:
+            return self.decay_now(step, total_steps - step)
+        start = min(max(start, step), total_steps - 1)
+        return replace(self, warmup_steps=min(self.warmup_steps, start), decay_start=start, total_steps=total_steps)
 
     def stopped(self, step: int) -> Schedule:
         """The end is now."""

@@ -11,10 +11,28 @@ from pipeline_lib.training.schedule import planned
 
 def test_wsd_warms_up_holds_and_decays_by_one_minus_sqrt() -> None:
     schedule = planned("wsd", steps=100, warmup_steps=10, decay_steps=20)
-    assert [schedule.factor(s) for s in (0, 4, 9, 10, 79, 80)] == [0.1, 0.5, 1.0, 1.0, 1.0, 1.0]
-    assert schedule.factor(85) == pytest.approx(1 - math.sqrt(5 / 20))
-    assert 0 < schedule.factor(99) < 0.03
+    assert [schedule.factor(s) for s in (0, 4, 9, 10, 79)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    assert schedule.factor(84) == pytest.approx(1 - 0.99 * math.sqrt(5 / 20))
+    assert schedule.factor(99) == pytest.approx(0.01)
     assert schedule.factor(100) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["wsd", "linear"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
+def test_the_last_step_is_at_a_hundredth_of_the_peak_however_short_the_decay(kind: str, steps: int) -> None:
+    schedule = planned(kind, steps=steps, warmup_steps=steps // 50, decay_steps=1 + steps // 5)  # type: ignore[arg-type]
+    assert schedule.factor(steps - 1) == pytest.approx(0.01)
+    late = 1 + schedule.decay_start
+    for moved in (schedule.moved(late, late + 1, 0), schedule.decay_now(late, 1), schedule.decay_now(late, 100)):
+        assert moved.factor(moved.total_steps - 1) == pytest.approx(0.01)
+
+
+def test_an_end_that_moves_inside_the_decay_goes_on_along_the_same_curve() -> None:
+    schedule = planned("wsd", steps=100, warmup_steps=0, decay_steps=20)
+    moved = schedule.moved(90, 95, 0)  # half of the decay is left, for half of the steps
+    assert [moved.factor(s) for s in range(90, 95)] == pytest.approx([schedule.factor(s) for s in range(91, 101, 2)][:4] + [0.01])
+    assert (moved.decay_start, moved.total_steps) == (80, 95)
+    assert moved.moved(92, 100, 0).factor(92) < moved.factor(91)
 
 
 @pytest.mark.parametrize("kind", ["wsd", "linear", "cosine"])
@@ -28,9 +46,9 @@ def test_an_end_that_moves_during_the_warm_up_leaves_the_peak(kind: str) -> None
 
 def test_linear_and_cosine_end_where_they_should() -> None:
     linear = planned("linear", steps=100, warmup_steps=0, decay_steps=0)
-    assert [linear.factor(s) for s in (0, 50, 100)] == [1.0, 0.5, 0.0]
+    assert [linear.factor(s) for s in (0, 49, 99, 100)] == pytest.approx([1 - 0.99 / 100, 0.505, 0.01, 0.0])
     cosine = planned("cosine", steps=100, warmup_steps=0, decay_steps=0)
-    assert [round(cosine.factor(s), 6) for s in (0, 50, 100)] == [1.0, 0.55, 0.1]
+    assert [round(cosine.factor(s), 3) for s in (0, 49, 99, 100)] == [1.0, 0.55, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("kind", ["wsd", "linear", "cosine"])
@@ -47,8 +65,8 @@ def test_a_moved_end_never_raises_the_rate_after_the_warm_up(kind: str, at: int)
 
 def test_before_its_decay_a_wsd_end_is_only_a_date() -> None:
     schedule = planned("wsd", steps=100, warmup_steps=5, decay_steps=20).moved(40, 200, 160)
-    assert (schedule.factor(159), schedule.factor(160), schedule.total_steps) == (1.0, 1.0, 200)
-    assert schedule.factor(180) == pytest.approx(1 - math.sqrt(0.5))
+    assert (schedule.factor(159), schedule.total_steps) == (1.0, 200)
+    assert schedule.factor(179) == pytest.approx(1 - 0.99 * math.sqrt(0.5))
 
 
 def test_stop_ends_at_once() -> None:
