@@ -103,7 +103,12 @@ CELLS = _schema(  # one row a cell that has a document to choose; amounts in the
 CUTS = _schema(("doc_id", DOC_ID), ("start", pa.int64()), ("end", pa.int64()))  # bytes left out, by document and place, disjoint
 STEPS = _schema(
     ("step", pa.int64()), ("loss", pa.float64()), ("lr", pa.float64()), ("grad_norm", pa.float64()),
-    ("tokens_per_second", pa.float64()), ("mfu", pa.float64()), ("memory_bytes", pa.int64()),
+    ("seconds", pa.float64()),  # evaluations and saves left out
+    ("data_wait", pa.float64()),  # share of the step in which training waited for its batches
+    ("tokens_per_second", pa.float64()), ("mfu", pa.float64()),
+    ("memory_bytes", pa.int64()),  # peak so far
+    ("utilisation", pa.float64()),  # share of the device, or of the processor's cores; null: cannot be read
+    ("temperature", pa.float64()),  # °C; null: cannot be read
     ("first_sequence", pa.int64()), ("last_sequence", pa.int64()), ("attempt", pa.int32()), ("superseded", pa.bool_()),
 )  # fmt: skip
 EVENTS = _schema(("time", pa.string()), ("step", pa.int64()), ("kind", pa.string()), ("detail", pa.string()))

@@ -1,12 +1,11 @@
-"""Watches every step: loss, gradient norm, speed, memory; and what is not a number, or jumps."""
+"""Watches every step: loss, gradient norm, speed, memory, waiting for data; and passes the numbers to the detectors (`signals`)."""
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,17 +13,32 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from pipeline_lib.errors import StageFailedError
-from pipeline_lib.hardware.machine import PeakFlops, peak_memory_bytes
+from pipeline_lib.hardware.gauges import Gauges
+from pipeline_lib.hardware.machine import PeakFlops
 from pipeline_lib.training.loop import Session
+from pipeline_lib.training.signals import Losses, NonFinite, Pace, Signal
 
-SPIKE_SIGMA, SPIKE_WINDOW = 6.0, 128  # OLMo-core's stability monitor: 6 σ over 128 steps
-SPIKE_QUIET_STEPS = 20  # after a spike, no second event for so long
+SMOOTH_STEPS = 20  # of the loss that people see
 SKIPPED_IN_A_ROW, SKIPPED_SHARE = 5, 0.02  # of the planned steps; more than either is a failure, not an accident
 GPU_STEPS = 10  # steps between looks at a GPU: each look waits for the device
 
 
+@dataclass(frozen=True)
+class _Noted:
+    """A step as it was when it ended; the tensors are still on the device."""
+
+    step: int
+    learning_rate: float
+    loss: Tensor
+    grad_norm: Tensor
+    finite: Tensor
+    clock: float  # of this process, when the step had been given to the device
+    paused: float  # seconds of evaluations and saves so far
+    mark: Any  # a CUDA event; None on the CPU
+
+
 class Monitor(TrainerCallback):
-    """Collects numbers on the device and looks at them in bunches. Its window is part of a checkpoint's notes."""
+    """Collects numbers on the device and looks at them in blocks. What its detectors know of losses is part of a checkpoint."""
 
     def __init__(
         self,
@@ -40,47 +54,63 @@ class Monitor(TrainerCallback):
         self.tokens_per_step = session.plan.batch_sequences * sequence_length
         self.flops_per_token, self.peak = flops_per_token, peak
         self.look_every = GPU_STEPS if session.device.type == "cuda" else 1
-        self.losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self.bad_steps, self.losses, self.pace = NonFinite(), Losses(session.plan.steps), Pace()
+        self.gauges = Gauges(session.device)
         self.rates: list[float] = []  # tokens/s at every look of this attempt
-        self.skipped, self.skipped_in_a_row, self.last_spike = 0, 0, -SPIKE_QUIET_STEPS
         self.latest: dict[str, Any] = {}
-        self._pending: list[tuple[int, float, Tensor, Tensor, Tensor]] = []
-        self._mark, self._paused = time.perf_counter(), 0.0
+        self._signals: list[Signal] = []
+        self._pending: list[_Noted] = []
+        self._last = self._note()
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {
-            "losses": list(self.losses), "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
-            "last_spike": self.last_spike,
-        }  # fmt: skip
+        return {"bad_steps": self.bad_steps.state(), "losses": self.losses.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
-        self.losses.extend(state["losses"])
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.last_spike = state["last_spike"]
+        self.bad_steps.restore(state["bad_steps"])
+        self.losses.restore(state["losses"])
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were not applied."""
+        return self.bad_steps.total
 
     @property
     def smooth_loss(self) -> float:
         """Mean of the latest 20 losses."""
-        recent = list(self.losses)[-20:]
-        return statistics.fmean(recent) if recent else math.nan
+        recent = list(self.losses.recent)[-SMOOTH_STEPS:]
+        return statistics.fmean(recent) if recent else float("nan")
 
     @property
     def tokens_per_second(self) -> float:
         """Median of this attempt; the first look, which carries the warm-up, is left out when there are others."""
         return statistics.median(self.rates[1:] or self.rates) if self.rates else 0.0
 
+    def take(self) -> list[Signal]:
+        """What the detectors said since this was last asked, in order of steps."""
+        signals, self._signals = self._signals, []
+        return signals
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The clock starts."""
-        self._mark, self._paused = time.perf_counter(), self.session.paused_seconds
+        self._last = self._note()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the step; look when it is time."""
-        session = self.session
-        self._pending.append((session.step, session.learning_rate, session.loss, session.grad_norm, session.finite))
-        if len(self._pending) >= self.look_every or session.finished:
+        """Note the step; look when it is time (by the step's number, so that a resumed training looks at the same ones)."""
+        self._pending.append(self._note())
+        if self.session.step % self.look_every == 0 or self.session.finished:
             self.look()
+
+    def _note(self) -> _Noted:
+        session, mark = self.session, None
+        if session.device.type == "cuda":
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        return _Noted(
+            session.step, session.learning_rate, session.loss, session.grad_norm, session.finite, time.perf_counter(),
+            session.paused_seconds, mark,
+        )  # fmt: skip
 
     def look(self) -> None:
         """Bring the noted steps from the device and judge them.
@@ -91,51 +121,48 @@ class Monitor(TrainerCallback):
         if not self._pending:
             return
         session, pending, self._pending = self.session, self._pending, []
-        values = torch.stack([torch.stack([loss, norm, ok.float()]) for _, _, loss, norm, ok in pending]).double().tolist()
-        now = time.perf_counter()
-        seconds = max(now - self._mark - (session.paused_seconds - self._paused), 1e-9)
-        self._mark, self._paused = now, session.paused_seconds
-        rate = self.tokens_per_step * len(pending) / seconds
+        flat = [value.double() for noted in pending for value in (noted.loss, noted.grad_norm, noted.finite)]
+        values = torch.stack(flat).reshape(-1, 3).tolist()
+        seconds = self._seconds(pending)
+        rate = self.tokens_per_step * len(pending) / max(sum(seconds), 1e-9)
         self.rates.append(rate)
-        shared = {
-            "tokens_per_second": rate,
-            "mfu": rate * self.flops_per_token / self.peak.flops,
-            "memory_bytes": peak_memory_bytes(session.device),
-        }
+        shared = {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / self.peak.flops, **self.gauges.read()}
         rows = []
-        for (step, learning_rate, *_), (loss, norm, applied) in zip(pending, values, strict=True):
-            first = (step - 1) * session.plan.batch_sequences
+        for noted, took, (loss, norm, finite) in zip(pending, seconds, values, strict=True):
+            first = (noted.step - 1) * session.plan.batch_sequences
             rows.append(
-                {"step": step, "loss": loss, "lr": learning_rate, "grad_norm": norm, **shared, "first_sequence": first,
-                 "last_sequence": first + session.plan.batch_sequences - 1}
+                {"step": noted.step, "loss": loss, "lr": noted.learning_rate, "grad_norm": norm, "seconds": took, **shared,
+                 "first_sequence": first, "last_sequence": first + session.plan.batch_sequences - 1}
             )  # fmt: skip
-            self._judge(step, loss, norm, applied=bool(applied))
+            self._judge(noted.step, loss, norm, took, applied=bool(finite))
         self.latest = rows[-1]
         self.rows(rows)
         allowed = max(SKIPPED_IN_A_ROW, SKIPPED_SHARE * session.plan.steps)
-        if self.skipped_in_a_row >= SKIPPED_IN_A_ROW or self.skipped > allowed:
+        if self.bad_steps.in_a_row >= SKIPPED_IN_A_ROW or self.bad_steps.total > allowed:
             self._fail(rows)
 
-    def _judge(self, step: int, loss: float, norm: float, *, applied: bool) -> None:
-        if not applied:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            self.event("step_skipped", step=step, loss=str(loss), grad_norm=str(norm))
-            return
-        self.skipped_in_a_row = 0
-        if len(self.losses) >= SPIKE_WINDOW // 2 and step - self.last_spike >= SPIKE_QUIET_STEPS:
-            mean, sigma = statistics.fmean(self.losses), statistics.pstdev(self.losses)
-            if loss > mean + SPIKE_SIGMA * max(sigma, 1e-6):
-                self.last_spike = step
-                self.event("loss_spike", step=step, loss=loss, mean=mean, sigma=sigma)
-        self.losses.append(loss)
+    def _seconds(self, pending: Sequence[_Noted]) -> list[float]:
+        """How long each step took, evaluations and saves left out: by the device's clock on a GPU, by ours elsewhere."""
+        found = []
+        for noted in pending:
+            last, self._last = self._last, noted
+            took = noted.clock - last.clock if noted.mark is None else last.mark.elapsed_time(noted.mark) / 1000
+            found.append(max(took - (noted.paused - last.paused), 0.0))
+        return found
+
+    def _judge(self, step: int, loss: float, norm: float, seconds: float, *, applied: bool) -> None:
+        bad = self.bad_steps.see(step, loss, norm, applied=applied)
+        signals = [bad] if bad else self.losses.see(step, loss)
+        for signal in (*signals, *self.pace.see(step, seconds)):
+            self._signals.append(signal)
+            self.event(signal.signal, step=step, **signal.evidence)
 
     def _fail(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        step, rate = self.session.step, self.session.learning_rate
-        recent = ", ".join(f"{loss:.3f}" for loss in list(self.losses)[-5:]) or "none"
-        self.event("training_failed", step=step, skipped=self.skipped, last_good_losses=recent)
+        step, rate, bad = self.session.step, self.session.learning_rate, self.bad_steps
+        recent = ", ".join(f"{loss:.3f}" for loss in list(self.losses.recent)[-5:]) or "none"
+        self.event("training_failed", step=step, skipped=bad.total, last_good_losses=recent)
         raise StageFailedError(
-            f"{self.skipped_in_a_row} steps in a row and {self.skipped} in all had a loss or gradient that is not a number; none "
+            f"{bad.in_a_row} steps in a row and {bad.total} in all had a loss or gradient that is not a number; none "
             f"was applied (step {step}, learning rate {rate:.3g}, gradient norm {rows[-1]['grad_norm']}, last good losses "
             f"{recent})",
             where="stage train",
