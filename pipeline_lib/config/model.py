@@ -8,6 +8,9 @@ from pydantic import model_validator
 
 from pipeline_lib.config.fields import Section, setting
 
+Optimizer = Literal["adamw", "muon", "adafactor", "adamw_8bit", "lamb", "lars"]
+Precision = Literal["fp32", "bf16", "fp16"]  # the last two: autocast over fp32 weights; fp16 with a dynamic loss scale
+
 
 class TokenizerConfig(Section):
     """The tokenizer: trained on the selection, or taken from elsewhere."""
@@ -92,9 +95,18 @@ class TrainConfig(Section):
     weight_decay: float = setting(0.1, "Decoupled weight decay", ge=0, le=1)
     beta2: float = setting(0.95, "Second Adam moment", gt=0, lt=1, why="0.95 is usual for language models at small batch")
     max_grad_norm: float = setting(1.0, "Gradient clipping", gt=0)
-    optimizer: Literal["adamw", "adafactor"] = setting("adamw", "Optimizer")
+    clipping: Literal["fixed", "adaptive"] = setting(
+        "fixed", "Clip at max_grad_norm, or at a running quantile of the norms seen so far (at most max_grad_norm)"
+    )
+    clip_quantile: float = setting(0.9, "Quantile of the latest 256 gradient norms that adaptive clipping clips at", gt=0, lt=1)
+    optimizer: Optimizer = setting(
+        "adamw", "Optimizer; Muon turns the hidden matrices and leaves the rest to AdamW; adamw_8bit needs the extra `eightbit`, "
+        "lamb and lars the extra `optimizers`",
+    )  # fmt: skip
     schedule: Literal["wsd", "linear", "cosine"] = setting("wsd", "Learning-rate schedule; a cosine is refused under a window")
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 where calibration finds it faster")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "auto: bf16 where calibration finds it faster; fp16 has a dynamic loss scale (slow on processors)"
+    )
     max_steps: int = setting(0, "Stop after this many optimizer steps; 0: the window decides", unit="steps", ge=0)
     max_epochs: float = setting(
         4.0,
@@ -108,6 +120,10 @@ class TrainConfig(Section):
     keep_checkpoints: int = setting(
         2, "Newest checkpoints that are kept while training; the last one is published", ge=2, identity=False
     )
+    milestone_every: int = setting(
+        0, "Steps between checkpoints that stay for good, beside the newest, the best and the last before the decay; 0: none",
+        unit="steps", ge=0, identity=False,
+    )  # fmt: skip
     lora: LoraConfig = setting(LoraConfig, "Low-rank adaptation")
 
 
@@ -152,7 +168,10 @@ class ValidationConfig(Section):
         ge=1000,
         why="about 10 s for 3 M parameters on two cores",
     )
-    batch_tokens: int = setting(4096, "Tokens scored at once", unit="tokens", ge=256, identity=False)
+    batch_tokens: int = setting(
+        1024, "Tokens scored at once; on a GPU 32 times as many", unit="tokens", ge=256, identity=False,
+        why="what a layer makes of them stays in a CPU's cache: 4,096 take half as long again",
+    )  # fmt: skip
     bootstrap: int = setting(1000, "Bootstrap resamples for 95 % intervals", ge=100, le=100000)
     robustness_items: int = setting(
         20, "Items of each suite with prompts that are asked again with perturbed prompts; 0: none", ge=0,

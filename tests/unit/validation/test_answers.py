@@ -12,7 +12,7 @@ from pipeline_lib.validation.answers import answer
 from pipeline_lib.validation.bias import bias, holm
 from pipeline_lib.validation.items import Item
 from pipeline_lib.validation.perturb import PERTURBATIONS, perturbed
-from pipeline_lib.validation.scorer import Span
+from pipeline_lib.validation.trees import Span
 
 
 class Toy:

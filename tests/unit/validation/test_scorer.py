@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline_lib.validation.scorer import Scorer, Span
+from pipeline_lib.validation.scorer import Scorer
+from pipeline_lib.validation.trees import Span, grown
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,34 @@ def test_a_score_does_not_depend_on_its_batch(scorer):
     assert np.abs(together - alone).max() < 1e-5 * 60
     assert np.abs(together - backwards).max() < 1e-5 * 60
     assert (together < 0).all()
+
+
+def test_what_options_share_is_computed_once_and_changes_no_score(scorer):
+    draw = np.random.default_rng(1)
+    spans = []
+    for item in range(30):
+        stem = draw.integers(1, 257, int(draw.integers(3, 25))).astype(np.int64)
+        scored_from = 1 if item % 2 else len(stem)  # a pair of sentences, or a prompt with options
+        spans += [Span(np.concatenate([stem, draw.integers(1, 257, n)]), scored_from) for n in draw.integers(1, 9, item % 3 + 2)]
+    spans.append(spans[-1])  # a branch may be empty
+    assert scorer.branches, "a llama takes trees"
+    trees = grown(spans, range(len(spans)), scorer.context)
+    assert len(trees) < 0.6 * len(spans)
+    assert sum(len(tree.tokens) for tree in trees) < 0.8 * sum(len(span.tokens) for span in spans)
+    assert sorted(index for tree in trees for index in tree.members) == list(range(len(spans)))
+    alone = np.concatenate([scorer.log_probs([span]) for span in spans])
+    assert np.abs(scorer.log_probs(spans) - alone).max() < 1e-5 * 30
+    assert scorer.greedy(spans).tolist() == [scorer.greedy([span])[0] for span in spans]
+
+
+def test_the_score_is_the_models_own(scorer):
+    import torch
+
+    tokens = np.arange(5, 25, dtype=np.int64)
+    with torch.no_grad():
+        shares = scorer.model(torch.from_numpy(tokens)[None]).logits[0].log_softmax(dim=-1).numpy()
+    own = sum(shares[place - 1, tokens[place]] for place in range(7, 20))
+    assert scorer.log_probs([Span(tokens, 7)])[0] == pytest.approx(own, abs=1e-4)
 
 
 def test_windows_score_every_token_once_with_context(scorer):
