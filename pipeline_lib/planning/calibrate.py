@@ -7,7 +7,7 @@ import time
 from itertools import product
 from typing import Any, Literal
 
-from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig, TokenizerConfig
+from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig, Optimizer, Precision, TokenizerConfig
 from pipeline_lib.errors import RefusedError, StageFailedError
 from pipeline_lib.hardware.machine import training_memory_bytes
 from pipeline_lib.planning.memory import estimate_memory
@@ -20,7 +20,6 @@ from pipeline_lib.workspace.stage import Outcome, StageRun
 
 MOST_STEPS = 50  # the median of more is no better than the machine's drift
 CLEARLY_SLOWER = 0.85  # beyond the usual drift of 8–12 %
-Precision = Literal["fp32", "bf16"]
 
 
 def calibrate(
@@ -28,8 +27,8 @@ def calibrate(
     *,
     calibrate: CalibrateConfig,
     model: ModelConfig,
-    optimizer: Literal["adamw", "adafactor"],
-    precision: Literal["auto", "fp32", "bf16"],
+    optimizer: Optimizer,
+    precision: Literal["auto", "fp32", "bf16", "fp16"],
     lora: LoraConfig,
     sequence_length: int,
     tokenizer: TokenizerConfig,

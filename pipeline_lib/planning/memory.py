@@ -58,6 +58,15 @@ def count_trainable(model: ModelConfig, vocabulary_size: int, lora: LoraConfig) 
     return model.depth * lora.rank * sum(sides.get(name, 2 * width) for name in lora.targets)
 
 
+MOMENT_BYTES = {
+    "adamw": 8,
+    "muon": 8,
+    "lamb": 8,
+    "lars": 4,
+    "adamw_8bit": 2,
+}  # a weight; Muon: the upper end, AdamW's on embeddings
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes by term; `total` is what the process needs at its peak."""
@@ -91,14 +100,14 @@ def estimate_memory(
     count = count_parameters(model, vocabulary_size)
     trainable = count_trainable(model, vocabulary_size, lora)
     tokens = micro_batch * sequence_length
-    width_bytes = 2 if precision == "bf16" else 4
+    width_bytes = 4 if precision == "fp32" else 2
     layer = 4 * model.width * 4 + (2 * model.width + 2 * kv_width(model) + 4 * model.ffn_width) * width_bytes  # norms stay fp32
-    moments = 8 * trainable if optimizer == "adamw" else 4 * (trainable // max(model.width, 1)) * 2
+    moments = MOMENT_BYTES[optimizer] * trainable if optimizer in MOMENT_BYTES else 4 * (trainable // max(model.width, 1)) * 2
     return MemoryEstimate(
         {
             "program": BASE_BYTES,
             "weights": 4 * count.total,
-            "weights in bf16": 2 * count.matrices if precision == "bf16" else 0,
+            "weights in 16 bits": 0 if precision == "fp32" else 2 * count.matrices,
             "gradients": 4 * trainable,
             "optimizer": moments,
             "activations": tokens * layer * model.depth,

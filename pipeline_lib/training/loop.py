@@ -8,8 +8,9 @@ no digests, no identity of the data) is used.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,24 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline_lib.config.model import TrainConfig
-from pipeline_lib.hardware.machine import synchronize, training_device
+from pipeline_lib.hardware.machine import out_of_memory, release_memory, synchronize, training_device
 from pipeline_lib.pretrained import quiet
+from pipeline_lib.training.adjustments import Adjustments
+from pipeline_lib.training.clipping import Clipping
 from pipeline_lib.training.data import MicroBatches, Sequences
 from pipeline_lib.training.loss import counted_tokens
-from pipeline_lib.training.model import check_trainable, parameter_groups
+from pipeline_lib.training.model import check_trainable
 from pipeline_lib.training.objective import Objective
+from pipeline_lib.training.optimizers import make_optimizer
 from pipeline_lib.training.plan import TrainingPlan
+from pipeline_lib.training.scaling import LossScale
 from pipeline_lib.training.schedule import Schedule
 
 ENDLESS = 2**40  # Trainer's own step limit; the schedule in effect says when training ends
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @dataclass
@@ -43,14 +52,22 @@ class Session:
     data: Sequences
     seed: int
     folder: Path
-    step: int = 0  # optimizer steps done; the position in the data is step × batch_sequences
+    step: int = 0  # optimizer steps done
     schedule: Schedule = field(init=False)  # in effect
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: LambdaLR = field(init=False)
     objective: Objective = field(init=False)
     loss: Tensor = field(init=False)  # mean loss of the step just done, on the device
     grad_norm: Tensor = field(init=False)  # before clipping, on the device
-    finite: Tensor = field(init=False)  # False: the step just done was not applied
+    finite: Tensor = field(init=False)  # False: loss or gradient of the step just done was not a number; it was not applied
+    clipping: Clipping = field(init=False)
+    scale: LossScale | None = field(init=False)  # of fp16
+    rates: dict[str, float] = field(default_factory=dict)  # factors on the schedule's rate, by who put them there
+    loss_limit: Tensor = field(init=False)  # a step whose loss is above it is not applied
+    withheld: Tensor = field(init=False)  # True: the step just done was not applied for that
+    adjustments: Adjustments = field(default_factory=Adjustments)  # what recoveries have changed
+    parts: int = 1  # in which a micro-batch goes through the model, where there was not the memory for a whole one
+    relieve: Callable[[Exception], None] = field(default=_raise)  # called when memory ran out: makes more parts, or raises
     paused_seconds: float = 0.0  # spent in evaluations and saves of this attempt: not training, for rates
 
     def __post_init__(self) -> None:
@@ -61,14 +78,23 @@ class Session:
         self.objective = Objective(self.model, self.plan.precision)
         self.optimizer = make_optimizer(self.model, self.plan, self.config)
         self.scheduler = LambdaLR(self.optimizer, self._factor)
+        self.clipping = Clipping(self.config, device)
+        self.scale = LossScale(device) if self.plan.precision == "fp16" else None
         self.loss = torch.zeros((), device=device)
         self.grad_norm, self.finite = torch.zeros((), device=device), torch.ones((), dtype=torch.bool, device=device)
+        self.loss_limit = torch.full((), math.inf, device=device)
+        self.withheld = torch.zeros((), dtype=torch.bool, device=device)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def position(self) -> int:
+        """Where the next step reads in the order of the data."""
+        return self.adjustments.data_step(self.step) * self.plan.batch_sequences
 
     @property
     def finished(self) -> bool:
@@ -78,7 +104,7 @@ class Session:
     @property
     def learning_rate(self) -> float:
         """Of the step just done."""
-        return self.plan.learning_rate * self.schedule.factor(max(0, self.step - 1))
+        return self.plan.learning_rate * self._factor(max(0, self.step - 1))
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -91,13 +117,21 @@ class Session:
             self.paused_seconds += time.perf_counter() - begin
 
     def _factor(self, step: int) -> float:
-        return self.schedule.factor(step)  # of the schedule in effect, which may be moved
+        return self.schedule.factor(step) * math.prod(self.rates.values())  # of the schedule in effect, which may be moved
 
     def follow(self, schedule: Schedule) -> None:
         """Put another schedule into effect, from the next step on."""
         self.schedule = schedule
+        self._set_rate()
+
+    def set_rate(self, who: str, factor: float) -> None:
+        """Multiply the schedule's rate by a factor from the next step on; it replaces what the same one said before."""
+        self.rates[who] = factor
+        self._set_rate()
+
+    def _set_rate(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.learning_rate * schedule.factor(self.step)
+            group["lr"] = self.plan.learning_rate * self._factor(self.step)
 
     def continue_at(self, step: int, schedule: Schedule) -> None:
         """Take up a checkpoint's place: steps done, schedule in effect, learning rate."""
@@ -105,13 +139,9 @@ class Session:
         self.scheduler.last_epoch = step
         self.follow(schedule)
 
-
-def make_optimizer(model: Any, plan: TrainingPlan, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (fused: it can skip a step on the device) or Adafactor, with decay on matrices only."""
-    groups = parameter_groups(model, plan.weight_decay)
-    if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(groups, lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, config.beta2), eps=1e-8, fused=True)
+    def tensors(self) -> dict[str, Tensor]:
+        """The live tensors that a checkpoint keeps beside weights and optimizer: clipping's window, loss scale."""
+        return self.clipping.tensors() | (self.scale.tensors() if self.scale else {})
 
 
 def fit(session: Session, callbacks: Sequence[TrainerCallback]) -> None:
@@ -155,29 +185,68 @@ class _PackedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # count the labels of the whole accumulated batch …
         self.loss_is_scaled_for_ga = True  # … `compute_loss` divides by them
         self.step_loss = torch.zeros((), device=session.device)
+        self.done: list[Any] = []  # the step's micro-batches so far, to do again in smaller parts when memory runs out
 
     def get_train_dataloader(self) -> Any:
         """Batches from the step in effect on, without a sampler of Trainer's and without skipping."""
         plan, session = self.session.plan, self.session
-        return MicroBatches(session.data, session.seed, plan.micro_batch, session.step * plan.batch_sequences)
+        return MicroBatches(session.data, session.seed, plan.micro_batch, session.position)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward. Where memory runs out, the step so far is done again in smaller parts: its mean stays the same.
+
+        Raises:
+            StageFailedError: a single sequence is too much.
+        """
+        self.done.append(inputs)
+        todo = [inputs]
+        while True:
+            try:
+                return [self._in_parts(model, micro_batch, num_items_in_batch) for micro_batch in todo][-1]
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                said = type(error)(str(error))  # without the traceback, which keeps the tensors
+            self.session.relieve(said)
+            model.zero_grad(set_to_none=True)
+            self.step_loss = torch.zeros_like(self.step_loss)
+            release_memory(self.session.device)
+            todo = self.done
+
+    def _in_parts(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        parts = min(self.session.parts, len(inputs["input_ids"]))
+        if parts == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        cut = zip(*(tensor.tensor_split(parts) for tensor in inputs.values()), strict=True)
+        batches = [dict(zip(inputs, part, strict=True)) for part in cut]
+        return torch.stack([super(_PackedTrainer, self).training_step(model, batch, num_items_in_batch) for batch in batches]).sum()
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """This micro-batch's share of the mean loss over all predicted tokens of the step."""
         total = counted_tokens(inputs["labels"]) if num_items_in_batch is None else num_items_in_batch
         loss: Tensor = self.session.objective(inputs) / total.clamp(min=1)
         self.step_loss += loss.detach()
-        return loss
+        return loss * self.session.scale.scale if self.session.scale else loss
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         """Clip, and decide on the device whether the step may be applied: the last moment before the optimizer."""
         session = self.session
-        norm: Tensor = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        session.loss, session.grad_norm = self.step_loss, norm.detach()
-        session.finite = torch.isfinite(session.loss) & torch.isfinite(session.grad_norm)
+        if session.scale:
+            session.scale.unscale([p.grad for p in model.parameters() if p.grad is not None])
+        norm = session.clipping(model.parameters())
+        session.loss = self.step_loss
+        applied = session.finite = torch.isfinite(session.loss) & torch.isfinite(norm)
+        if session.scale:  # a step that overflowed for its scale is done without, and no news
+            at_fault = session.scale.update(applied) & torch.isfinite(session.loss)
+            session.finite, norm = applied | at_fault, torch.where(at_fault, session.grad_norm, norm)
+        session.grad_norm = norm
+        session.withheld = applied & (session.loss > session.loss_limit)
+        applied = applied & ~session.withheld
+        self.done.clear()
         self.step_loss = torch.zeros_like(self.step_loss)
         if isinstance(session.optimizer, torch.optim.AdamW):
-            session.optimizer.found_inf = (~session.finite).float()  # type: ignore[attr-defined] # the kernel skips
-        elif not bool(session.finite):
+            session.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined] # the kernel skips
+        elif not bool(applied):
             model.zero_grad(set_to_none=True)  # without gradients an optimizer changes nothing, not even its moments
         return norm
 

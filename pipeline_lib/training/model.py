@@ -211,16 +211,6 @@ def flops_per_token(model: Any, sequence_length: int) -> float:
     return float(matmul + attention)
 
 
-def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases) do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def check_trainable(model: Any) -> None:
     """Refuse a model in which nothing can be trained.
 

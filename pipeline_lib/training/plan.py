@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, get_args
 
+from pipeline_lib.config.model import Precision
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.training.schedule import Schedule, ScheduleKind, planned
 
@@ -22,7 +23,7 @@ class TrainingPlan:
     weight_decay: float
     batch_sequences: int  # sequences in an optimizer step
     micro_batch: int  # sequences in a forward pass; divides batch_sequences
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     evaluate_every: int  # steps; 0: only at the start and the end
     save_every: int  # steps; 0: only at the end
     epochs: float = 0.0  # passes over the data that `steps` make, for people
@@ -38,8 +39,8 @@ class TrainingPlan:
             wrong = f"micro_batch = {self.micro_batch} does not divide batch_sequences = {self.batch_sequences}"
         elif not self.learning_rate > 0:
             wrong = f"learning_rate = {self.learning_rate}"
-        elif self.precision not in ("fp32", "bf16"):
-            wrong = f"precision = {self.precision!r} (a plan has decided on fp32 or bf16)"
+        elif self.precision not in get_args(Precision):
+            wrong = f"precision = {self.precision!r} (a plan has decided on one of {', '.join(get_args(Precision))})"
         if wrong:
             raise StageFailedError(f"the plan cannot be followed: {wrong}", where="stage train", fix="run from `plan` again")
 

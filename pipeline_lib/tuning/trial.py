@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline_lib.config.model import ModelConfig, TrainConfig
+from pipeline_lib.config.model import ModelConfig, Precision, TrainConfig
 from pipeline_lib.tuning.budget import DEV_SEQUENCES, REPORTS, TrialPlan
 from pipeline_lib.workspace.stage import StageRun
 
@@ -40,7 +40,7 @@ class TrialTrainer:
     model: ModelConfig
     train: TrainConfig
     setup: TrialPlan
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     threads: int
 
     @cached_property

@@ -20,9 +20,9 @@ from pipeline_lib.training.model import (
     count_parameters,
     export_model,
     flops_per_token,
-    parameter_groups,
 )
 from pipeline_lib.training.objective import Objective
+from pipeline_lib.training.optimizers import parameter_groups
 from pipeline_lib.training.start import file_digests
 from pipeline_lib.workspace.files import write_json
 
@@ -44,12 +44,19 @@ def test_chunked_loss_and_gradients_are_those_of_the_whole(bias: bool) -> None:
     labels = torch.randint(1 << 15, (3, 50))
     labels[:, ::7] = IGNORED
     wanted = [hidden, weight] + ([offset] if offset is not None else [])
-    chunked = chunked_cross_entropy(hidden, weight, offset, labels)
+    chunked, each, _ = chunked_cross_entropy(hidden, weight, offset, labels)
     ours = torch.autograd.grad(chunked / 10, wanted)
     logits = functional.linear(hidden, weight, offset)[:, :-1].flatten(0, 1)
     whole = functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
     theirs = torch.autograd.grad(whole / 10, wanted)
     assert float(chunked.detach()) == pytest.approx(float(whole.detach()), rel=1e-6)
+    targets = labels[:, 1:].flatten()
+    alone = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").reshape(3, 49)
+    torch.testing.assert_close(each[:, :-1], alone)
+    assert not each[:, -1].any()
+    with torch.no_grad():
+        hits = chunked_cross_entropy(hidden, weight, offset, labels)[2]
+    assert torch.equal(hits[:, :-1].flatten(), (logits.argmax(1) == targets) & (targets != IGNORED))
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
 
