@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline_lib.config.resources import TrackingConfig
-from pipeline_lib.secrets import told
+from pipeline_lib.tracking.courier import Courier
 from pipeline_lib.tracking.delivery import Delivery
 from pipeline_lib.tracking.server import tracking_uri
 from pipeline_lib.tracking.spool import Spool
@@ -20,56 +18,9 @@ from pipeline_lib.workspace.machine import code_revision
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
-PERIOD_SECONDS = 2.0
-RETRY_SECONDS = 15.0
 FLUSH_SECONDS = 30.0  # what a finished run waits for the server; the rest is delivered at the next start
-SYSTEM_SECONDS = 10.0
 NOT_IN_NAMES = re.compile(r"[^\w./ -]")  # MLflow refuses other characters in a parameter's name
 STATUS = {"completed": "FINISHED", "nothing_new": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "killed": "KILLED"}
-
-
-class Courier:
-    """The background thread that delivers a spool, and samples the system while it is at it."""
-
-    def __init__(self, delivery: Delivery, log: Callable[[str], None], sample: Callable[[], None]) -> None:
-        self.delivery, self.log, self.sample = delivery, log, sample
-        self.wake, self.stopping = threading.Event(), False
-        self.away = False
-        self.thread = threading.Thread(target=self._work, name="millrace-tracking", daemon=True)
-        self.thread.start()
-
-    def _work(self) -> None:
-        lock = FileLock(self.delivery.spool.path.with_suffix(".lock"), thread_local=False)
-        sampled = 0.0
-        while True:
-            last = self.stopping
-            if not last and time.monotonic() - sampled > SYSTEM_SECONDS:
-                sampled = time.monotonic()
-                self.sample()
-            try:
-                with lock.acquire(timeout=0):
-                    self.delivery.deliver()
-                self.away = False
-            except Timeout:
-                pass  # another process delivers this spool
-            except Exception as error:  # whatever the client raises, the run must not suffer
-                if not self.away:
-                    what = f"{type(error).__name__}: {told(error).partition(chr(10))[0][:200]}"
-                    self.log(f"MLflow cannot be reached ({what}); metrics wait in the spool")
-                self.away = True
-            while self.delivery.refused:
-                self.log(f"MLflow refused {self.delivery.refused.pop(0)}")
-            if last:
-                return
-            self.wake.wait(RETRY_SECONDS if self.away else PERIOD_SECONDS)
-            self.wake.clear()
-
-    def stop(self, seconds: float) -> bool:
-        """Deliver what is left, for at most `seconds`; whether everything arrived."""
-        self.stopping = True
-        self.wake.set()
-        self.thread.join(seconds)
-        return not self.thread.is_alive() and self.delivery.spool.done()
 
 
 class Run:
@@ -142,11 +93,7 @@ class Run:
 
     def known(self) -> dict[str, str]:
         """MLflow's ids as far as they are known: {"run_id", "experiment_id"}."""
-        if self.courier is None:
-            return {}
-        delivery = self.courier.delivery
-        known = {"run_id": delivery.ids.get(self.name, ""), "experiment_id": delivery.experiment_id}
-        return {key: value for key, value in known.items() if value}
+        return dict(self.courier.known) if self.courier else {}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -176,7 +123,6 @@ def start_run(
         running: address of this workspace's running MLflow server, if there is one.
     """
     spool = Spool(workspace.spool_folder / f"{record.run_id}.jsonl")
-    delivery = Delivery(spool, tracking_uri(config, workspace, running=running), config.experiment, workspace)
     run = Run(spool, record.run_id)
     tags = {
         "millrace.config_digest": record.config_digest,
@@ -190,20 +136,9 @@ def start_run(
     name = f"{record.run_id} {record.pipeline}"  # MLflow's lists cut names at their end, which must not be what differs
     spool.append("start", record.run_id, name=name, parent="", tags={k: v for k, v in tags.items() if v})
     run.params(flat(record.config))
-    run.courier = Courier(delivery, log, lambda: run.metrics(system_metrics()))
+    uri = tracking_uri(config, workspace, running=running)
+    run.courier = Courier(workspace, record.run_id, spool, uri=uri, experiment=config.experiment, log=log)
     return run
-
-
-def system_metrics() -> dict[str, float]:
-    """This machine now, under the names that MLflow's own monitor uses."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(),
-        "system/system_memory_usage_megabytes": memory.used / 1e6,
-        "system/system_memory_usage_percentage": memory.percent,
-    }
 
 
 def reconcile(

@@ -1,7 +1,7 @@
 """The spool: every tracking operation of a run as a line in a local file, so that MLflow being down never loses anything.
 
-One file a pipeline run (`spool/<run_id>.jsonl`), appended to by the run's process, delivered by whoever holds its lock, with
-the delivered length beside it. Delivering a line twice (killed between sending and noting) is harmless: metrics are keyed by
+One file a pipeline run (`spool/<run_id>.jsonl`), appended to by the run and its courier, delivered by whoever holds its lock,
+with the delivered length beside it. Delivering a line twice (killed between sending and noting) is harmless: metrics are keyed by
 name, step, time and value, everything else is "set".
 """
 
@@ -29,8 +29,8 @@ class Spool:
     def append(self, operation: str, run: str, **values: Any) -> None:
         """Add one line; flushed to the system, so a killed process loses nothing it has said."""
         line = json.dumps({"op": operation, "run": run, "time": int(time.time() * 1000), **values}) + "\n"
-        with self.lock, self.path.open("a", encoding="utf-8") as handle:
-            handle.write(line)
+        with self.lock, self.path.open("ab", buffering=0) as handle:
+            handle.write(line.encode())  # in one write: the courier, another process, appends too
 
     def delivered(self) -> int:
         """Bytes that were delivered."""

@@ -172,8 +172,7 @@ def serve(workspace, port):
     raise AssertionError("the MLflow server did not start")
 
 
-def test_the_server_killed_and_restarted_in_mid_run_loses_nothing(workspace, monkeypatch):
-    monkeypatch.setattr("pipeline_lib.tracking.run.RETRY_SECONDS", 0.5)
+def test_the_server_killed_and_restarted_in_mid_run_loses_nothing(workspace):
     port, messages = free_port(), []
     uri = f"http://127.0.0.1:{port}"
     server = serve(workspace, port)
