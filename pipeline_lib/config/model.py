@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from pipeline_lib.config.fields import Section, setting
+from pipeline_lib.config.recovery import RecoveryConfig
 
 Optimizer = Literal["adamw", "muon", "adafactor", "adamw_8bit", "lamb", "lars"]
 Precision = Literal["fp32", "bf16", "fp16"]  # the last two: autocast over fp32 weights; fp16 with a dynamic loss scale
@@ -125,6 +126,18 @@ class TrainConfig(Section):
         unit="steps", ge=0, identity=False,
     )  # fmt: skip
     lora: LoraConfig = setting(LoraConfig, "Low-rank adaptation")
+    recovery: RecoveryConfig = setting(RecoveryConfig, "What is done when something goes wrong: changes of the policy table")
+    processes: int = setting(
+        1, "Processes that train together, on one machine: one a GPU, or sharing the processor's cores", ge=1, le=64, identity=False
+    )
+    parallel: Literal["ddp", "fsdp"] = setting(
+        "ddp", "With several processes: every one holds the whole model (ddp), or each a part of weights and optimizer (fsdp)",
+        identity=False,
+    )  # fmt: skip
+    stall_seconds: float = setting(
+        600.0, "With several processes: without any sign of life for so long, all are ended and launched again", unit="seconds",
+        gt=1, identity=False,
+    )  # fmt: skip
 
 
 class CalibrateConfig(Section):

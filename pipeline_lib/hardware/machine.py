@@ -167,6 +167,26 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory could not be had: of a GPU, of torch on a processor, of Python."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error).lower())
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what is no longer used, cycles included: after memory ran out."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def median(values: list[float]) -> float:
     """Median, 0 for an empty list."""
     return float(statistics.median(values)) if values else 0.0

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from pipeline_lib.errors import StageFailedError
 from pipeline_lib.hardware.gauges import Gauges
 from pipeline_lib.hardware.machine import PeakFlops
 from pipeline_lib.training.loop import Session
 from pipeline_lib.training.signals import Losses, NonFinite, Pace, Signal
 
 SMOOTH_STEPS = 20  # of the loss that people see
-SKIPPED_IN_A_ROW, SKIPPED_SHARE = 5, 0.02  # of the planned steps; more than either is a failure, not an accident
 GPU_STEPS = 10  # steps between looks at a GPU: each look waits for the device
 
 
@@ -32,6 +30,7 @@ class _Noted:
     loss: Tensor
     grad_norm: Tensor
     finite: Tensor
+    withheld: Tensor
     clock: float  # of this process, when the step had been given to the device
     paused: float  # seconds of evaluations and saves so far
     mark: Any  # a CUDA event; None on the CPU
@@ -108,38 +107,31 @@ class Monitor(TrainerCallback):
             mark = torch.cuda.Event(enable_timing=True)
             mark.record()
         return _Noted(
-            session.step, session.learning_rate, session.loss, session.grad_norm, session.finite, time.perf_counter(),
-            session.paused_seconds, mark,
+            session.step, session.learning_rate, session.loss, session.grad_norm, session.finite, session.withheld,
+            time.perf_counter(), session.paused_seconds, mark,
         )  # fmt: skip
 
     def look(self) -> None:
-        """Bring the noted steps from the device and judge them.
-
-        Raises:
-            StageFailedError: too many steps were not finite.
-        """
+        """Bring the noted steps from the device and judge them; who acts on it asks `take`."""
         if not self._pending:
             return
         session, pending, self._pending = self.session, self._pending, []
-        flat = [value.double() for noted in pending for value in (noted.loss, noted.grad_norm, noted.finite)]
-        values = torch.stack(flat).reshape(-1, 3).tolist()
+        flat = [value.double() for noted in pending for value in (noted.loss, noted.grad_norm, noted.finite, noted.withheld)]
+        values = torch.stack(flat).reshape(-1, 4).tolist()
         seconds = self._seconds(pending)
         rate = self.tokens_per_step * len(pending) / max(sum(seconds), 1e-9)
         self.rates.append(rate)
         shared = {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / self.peak.flops, **self.gauges.read()}
         rows = []
-        for noted, took, (loss, norm, finite) in zip(pending, seconds, values, strict=True):
-            first = (noted.step - 1) * session.plan.batch_sequences
+        for noted, took, (loss, norm, finite, withheld) in zip(pending, seconds, values, strict=True):
+            first = session.adjustments.data_step(noted.step - 1) * session.plan.batch_sequences
             rows.append(
                 {"step": noted.step, "loss": loss, "lr": noted.learning_rate, "grad_norm": norm, "seconds": took, **shared,
                  "first_sequence": first, "last_sequence": first + session.plan.batch_sequences - 1}
             )  # fmt: skip
-            self._judge(noted.step, loss, norm, took, applied=bool(finite))
+            self._judge(noted.step, loss, norm, took, finite=bool(finite), withheld=bool(withheld))
         self.latest = rows[-1]
         self.rows(rows)
-        allowed = max(SKIPPED_IN_A_ROW, SKIPPED_SHARE * session.plan.steps)
-        if self.bad_steps.in_a_row >= SKIPPED_IN_A_ROW or self.bad_steps.total > allowed:
-            self._fail(rows)
 
     def _seconds(self, pending: Sequence[_Noted]) -> list[float]:
         """How long each step took, evaluations and saves left out: by the device's clock on a GPU, by ours elsewhere."""
@@ -150,22 +142,11 @@ class Monitor(TrainerCallback):
             found.append(max(took - (noted.paused - last.paused), 0.0))
         return found
 
-    def _judge(self, step: int, loss: float, norm: float, seconds: float, *, applied: bool) -> None:
-        bad = self.bad_steps.see(step, loss, norm, applied=applied)
-        signals = [bad] if bad else self.losses.see(step, loss)
+    def _judge(self, step: int, loss: float, norm: float, seconds: float, *, finite: bool, withheld: bool) -> None:
+        if bad := self.bad_steps.see(step, loss, norm, applied=finite):
+            signals = [bad]
+        else:
+            signals = [self.losses.withheld(step, loss)] if withheld else self.losses.see(step, loss)
         for signal in (*signals, *self.pace.see(step, seconds)):
             self._signals.append(signal)
             self.event(signal.signal, step=step, **signal.evidence)
-
-    def _fail(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        step, rate, bad = self.session.step, self.session.learning_rate, self.bad_steps
-        recent = ", ".join(f"{loss:.3f}" for loss in list(self.losses.recent)[-5:]) or "none"
-        self.event("training_failed", step=step, skipped=bad.total, last_good_losses=recent)
-        raise StageFailedError(
-            f"{bad.in_a_row} steps in a row and {bad.total} in all had a loss or gradient that is not a number; none "
-            f"was applied (step {step}, learning rate {rate:.3g}, gradient norm {rows[-1]['grad_norm']}, last good losses "
-            f"{recent})",
-            where="stage train",
-            fix=f"lower train.learning_rate (try {rate / 3:.1g}) or train.max_grad_norm; if it begins at the first step, set "
-            "train.precision=fp32",
-        )

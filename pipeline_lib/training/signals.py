@@ -92,13 +92,27 @@ class Losses:
                 self.lowest, self.lowest_sigma = mean, float(latest.std())
         return found
 
-    def _spike(self, step: int, loss: float) -> Signal | None:
-        if len(self.recent) < SPIKE_WINDOW // 2 or step - self.last_spike < SPIKE_QUIET_STEPS:
-            return None
+    @property
+    def limit(self) -> float:
+        """The next loss is a spike when it is above this; infinite while too few losses are known."""
+        mean, sigma = self._usual()
+        return mean + SPIKE_SIGMA * max(sigma, 1e-6)
+
+    def withheld(self, step: int, loss: float) -> Signal:
+        """A spike that was seen before its step was applied, and was not: the losses go on as if it had not been."""
+        mean, sigma = self._usual()
+        return Signal("loss_spike", step, {"loss": loss, "mean": mean, "sigma": sigma, "withheld": True})
+
+    def _usual(self) -> tuple[float, float]:
+        if len(self.recent) < SPIKE_WINDOW // 2:
+            return math.inf, 0.0
         before = np.fromiter(self.recent, np.float64, len(self.recent))
-        mean, sigma = float(before.mean()), float(before.std())
-        if loss <= mean + SPIKE_SIGMA * max(sigma, 1e-6):
+        return float(before.mean()), float(before.std())
+
+    def _spike(self, step: int, loss: float) -> Signal | None:
+        if step - self.last_spike < SPIKE_QUIET_STEPS or loss <= self.limit:
             return None
+        mean, sigma = self._usual()
         self.last_spike = step
         return Signal("loss_spike", step, {"loss": loss, "mean": mean, "sigma": sigma})
 

@@ -1,0 +1,240 @@
+"""Acts on what goes wrong, by the policy table: withholds a step, rolls back, makes micro-batches smaller, or gives up and says why.
+
+Rolling back is what a kill and a resume are: what was decided is written to a small file, checkpoints of the abandoned course go,
+and the next attempt begins at the checkpoint before it. Everything decided follows from losses and norms, which a resumed
+training sees again, so a killed training recovers in the same way as one that was not killed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from pipeline_lib.config.recovery import LADDER_ENDS, Policy
+from pipeline_lib.errors import StageFailedError
+from pipeline_lib.training.adjustments import Adjustment, Adjustments
+from pipeline_lib.training.checkpoints import committed, record_of
+from pipeline_lib.training.loop import Session
+from pipeline_lib.training.monitor import Monitor
+from pipeline_lib.training.policies import Ledger
+from pipeline_lib.training.signals import DIVERGENCE_WINDOW, Signal
+from pipeline_lib.workspace.files import read_json, remove_tree, write_json
+
+# Where the trouble began before it was seen: a mean over a window rises some steps after the losses do.
+BEGAN_BEFORE = {"divergence": DIVERGENCE_WINDOW}
+LOWER_RATE = 3.0  # what a person should try: about the grid of a learning-rate search
+
+
+class RollBack(Exception):  # noqa: N818 - no error: the attempt ends, and another one begins further back
+    """Raised inside a training step's end; the next attempt goes on from an earlier checkpoint."""
+
+
+class Memory:
+    """What recovery knows beyond an attempt: `recovery.json`, ahead of the checkpoints where a roll-back was decided since."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Any] | None:
+        """The state that was last written, or None."""
+        try:
+            state: dict[str, Any] = read_json(self.path)
+        except FileNotFoundError:
+            return None
+        return state
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Replace it, synced."""
+        write_json(self.path, state)
+
+    def settle(self, checkpoints: Path) -> None:
+        """Remove the checkpoints of courses that were abandoned: those that do not know of a roll-back to a step before them."""
+        if not (state := self.read()):
+            return
+        for folder in committed(checkpoints):
+            record = record_of(folder)
+            if not record:  # damaged: whoever looks for the newest one says so
+                continue
+            known, step = record["notes"].get("recovery", {}).get("adjustments", []), int(record["step"])
+            if _before(known, step) != _before(state["adjustments"], step):
+                remove_tree(folder)
+
+
+def _before(changes: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    return [change for change in changes if int(change["step"]) < step]
+
+
+class Recovery(TrainerCallback):
+    """Called right after the monitor, before anything is evaluated or saved.
+
+    Args of `__init__`:
+        session: what is trained; its limits, its places in the data and its rates are set here.
+        monitor: whose signals are acted on.
+        table: the policies.
+        memory: see `Memory`; settled already.
+        checkpoints: the folder of checkpoints.
+        wait: until none of them is under way.
+        notes: what the checkpoint that the session was restored from keeps of this; None: a beginning.
+        event: told of every action, with evidence and cost.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        monitor: Monitor,
+        *,
+        table: tuple[Policy, ...],
+        memory: Memory,
+        checkpoints: Path,
+        wait: Callable[[], None],
+        notes: Mapping[str, Any] | None,
+        event: Callable[..., None],
+    ) -> None:
+        self.session, self.monitor, self.memory, self.checkpoints, self.wait, self.event = session, monitor, memory, checkpoints, wait, event
+        self.ledger = Ledger(table)
+        self.decays = [float(group.get("weight_decay", 0.0)) for group in session.optimizer.param_groups]
+        if notes:
+            self._restore(notes)
+        if known := memory.read():
+            self._remember(known)
+        self._adjust()
+        session.relieve = self.relieve
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        limit = float(self.session.loss_limit)
+        return {
+            "adjustments": self.session.adjustments.to_json(), "ledger": self.ledger.state(), "parts": self.session.parts,
+            "loss_limit": limit if math.isfinite(limit) else None,
+        }  # fmt: skip
+
+    def _restore(self, notes: Mapping[str, Any]) -> None:
+        self.session.adjustments = Adjustments(Adjustment(**change) for change in notes["adjustments"])
+        self.ledger.restore(notes["ledger"])
+        self.session.parts = int(notes["parts"])
+        if notes["loss_limit"] is not None:
+            self.session.loss_limit.fill_(notes["loss_limit"])
+
+    def _remember(self, known: Mapping[str, Any]) -> None:
+        """What was decided since the checkpoint: everything but skips, which happen again."""
+        self.session.adjustments = Adjustments(Adjustment(**change) for change in known["adjustments"])
+        skips = {p.name: self.ledger.used.get(p.name, []) for p in self.ledger.table if p.action == "skip_step"}
+        self.ledger.restore(known["ledger"])
+        self.ledger.used |= skips
+        self.session.parts = int(known["parts"])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Rates and decay follow the adjustments (one may lie ahead, where an older checkpoint had to be used)."""
+        if self.session.adjustments.made:
+            self._adjust()
+
+    def _adjust(self) -> None:
+        session = self.session
+        if session.adjustments.made:
+            session.set_rate("recovery", session.adjustments.rate(session.step))
+        for group, decay in zip(session.optimizer.param_groups, self.decays, strict=True):
+            if "weight_decay" in group:
+                group["weight_decay"] = decay * session.adjustments.decay(session.step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Act on the step just done.
+
+        Raises:
+            RollBack: the training goes on further back.
+            StageFailedError: nothing helped.
+        """
+        self.look()
+
+    def look(self) -> None:
+        """Act on what the monitor has seen since the last look; see `on_step_end`."""
+        for signal in self.monitor.take():
+            self._act(signal)
+        armed = (policy := self.ledger.next("loss_spike", self.session.step)) is not None and policy.action == "skip_step"
+        self.session.loss_limit.fill_(self.monitor.losses.limit if armed else math.inf)
+
+    def _act(self, signal: Signal) -> None:
+        policy = self.ledger.take(signal.signal, signal.step)
+        if policy is None or policy.action == "go_on":
+            return
+        if policy.action == "skip_step":
+            if signal.signal == "non_finite" or signal.evidence.get("withheld"):
+                self._tell(policy, signal, tokens=self.monitor.tokens_per_step)
+        elif policy.action == "roll_back":
+            self._roll_back(policy, signal)
+        else:
+            self.give_up(signal)
+
+    def _tell(self, policy: Policy, signal: Signal, **cost: Any) -> None:
+        self.event(
+            "recovery", step=signal.step, policy=policy.name, action=policy.action, signal=signal.signal,
+            evidence=dict(signal.evidence), cost=cost,
+        )  # fmt: skip
+
+    def _roll_back(self, policy: Policy, signal: Signal) -> None:
+        session = self.session
+        self.wait()
+        latest = signal.step - 1 - BEGAN_BEFORE.get(signal.signal, 0)
+        steps = [int(record["step"]) for folder in committed(self.checkpoints) if (record := record_of(folder))]
+        to = max((step for step in steps if step <= latest), default=0)
+        lost = session.step - to
+        session.adjustments.add(Adjustment(to, lost, policy.rate, policy.decay))
+        self.ledger.rolled_back(to, signal.signal)
+        self.ledger.quiet_until = {signal.signal: to + policy.cool_down}
+        self.memory.write(self.state())
+        seconds = lost * self.monitor.tokens_per_step / max(self.monitor.tokens_per_second, 1e-9)
+        self._tell(
+            policy, signal, to_step=to, steps=lost, seconds=round(seconds, 3), sequences_passed_over=lost * session.plan.batch_sequences,
+            rate=session.adjustments.rate(to), weight_decay=session.adjustments.decay(to),
+        )  # fmt: skip
+        self.memory.settle(self.checkpoints)
+        raise RollBack(f"{signal.signal} at step {signal.step}: back to step {to}")
+
+    def relieve(self, error: Exception) -> None:
+        """Halve the micro-batch, now and from here on.
+
+        Raises:
+            StageFailedError: it is a single sequence already.
+        """
+        session = self.session
+        size = max(session.plan.micro_batch // session.parts, 1)
+        evidence = {"error": str(error).splitlines()[0][:200], "micro_batch": size}
+        signal = Signal("out_of_memory", session.step + 1, evidence)
+        policy = self.ledger.take("out_of_memory", signal.step) if size > 1 else None
+        if policy is None or policy.action in LADDER_ENDS:
+            self.give_up(signal)
+            return
+        session.parts *= 2
+        self.memory.write(self.state())
+        self._tell(policy, signal, micro_batch=max(size // 2, 1), repeated="the forward and backward passes of one step")
+
+    def give_up(self, signal: Signal) -> None:
+        """End with a failure report.
+
+        Raises:
+            StageFailedError: always.
+        """
+        session = self.session
+        tried = self.ledger.tried(signal.signal) or ["nothing: no policy was left"]
+        recent = ", ".join(f"{loss:.3f}" for loss in list(self.monitor.losses.recent)[-5:]) or "none"
+        fix = _advice(signal.signal, session)
+        self.event("training_failed", step=signal.step, signal=signal.signal, evidence=dict(signal.evidence), tried=tried, fix=fix)
+        evidence = ", ".join(f"{name} {value}" for name, value in signal.evidence.items())
+        raise StageFailedError(
+            f"{signal.signal} at step {signal.step:,}, and nothing helped. Evidence: {evidence}; learning rate "
+            f"{session.learning_rate:.3g}, last good losses {recent}. Tried: {'; '.join(tried)}",
+            where="stage train", fix=fix,
+        )  # fmt: skip
+
+
+def _advice(signal: str, session: Session) -> str:
+    rate = session.plan.learning_rate / LOWER_RATE
+    if signal == "out_of_memory":
+        return "a shorter pack.sequence_length, a smaller model, or train.activation_checkpointing=true needs less memory"
+    look = "`millrace trace RUN --step N` shows what the steps read"
+    if signal == "non_finite":
+        return f"lower train.learning_rate (try {rate:.1g}) or train.max_grad_norm; if it begins at once, train.precision=fp32; {look}"
+    return f"lower train.learning_rate (try {rate:.1g}) or train.max_grad_norm, raise plan.warmup_share; {look}"
