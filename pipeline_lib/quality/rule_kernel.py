@@ -121,34 +121,49 @@ _POLICIES = (
 )  # fmt: skip  (C4)
 
 
-@njit(f"i8({TEXT}, i8, i8, {TABLE}, i4[::1], u2[::1], u8[::1])", **KERNEL)
-def _decode(data, at, end, table, codes, bits, sums):  # type: ignore[no-untyped-def]
-    """Code points, their bits, the hash of what stands before each (`_spelling`); returns how many. The text is valid UTF-8."""
-    n, value = 0, np.uint64(0)
+@njit("u4(u4, u2, i8)", **HELPER)
+def _run(run, here, same):  # type: ignore[no-untyped-def]
+    """The bits that some of the last characters have, and above them those that some lack; `same`: 0, or -1 for a new piece."""
+    wide = np.uint32(here)
+    return (run & ~np.uint32(same)) | wide | ((wide ^ np.uint32(_WHOLE)) << np.uint32(16))
+
+
+@njit(f"i8({TEXT}, i8, i8, {TABLE}, i4[::1], u2[::1], u8[::1], i4[::1], u4[::1])", **KERNEL)
+def _decode(data, at, end, table, codes, bits, sums, edges, runs):  # type: ignore[no-untyped-def]
+    """Code points, their bits, the hash of what stands before each (`_spelling`); returns how many. The text is valid UTF-8.
+
+    `edges` gets where pieces between white space begin and end, `runs` of each character `_run` from its piece's beginning on.
+    All of it without a branch, while the multiplication of the hash, one after the other, takes its time.
+    """
+    n, value, edge, run, inside = 0, np.uint64(0), np.uint64(0), np.uint32(0), 0
     while at < end:
         lead = np.int32(data[np.uint64(at)])
         if lead < 0x80:
-            place = np.uint64(n)
-            codes[place], bits[place], sums[place] = lead, table[np.uint64(lead)], value
+            place, here = np.uint64(n), table[np.uint64(lead)]
+            codes[place], bits[place], sums[place] = lead, here, value
             value = value * _FACTOR + np.uint64(lead) + np.uint64(1)
             at += 1
-            n += 1
-            continue
-        second = np.int32(data[at + 1] & 63)
-        if lead < 0xE0:
-            code = ((lead & 31) << 6) | second
-            at += 2
-        elif lead < 0xF0:
-            code = ((lead & 15) << 12) | (second << 6) | np.int32(data[at + 2] & 63)
-            at += 3
         else:
-            code = ((lead & 7) << 18) | (second << 12) | (np.int32(data[at + 2] & 63) << 6) | np.int32(data[at + 3] & 63)
-            at += 4
-        codes[n], sums[n] = code, value
-        bits[n] = table[code] if code < KNOWN else BEYOND
-        value = value * _FACTOR + np.uint64(code) + np.uint64(1)
+            second = np.int32(data[at + 1] & 63)
+            if lead < 0xE0:
+                code = ((lead & 31) << 6) | second
+                at += 2
+            elif lead < 0xF0:
+                code = ((lead & 15) << 12) | (second << 6) | np.int32(data[at + 2] & 63)
+                at += 3
+            else:
+                code = ((lead & 7) << 18) | (second << 12) | (np.int32(data[at + 2] & 63) << 6) | np.int32(data[at + 3] & 63)
+                at += 4
+            place, here = np.uint64(n), table[code] if code < KNOWN else np.uint16(BEYOND)
+            codes[place], bits[place], sums[place] = code, here, value
+            value = value * _FACTOR + np.uint64(code) + np.uint64(1)
+        is_inside = np.int64(1) - np.int64(here & SPACE)
+        run = _run(run, here, inside - 1)
+        runs[place], edges[edge] = run, n
+        edge += np.uint64(is_inside ^ inside)
+        inside = is_inside
         n += 1
-    sums[n] = value
+    sums[n], edges[edge] = value, n
     return n
 
 
@@ -462,14 +477,13 @@ def _slot(key, mark, entries, mask):  # type: ignore[no-untyped-def]
     low = np.uint64((1 << _MARK_BITS) - 1)
     entry = (key & ~low) | np.uint64(mark)
     at = (key >> _SHIFT) & np.uint64(mask)
-    while True:
-        found = entries[at, 0]
-        if found == entry:
-            return at
-        if (found & low) != np.uint64(mark):
-            entries[at, 0], entries[at, 1] = entry, 0
-            return at
+    found = entries[at, 0]
+    while found != entry and (found & low) == np.uint64(mark):
         at = (at + np.uint64(1)) & np.uint64(mask)
+        found = entries[at, 0]
+    entries[at, 0] = entry  # without a branch: whether a key is new is anybody's guess
+    entries[at, 1] = entries[at, 1] if found == entry else np.uint64(0)
+    return at
 
 
 @njit("u8(u8, u8)", **HELPER)
@@ -491,52 +505,48 @@ def _ngrams(words, ends, count, out, grams, live, slots, again, seen_once, entri
     is stepped over.
     """
     characters = out[CHARACTERS]
-    alive = 0
-    size = np.uint64(2 * mask + 1)
-    seen_once[: 2 * mask + 2] = 0
-    for i in range(count - 1):  # most pairs of words occur once: a small table of counts by hash says so, without a comparison
-        gram = _join(words[i], words[i + 1])
-        grams[i] = gram
-        at = gram & size
-        seen_once[at] += seen_once[at] < 2
-    for i in range(count - 1):
-        live[alive] = i
-        alive += seen_once[grams[i] & size] > 1
+    alive = count - 1
+    for i in range(alive):
+        live[i], grams[i] = i, words[i]
     for n in range(2, 11):
-        here = mark + n - 2
-        best, best_at, kept = 1, 0, 0
+        here, kept = mark + n - 2, 0
+        if alive and live[alive - 1] + n > count:
+            alive -= 1  # the last place has no word left
         mask = 63  # a table no larger than what is left needs: it stays in the nearest cache
         while 2 * mask < 3 * alive:
             mask = 2 * mask + 1
+        size = np.uint64(2 * mask + 1)
+        seen_once[: 2 * mask + 2] = 0
+        for k in range(alive):  # most n-grams occur once: a small table of counts by hash says so, without a comparison
+            place = np.uint64(live[np.uint64(k)])
+            gram = _join(grams[place], words[place + np.uint64(n - 1)])
+            grams[place] = gram
+            at = gram & size
+            seen_once[at] += seen_once[at] < 2
         for k in range(alive):
-            if n == 2:
-                i = np.int64(live[k])
-                gram = grams[np.uint64(i)]
-            else:
-                i = np.int64(live[k])
-                if i + n > count:
-                    break
-                gram = _join(grams[np.uint64(i)], words[np.uint64(i + n - 1)])
-            place = np.uint64(kept)
-            grams[np.uint64(i)], live[place], again[place] = gram, i, 0
-            at = _slot(gram, here, entries, mask)
+            i = live[np.uint64(k)]
+            live[np.uint64(kept)] = i
+            kept += seen_once[grams[np.uint64(i)] & size] > 1
+        alive, kept = kept, 0
+        best = (np.uint64(1) << _SHIFT) | _COUNT  # the most frequent gram, the first of equals: count, then places from its end
+        for k in range(alive):
+            place = np.uint64(k)
+            i = live[place]
+            at = _slot(grams[np.uint64(i)], here, entries, mask)
             slots[place] = at
             seen = entries[at, 1]
-            if seen == 0:
-                entries[at, 1] = (np.uint64(kept) << _SHIFT) | np.uint64(1)
-            else:
-                first = np.int64(seen >> _SHIFT)
-                again[np.uint64(first)], again[place] = 1, 1
-                entries[at, 1] = seen + np.uint64(1)
-                times = np.int64(seen & _COUNT) + 1
-                if times > best or (times == best and live[np.uint64(first)] < best_at):
-                    best, best_at = times, np.int64(live[np.uint64(first)])
-            kept += 1
-        alive, kept = kept, 0
+            is_again = seen != 0
+            first = seen >> _SHIFT if is_again else place
+            again[place] = is_again
+            again[first] |= is_again
+            times = (seen & _COUNT) + np.uint64(1)
+            entries[at, 1] = (first << _SHIFT) | times
+            best = max(best, (times << _SHIFT) | (_COUNT - np.uint64(live[first])))
         if n <= 4:
             if count >= n:
-                size = ends[best_at + n - 1] - (ends[best_at - 1] if best_at else 0) + n - 1
-                out[TOP_2 + n - 2] = min(best * size / characters, 1.0)
+                best_at, most = np.int64(_COUNT - (best & _COUNT)), np.int64(best >> _SHIFT)
+                length = ends[best_at + n - 1] - (ends[best_at - 1] if best_at else 0) + n - 1
+                out[TOP_2 + n - 2] = min(most * length / characters, 1.0)
             for k in range(alive):
                 live[kept] = live[k]
                 kept += again[k]
@@ -605,8 +615,8 @@ def _ends_code(last, before):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    f"void({TEXT}, {OFFSETS}, {TABLE}, {SPECIALS}, i4[::1], u2[::1], {ROLLING}, u8[::1], i4[::1], u1[::1], i4[::1], u8[::1],"
-    " i4[::1], i4[::1], i4[::1], u1[::1], u1[::1], u8[:, ::1], f8[:, ::1])",
+    f"void({TEXT}, {OFFSETS}, {TABLE}, {SPECIALS}, i4[::1], u2[::1], i4[::1], u4[::1], {ROLLING}, u8[::1], i4[::1], u1[::1], i4[::1],"
+    " u8[::1], i4[::1], i4[::1], i4[::1], u1[::1], u1[::1], u8[:, ::1], f8[:, ::1])",
     **KERNEL,
 )
 def _measure(
@@ -618,6 +628,8 @@ def _measure(
     likely,
     codes,
     bits,
+    edges,
+    runs,
     sums,
     powers,
     words,
@@ -639,7 +651,7 @@ def _measure(
         start, end = offsets[row], offsets[row + 1]
         values_out = out[row]
         values_out[:] = 0
-        n = _decode(data, start, end, table, codes, bits, sums)
+        n = _decode(data, start, end, table, codes, bits, sums, edges, runs)
         codes[n], bits[n] = 0x0A, SPACE  # the end closes the last line
         values_out[BYTES], values_out[CHARACTERS] = end - start, n
         if n == 0:
@@ -675,19 +687,14 @@ def _measure(
         clean_lines, clean_sentences, clean_braces, clean_lorem = 0, 0, 0, 0
         line_start, line_first, line_last, line_chunks, line_longest, line_piece = 0, -1, 0, 0, 0, 0
         block, block_start = np.uint64(0), first_visible
-        i = 0
+        i, edge = 0, np.uint64(0)
         while i <= n:
             if not bits[np.uint64(i)] & SPACE:  # a piece between white space
                 first = i
-                some, every = 0, _WHOLE
-                while True:
-                    place = np.uint64(i)  # numba tests signed places for negative ones
-                    here = bits[place]
-                    if here & SPACE:
-                        break
-                    some |= here
-                    every &= here
-                    i += 1
+                i = np.int64(edges[edge + np.uint64(1)])
+                edge += np.uint64(2)
+                run = np.int64(runs[np.uint64(i - 1)])
+                some, every = run & _WHOLE, (run >> 16) ^ _WHOLE
                 value = _spelling(sums, powers, first, i)
                 special = 0
                 if i - first <= LONGEST_SPECIAL:
@@ -863,7 +870,8 @@ def measure_rules(data: Bytes, offsets: Offsets) -> NDArray[np.float64]:
     powers[0] = 1
     np.multiply.accumulate(powers, out=powers)
     scratch = (
-        np.empty(room, np.int32), np.empty(room, np.uint16), np.empty(room, np.uint64), powers, np.empty(room, np.uint64),
+        np.empty(room, np.int32), np.empty(room, np.uint16), np.empty(room, np.int32), np.empty(room, np.uint32),
+        np.empty(room, np.uint64), powers, np.empty(room, np.uint64),
         np.empty(room, np.int32),
         np.empty(room, np.uint8), np.empty(room, np.int32), np.empty(room, np.uint64), np.empty(room, np.int32),
         np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.uint8), np.empty(2 * size, np.uint8),
