@@ -22,7 +22,7 @@ from flows.listener import listener
 from flows.options import RunOptions
 from flows.processes import no_children_left
 from flows.services import make_services
-from flows.tracking import close_tracker, note_address, reconcile_tracking
+from flows.tracking import close_tracker, note_address, reconcile_tracking, tell_what_was_made
 from pipeline_lib.config.load import check_secrets
 from pipeline_lib.config.paths import allowed_roots, check_paths, refusal
 from pipeline_lib.config.pipeline import PipelineConfig
@@ -80,8 +80,13 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
     finally:
         close_run(workspace, run.record, run.outcome, error=error)
         note_address(run.services.tracker, workspace, run.record)
+        with _tracking(run):  # MLflow takes the model in while the report is written
+            tell_what_was_made(run.services.tracker, workspace, run.record)
         report(workspace, run.record)
-        _end_tracking(run)
+        with _tracking(run):
+            close_tracker(run.services.tracker, workspace, run.record)
+            if url := run.record.mlflow.get("url"):
+                show_link("mlflow", url, f"{run.record.run_id} in MLflow")
 
 
 def _check_recorded(options: RunOptions, workspace: Workspace) -> None:
@@ -106,12 +111,11 @@ def _check_disk(workspace: Workspace, config: PipelineConfig, options: RunOption
         require_disk(workspace, config, reused=unasked | there)
 
 
-def _end_tracking(run: LiveRun) -> None:
-    """Tell MLflow how it ended. What goes wrong there is an event of the run, never its end."""
+@contextlib.contextmanager
+def _tracking(run: LiveRun) -> Iterator[None]:
+    """What goes wrong with MLflow is an event of the run, never its end."""
     try:
-        close_tracker(run.services.tracker, run.workspace, run.record)
-        if url := run.record.mlflow.get("url"):
-            show_link("mlflow", url, f"{run.record.run_id} in MLflow")
+        yield
     except Exception as problem:
         get_run_logger().exception("MLflow was not told how the run ended")
         run.record.events.append({"time": now().isoformat(), "kind": "tracking_failed", "detail": {"error": told(problem)}})

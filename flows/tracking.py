@@ -44,8 +44,8 @@ def open_tracker(config: PipelineConfig, workspace: Workspace, record: RunRecord
     return run
 
 
-def close_tracker(tracker: Tracker, workspace: Workspace, record: RunRecord) -> None:
-    """Tell what the run made, end it with its true status, and note MLflow's ids in the record."""
+def tell_what_was_made(tracker: Tracker, workspace: Workspace, record: RunRecord) -> None:
+    """Figures of every stage, data sets, checkpoint, model and its verdict."""
     if not isinstance(tracker, Run):
         return
     config = PipelineConfig.model_validate(record.config)
@@ -61,6 +61,12 @@ def close_tracker(tracker: Tracker, workspace: Workspace, record: RunRecord) -> 
         if name in DATASETS:
             _dataset(tracker, artifact, DATASETS[name])
     _models(tracker, workspace, record, config)
+
+
+def close_tracker(tracker: Tracker, workspace: Workspace, record: RunRecord) -> None:
+    """Add the report, end with the true status, and note MLflow's ids in the record."""
+    if not isinstance(tracker, Run):
+        return
     report = Path(record.report) if record.report else None
     if report and report.exists():
         for path in sorted(report.parent.iterdir()):

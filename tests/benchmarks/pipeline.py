@@ -35,11 +35,14 @@ import json, sys, time
 from pathlib import Path
 begin = time.perf_counter()
 from pipeline_lib.config.load import load_config
+from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import run_plain
+from pipeline_lib.stages import ORDER
 from pipeline_lib.workspace.services import Services, thread_mapper
 from pipeline_lib.workspace.workspace import Workspace
 config = load_config(Path(sys.argv[2]), sys.argv[3:])
-run_plain(Workspace.open(sys.argv[1]), config, services=Services(mapper=thread_mapper(2), workers=2))
+workspace = Workspace.open(sys.argv[1])
+write_report(workspace, run_plain(workspace, config, services=Services(mapper=thread_mapper(2), workers=2)), ORDER)
 print(json.dumps({"seconds": time.perf_counter() - begin}))
 """
 SERVER = """
