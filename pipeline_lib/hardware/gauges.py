@@ -1,4 +1,4 @@
-"""What can be read off the machine while it works: memory, utilisation, temperature. Read seldom: a reading costs a millisecond."""
+"""What can be read off the machine while it works: memory, utilisation, temperature. A reading costs a millisecond."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
     - `input_ids` int64[L], free places filled with the padding token;
     - `position_ids` int64[L], starting at 0 at each piece of a document and at the padding;
     - `labels` int64[L] = input_ids, -100 on padding and on spans without loss; not shifted (the model shifts);
-    - `document_lengths` int64[pieces (+ 1 for the padding)], summing to L, for block-diagonal masks.
+    - `document_lengths` int64[pieces (+ 1 for the padding)], summing to L, for block-diagonal masks;
+    - `document_rows` int64[as above]: rows of the table `rows`, -1 for the padding.
     """
 
     def __init__(
@@ -110,10 +111,11 @@ def as_tensors(sequence: PackedSequence, length: int, pad_id: int) -> dict[str, 
     labels[:used] = sequence.tokens
     for start, end in sequence.no_loss:
         labels[start:end] = IGNORED
-    lengths = sequence.doc_len.astype(np.int64)
+    lengths, rows = sequence.doc_len.astype(np.int64), sequence.doc_row
     if used < length:
-        lengths = np.append(lengths, length - used)
+        lengths, rows = np.append(lengths, length - used), np.append(rows, -1)
     starts = np.cumsum(lengths) - lengths
     positions = np.arange(length, dtype=np.int64) - np.repeat(starts, lengths)
     arrays = {"input_ids": tokens, "position_ids": positions, "labels": labels, "document_lengths": lengths}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {**tensors, "document_rows": torch.tensor(rows)}  # a copy: the rows of a chunk cannot be written to

@@ -23,12 +23,14 @@ class Sequences(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
-        """input_ids, labels (not shifted, -100 where nothing is predicted) and position_ids, each int64[length]."""
+        """input_ids, labels (not shifted, -100 where nothing is predicted) and position_ids, each int64[length]; where documents
+        are known, document_rows and document_lengths, int64[pieces], of the pieces and of the padding (row -1)."""
         ...
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
-    """Stack items into int64[batch, length] tensors.
+    """Stack items into int64[batch, length] tensors; where documents are known, `rows` int32[batch, length] says whose a token is
+    (-1: padding).
 
     The first token of a document is not predicted: what stands before it in the pack is another document. There is no attention
     mask on purpose (see `objective`).
@@ -36,6 +38,9 @@ def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
     names = ("input_ids", "labels", "position_ids")
     batch = {name: torch.stack([torch.as_tensor(item[name]) for item in items]).long() for name in names}
     batch["labels"] = batch["labels"].masked_fill(batch["position_ids"] == 0, IGNORED)
+    if "document_rows" in items[0]:
+        rows = [torch.repeat_interleave(item["document_rows"], item["document_lengths"]) for item in items]
+        batch["rows"] = torch.stack(rows).int()
     return batch
 
 

@@ -18,15 +18,18 @@ CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}  # logits at once: 8 MiB in fp3
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies; the gradients of hidden states, weight and bias are computed in the forward pass."""
+    """Sum of cross-entropies, each of them, and whether the likeliest entry was right (only where no gradient is wanted); the
+    gradients of hidden states, weight and bias are computed in the forward pass."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes by position
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, dtype: torch.dtype
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         cast_weight = weight.to(dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        losses = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        hits = torch.zeros(hidden.shape[0], dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
@@ -38,8 +41,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if bias is not None:
                 logits += bias.to(dtype)
             log_shares = torch.log_softmax(logits, dim=1, dtype=torch.float32)
-            total -= (log_shares.gather(1, target) * counted).sum()
+            own = log_shares.gather(1, target) * counted
+            total -= own.sum()
+            losses[rows] = -own.squeeze(1)
             if not (wants_hidden or wants_weight or wants_bias):
+                hits[rows] = (log_shares.argmax(dim=1) == labels[rows]) & counted.squeeze(1)
                 continue
             grad_logits = log_shares.exp_()  # softmax − one-hot, in place of the log-softmax
             grad_logits.scatter_add_(1, target, torch.full_like(target, -1.0, dtype=torch.float32))
@@ -52,11 +58,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_weight += small.T @ (states * counted)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
-        return total
+        ctx.mark_non_differentiable(losses, hits)
+        return total, losses, hits
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = grad_outputs
+        scale = grad_outputs[0]
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
@@ -78,8 +85,8 @@ def shifted(labels: Tensor) -> Tensor:
     return functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """Sum of next-token cross-entropies in nats.
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Next-token cross-entropies in nats.
 
     Args:
         hidden: [batch, length, features] from the backbone.
@@ -88,13 +95,15 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, l
         labels: [batch, length], not shifted, `IGNORED` where nothing is predicted.
 
     Returns:
-        A scalar in fp32. Under autocast the products are made in autocast's type, sums and softmax in fp32.
+        Their sum (a scalar in fp32); each of them, fp32[batch, length], at the position that predicts, 0 where nothing is
+        predicted; whether the likeliest entry was right, bool[batch, length], all false where a gradient is wanted. Under
+        autocast the products are made in autocast's type, sums and softmax in fp32.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with torch.autocast(device, enabled=False):
-        result: Tensor = _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, bias, shifted(labels).flatten(), dtype)  # type: ignore[no-untyped-call]
-    return result
+        total, losses, hits = _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, bias, shifted(labels).flatten(), dtype)  # type: ignore[no-untyped-call]
+    return total, losses.view_as(labels), hits.view_as(labels)
 
 
 def counted_tokens(labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Watches every step: loss, gradient norm, speed, memory, waiting for data; and passes the numbers to the detectors (`signals`)."""
+"""Watches every step: loss, gradient norm, speed, memory, waiting for data; the detectors of `signals` see what it sees."""
 
 from __future__ import annotations
 

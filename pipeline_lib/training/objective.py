@@ -23,7 +23,7 @@ class Objective:
     all-ones mask, or the default cache, lets documents attend to each other.
 
     Attributes:
-        losses: of the latest call, fp32[batch, length] in nats, without gradient, at the position that predicts; 0 where nothing is.
+        losses: of the latest call, fp32[batch, length] in nats, without gradient, at the position that predicts; 0 where none is.
         hits: likewise bool[batch, length], whether the likeliest entry was right; where no gradient is wanted.
         watch: called after every forward pass of training with the batch and its `losses`.
     """

@@ -1,8 +1,8 @@
 """What a training's numbers say: not finite, a spike, divergence, a plateau, a slow step, a fall of speed.
 
 A detector is given one number a step and answers with a `Signal` or None. Those of the loss see only what a resumed training sees
-again, so their state belongs to a checkpoint's notes, and what is done about their signals repeats exactly. Those of the clock see
-this attempt only and are for people: nothing that changes weights may follow from them.
+again, so their state belongs to a checkpoint's notes, and what is done about their signals repeats exactly. Those of the clock
+see this attempt only and are for people: nothing that changes weights may follow from them.
 
 Whoever acts on signals asks `Monitor.take()` after each step: a list of signals in the order of their steps, given out once. On
 a GPU the monitor looks every `GPU_STEPS` steps, always the same ones, so a signal may be some steps old.

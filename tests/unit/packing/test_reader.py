@@ -64,6 +64,7 @@ def test_tensors_of_a_sequence(tmp_path: Path) -> None:
     assert item["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2]
     assert item["labels"].tolist() == [2, -100, -100, 5, 6, 7, -100, 9, 10, 11, 12, 13, 14, -100, -100, -100]
     assert item["document_lengths"].tolist() == [5, 8, 3]
+    assert item["document_rows"].tolist() == [4, 9, -1]
     assert all(tensor.dtype == torch.int64 for tensor in item.values())
 
 
@@ -104,7 +105,7 @@ def test_dataset_batches_and_provenance(tmp_path: Path) -> None:
     )
     assert len(dataset) == made["fill_gaps"].details["sequences"]["train"]
     batches = list(DataLoader(dataset, batch_size=8, collate_fn=collate))
-    assert set(batches[0]) == {"input_ids", "position_ids", "labels"}
+    assert set(batches[0]) == {"input_ids", "position_ids", "labels", "rows"}
     assert batches[0]["input_ids"].shape == (8, 64)
     learned = sum(int((batch["labels"] != -100).sum()) for batch in batches)
     pieces = [piece for i in range(len(dataset)) for piece in dataset.documents(i)]
