@@ -91,16 +91,19 @@ class Window(TrainerCallback):
 
 
 class Saver(TrainerCallback):
-    """Commits a checkpoint every `save_every` steps and at the end."""
+    """Saves every `save_every` steps, before the decay of a schedule that holds its rate (to go on from there), and at the end."""
 
-    def __init__(self, session: Session, save: Callable[[bool], None]) -> None:
-        self.session, self.save = session, save
+    def __init__(self, session: Session, save: Callable[[bool], None], check: Callable[[], None]) -> None:
+        self.session, self.save, self.check = session, save, check
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Where it is due."""
-        every = self.session.plan.save_every
-        if (every and self.session.step % every == 0) or self.session.finished:
-            with self.session.pause():
+        """Where it is due; and raise what went wrong with the one before."""
+        self.check()
+        session, schedule = self.session, self.session.schedule
+        every = session.plan.save_every
+        decays = schedule.kind == "wsd" and session.step == schedule.decay_start
+        if (every and session.step % every == 0) or decays or session.finished:
+            with session.pause():
                 self.save(True)
 
 

@@ -1,37 +1,38 @@
-"""A checkpoint is a commit: written beside, digested, synced, renamed. What cannot be verified is never loaded.
+"""A checkpoint is a commit: what lies on disk, what is intact, what is kept. Light: lists and commands read this without torch.
 
 ```
 step-00000500/  model.safetensors  optimizer.safetensors  rng.safetensors  config.json  checkpoint.json
 ```
-`checkpoint.json` holds the place (step, position in the data), the plan, the schedule in effect, the data's digest, notes of the
-callbacks and the digest of every file, and its own. There is no pickle and no time stamp: the same training gives the same bytes.
-What depends on the clock (the controller's pace) lies beside in `observed.json`: helpful, promising nothing, never published.
+`checkpoint.json` holds the place (step, position in the data), the plan, the schedule in effect, the digests of data and
+tokenizer, the losses, notes of the callbacks and the digest of every file, and its own. There is no pickle and no time stamp: the
+same training gives the same bytes. What depends on the clock (the controller's pace) lies beside in `observed.json`: helpful,
+promising nothing, never published. How a checkpoint is written and loaded: `saving.py`.
 """
 
 from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
-from pipeline_lib.errors import StageFailedError
-from pipeline_lib.training.loop import Session
-from pipeline_lib.training.schedule import Schedule
-from pipeline_lib.workspace.faults import fault_point
-from pipeline_lib.workspace.files import link_or_copy, read_json, remove_tree, sync_file, sync_folder, write_json
+from pipeline_lib.errors import RefusedError, StageFailedError
+from pipeline_lib.workspace.files import link_or_copy, read_json, remove_tree, write_json
 from pipeline_lib.workspace.identity import file_digest, fingerprint_of
 from pipeline_lib.workspace.machine import versions
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "checkpoint.json"
 OBSERVED = "observed.json"
 PARTS = ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "config.json")
+LEAST_KEPT = 2  # a single checkpoint that turns out damaged would cost the whole training
+SPARE_BYTES = 32 << 20  # free space beside the checkpoint itself: journal, records, what the file system takes
+
+
+class DiskLowError(RefusedError):
+    """The next checkpoint does not fit on the disk; the earlier ones are intact."""
 
 
 @dataclass(frozen=True)
@@ -60,80 +61,74 @@ class Checkpoint:
         return dict(self.record["notes"])
 
 
-def write_checkpoint(
-    root: Path,
-    session: Session,
-    *,
-    data_digest: str,
-    notes: Mapping[str, Any],
-    observed: Mapping[str, Any] | None = None,
-    scheduled: bool = True,
-) -> Path:
-    """Commit the session's state as `root/step-XXXXXXXX`.
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay while a training goes on: the newest, the best, the last before the decay, and milestones."""
+
+    newest: int = LEAST_KEPT
+    milestone_every: int = 0  # steps; 0: none
+
+    def __post_init__(self) -> None:
+        if self.newest < LEAST_KEPT:
+            raise ValueError(f"newest = {self.newest}: never fewer than {LEAST_KEPT} are kept")
+
+
+def kept(records: Iterable[Mapping[str, Any]], retention: Retention) -> dict[int, str]:
+    """The steps whose checkpoints stay, with the reasons, in words.
 
     Args:
-        root: folder of checkpoints.
-        session: what is saved.
-        data_digest: digest of the data that is trained on; a checkpoint of other data is refused at resume.
-        notes: JSON values of callbacks, by name.
-        observed: JSON values that depend on the clock.
-        scheduled: False for one that only a stop request caused: it goes as soon as a newer one is there.
+        records: of committed checkpoints, oldest first.
+        retention: the rule.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    beside = root / f".step-{uuid.uuid4().hex[:8]}"
-    beside.mkdir()
-    save_file(_weights(session.model), beside / "model.safetensors", metadata={"format": "pt"})
-    save_file(_optimizer_tensors(session.optimizer), beside / "optimizer.safetensors")
-    save_file(_generators(), beside / "rng.safetensors")
-    session.model.config.save_pretrained(beside)
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        "step": session.step,
-        "position": session.step * session.plan.batch_sequences,
-        "scheduled": scheduled,
-        "seed": session.seed,
-        "plan": session.plan.to_json(),
-        "schedule": session.schedule.to_json(),
-        "data": data_digest,
-        "notes": dict(notes),
-        "versions": versions(),
-        "files": {name: _facts(beside / name) for name in PARTS},
-    }
-    for name in PARTS:
-        sync_file(beside / name)
-    write_json(beside / OBSERVED, dict(observed or {}))
-    write_json(beside / RECORD, {**record, "digest": fingerprint_of(record)})
-    target = root / f"step-{session.step:08d}"
-    fault_point("checkpoint.before_commit")
-    remove_tree(target)
-    beside.rename(target)
-    sync_folder(root)
-    fault_point("checkpoint.after_commit")
-    return target
+    found = list(records)
+    if not found:
+        return {}
+    scheduled = [record for record in found if record["scheduled"]]
+    reasons: dict[int, list[str]] = {}
+
+    def keep(record: Mapping[str, Any], why: str) -> None:
+        reasons.setdefault(int(record["step"]), []).append(why)
+
+    keep(found[-1], "newest")  # one that only a stop request caused stays while it is the newest of all
+    for record in scheduled[-retention.newest :]:
+        if record is not found[-1]:
+            keep(record, "newest")
+    judged = [record for record in scheduled if record["metrics"].get("dev_loss") is not None]
+    if judged:
+        keep(min(reversed(judged), key=lambda record: float(record["metrics"]["dev_loss"])), "best")
+    if stable := [record for record in scheduled if record["stable"]]:
+        keep(stable[-1], "before the decay")
+    for record in scheduled:
+        if retention.milestone_every and record["step"] % retention.milestone_every == 0:
+            keep(record, "milestone")
+    return {step: ", ".join(why) for step, why in sorted(reasons.items())}
 
 
-def publish_checkpoint(folder: Path, place: Callable[[str], Path]) -> None:
-    """Put a committed checkpoint's promised files where `place(name)` says."""
-    for name in (*PARTS, RECORD):
-        link_or_copy(folder / name, place(name))
-
-
-def prune(root: Path, keep: int) -> None:
-    """Leave the newest `keep` scheduled checkpoints, and an unscheduled one only while it is the newest of all."""
-    kept = 0
-    for place, folder in enumerate(reversed(committed(root))):
-        scheduled = _is_scheduled(folder)
-        if (scheduled and kept < keep) or (not scheduled and place == 0):
-            kept += scheduled
-            continue
-        remove_tree(folder)
+def prune(root: Path, retention: Retention) -> None:
+    """Remove what the rule does not keep, and what writers that died left beside."""
+    records = {folder: record for folder in committed(root) if (record := record_of(folder))}
+    stay = kept(records.values(), retention)
+    for folder, record in records.items():
+        if record["step"] not in stay:
+            remove_tree(folder)
     for scrap in root.glob(".*"):
         shutil.rmtree(scrap, ignore_errors=True)
 
 
-def has_checkpoint(root: Path, step: int) -> bool:
-    """Whether a checkpoint of a step is committed (not verified)."""
-    return (root / f"step-{step:08d}" / RECORD).is_file()
+def require_room(root: Path, size: int, retention: Retention) -> None:
+    """See that a checkpoint of `size` bytes fits; when it does not, milestones and all but the least number go first.
+
+    Raises:
+        DiskLowError: it does not fit even so.
+    """
+    if shutil.disk_usage(root).free >= size + SPARE_BYTES:
+        return
+    prune(root, Retention())
+    if (free := shutil.disk_usage(root).free) < size + SPARE_BYTES:
+        raise DiskLowError(
+            f"{free / 1e6:,.0f} MB are free, a checkpoint needs {(size + SPARE_BYTES) / 1e6:,.0f} MB; earlier ones are intact",
+            where=str(root), fix="make room (`millrace gc` shows what can go), then `millrace retry`",
+        )  # fmt: skip
 
 
 def committed(root: Path) -> list[Path]:
@@ -141,18 +136,58 @@ def committed(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"))
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record of a committed checkpoint if it is what was committed (files are not looked at); else empty."""
+    try:
+        record: dict[str, Any] = read_json(folder / RECORD)
+        digest = record.pop("digest")
+        if record["format"] != FORMAT or digest != fingerprint_of(record):
+            return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {**record, "digest": digest}
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint, or "". Every byte is digested."""
+    try:
+        record = read_json(folder / RECORD)
+        digest = record.pop("digest")
+        if record["format"] != FORMAT:
+            return f"format {record['format']} is not known here"
+        if digest != fingerprint_of(record):
+            return f"{RECORD} is not what was committed"
+        for name in PARTS:
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if facts_of(folder / name) != record["files"][name]:
+                return f"{name} is not what was committed"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{RECORD} cannot be read ({type(error).__name__}: {error})"
+    return ""
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """Size and digest of a file, as records name them."""
+    return {"size": path.stat().st_size, "digest": file_digest(path)}
+
+
 def newest(
-    root: Path, *, data_digest: str, plan: Mapping[str, Any], event: Callable[..., None] = lambda kind, **detail: None
+    root: Path,
+    *,
+    data_digest: str,
+    plan: Mapping[str, Any],
+    quarantine: Path,
+    event: Callable[..., None] = lambda kind, **detail: None,
 ) -> Checkpoint | None:
-    """The newest checkpoint that is intact. Damaged ones are renamed `damaged-…`, with an event, and the next older is tried.
+    """The newest checkpoint that is intact. Damaged ones go to quarantine, with an event, and the next older one is tried.
 
     Raises:
         StageFailedError: it belongs to other data or another plan: nothing is loaded.
     """
     for folder in reversed(committed(root)):
         if reason := damage(folder):
-            aside = folder.with_name(f"damaged-{folder.name}-{uuid.uuid4().hex[:4]}")
-            folder.rename(aside)
+            aside = set_aside(folder, quarantine, reason)
             event("checkpoint_damaged", checkpoint=folder.name, reason=reason, moved_to=aside.name)
             continue
         record = read_json(folder / RECORD)
@@ -171,79 +206,16 @@ def newest(
     return None
 
 
-def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, or ""."""
-    try:
-        record = read_json(folder / RECORD)
-        digest = record.pop("digest")
-        if record["format"] != FORMAT:
-            return f"format {record['format']} is not known here"
-        if digest != fingerprint_of(record):
-            return f"{RECORD} is not what was committed"
-        for name in PARTS:
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            if _facts(folder / name) != record["files"][name]:
-                return f"{name} is not what was committed"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{RECORD} cannot be read ({type(error).__name__}: {error})"
-    return ""
+def set_aside(folder: Path, quarantine: Path, reason: str) -> Path:
+    """Move a damaged checkpoint to quarantine, with the reason beside; never read again, there to be looked at."""
+    quarantine.mkdir(parents=True, exist_ok=True)
+    aside = quarantine / f"checkpoint-{folder.name}-{uuid.uuid4().hex[:8]}"
+    shutil.move(folder, aside)
+    write_json(aside / "reason.json", {"checkpoint": str(folder), "reason": reason})
+    return aside
 
 
-def restore(checkpoint: Checkpoint, session: Session) -> None:
-    """Bring a fresh session to the state of a verified checkpoint: weights, optimizer, schedule, random numbers, place."""
-    weights = load_file(checkpoint.folder / "model.safetensors")
-    own = _weights(session.model)
-    if own.keys() != weights.keys():
-        raise StageFailedError(f"the checkpoint holds other weights: {sorted(own.keys() ^ weights.keys())[:5]}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
-    _restore_optimizer(session.optimizer, load_file(checkpoint.folder / "optimizer.safetensors"))
-    generators = load_file(checkpoint.folder / "rng.safetensors")
-    torch.random.set_rng_state(generators["cpu"])
-    if "cuda" in generators and torch.cuda.is_available():
-        torch.cuda.set_rng_state(generators["cuda"])
-    session.continue_at(checkpoint.step, Schedule(**checkpoint.record["schedule"]))
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "digest": file_digest(path)}
-
-
-def _is_scheduled(folder: Path) -> bool:
-    try:
-        return bool(read_json(folder / RECORD)["scheduled"])
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _weights(model: Any) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers, tied ones once, under the names `from_pretrained` reads."""
-    names = dict(model.named_parameters()).keys() | dict(model.named_buffers()).keys()
-    return {name: tensor.contiguous() for name, tensor in model.state_dict(keep_vars=False).items() if name in names}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """State of every parameter as `<index>.<name>`. Rates and decay are the plan's and are not stored."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value.contiguous() for index, values in state.items() for name, value in values.items()}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    if sum(len(group["params"]) for group in groups) != len(state):
-        raise StageFailedError("the checkpoint's optimizer belongs to another model", where="optimizer.safetensors")
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _generators() -> dict[str, torch.Tensor]:
-    """Random states. Training draws from torch only."""
-    states = {"cpu": torch.random.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
+def publish_checkpoint(folder: Path, place: Callable[[str], Path]) -> None:
+    """Put a committed checkpoint's promised files where `place(name)` says."""
+    for name in (*PARTS, RECORD):
+        link_or_copy(folder / name, place(name))

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pipeline_lib.config.model import LoraConfig, ModelConfig, TrainConfig
+from pipeline_lib.config.model import LoraConfig, ModelConfig, Optimizer, Precision, TrainConfig
 from pipeline_lib.hardware.machine import median, peak_memory_bytes, reset_peak_memory, synchronize, training_device
 from pipeline_lib.training.plan import TrainingPlan
 
@@ -53,9 +53,9 @@ def measure(
     sequence_length: int,
     micro_batch: int,
     n_steps: int,
-    precision: Literal["fp32", "bf16"],
+    precision: Precision,
     learning_rate: float = 1e-3,
-    optimizer: Literal["adamw", "adafactor"] = "adamw",
+    optimizer: Optimizer = "adamw",
     lora: LoraConfig | None = None,
     dataset: Sequences | None = None,
     seconds: float | None = None,
@@ -81,12 +81,12 @@ def measure(
     """
     import torch
 
-    from pipeline_lib.training.checkpoints import write_checkpoint
     from pipeline_lib.training.data import RandomSequences, spread
     from pipeline_lib.training.evaluate import mean_loss
     from pipeline_lib.training.loop import Session, fit
     from pipeline_lib.training.model import adapt, build_model, count_parameters, flops_per_token
     from pipeline_lib.training.pace import Pace
+    from pipeline_lib.training.saving import CheckpointWriter
 
     if threads:
         torch.set_num_threads(threads)
@@ -112,7 +112,8 @@ def measure(
         mean_loss(net, session.objective, batches)
         evaluated = time.perf_counter() - begin
         begin = time.perf_counter()
-        write_checkpoint(Path(folder), session, data_digest="", notes={})
+        with CheckpointWriter(Path(folder), identity={"data": ""}) as writer:
+            writer.save(session, notes={})
         saved = time.perf_counter() - begin
     evaluated_tokens = sum(batch["input_ids"].numel() for batch in batches)
     return Measurement(
@@ -136,7 +137,7 @@ def quick_train(
     weight_decay: float,
     batch_sequences: int,
     micro_batch: int,
-    precision: Literal["fp32", "bf16"],
+    precision: Precision,
     seed: int,
     vocabulary_size: int,
     sequence_length: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,20 @@ import torch
 
 from pipeline_lib.config.model import ModelConfig, TrainConfig
 from pipeline_lib.errors import RefusedError, StageFailedError
-from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes, reset_peak_memory, training_device
+from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes, release_memory, reset_peak_memory, training_device
 from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.pretrained import read_model
 from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
-from pipeline_lib.training.checkpoints import (
-    Checkpoint,
-    committed,
-    has_checkpoint,
-    newest,
-    prune,
-    publish_checkpoint,
-    restore,
-    write_checkpoint,
-)
+from pipeline_lib.training.checkpoints import Checkpoint, Retention, committed, kept, newest, publish_checkpoint, record_of
 from pipeline_lib.training.data import Batch, spread
 from pipeline_lib.training.evaluate import DEV_SEQUENCES
-from pipeline_lib.training.isolation import check_isolation
 from pipeline_lib.training.journal import Journal, publish
 from pipeline_lib.training.loop import Session, fit
 from pipeline_lib.training.model import adapt, build_model, count_parameters, export_model, flops_per_token
 from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.plan import TrainingPlan
+from pipeline_lib.training.recovery import Memory, Recovery, RollBack
+from pipeline_lib.training.saving import CheckpointWriter, restore
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.files import link_or_copy
 from pipeline_lib.workspace.identity import fingerprint_of
@@ -43,15 +36,25 @@ MERGE_TOLERANCE = 1e-3  # likewise, adapters folded in against beside: another o
 
 
 def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
-    """Train, resume, checkpoint, export.
+    """Train, resume, recover, checkpoint, export. Rolling back is an attempt's end; the next one begins further back.
 
     Raises:
         StageFailedError: the plan cannot be followed, documents leak into each other, too many steps are not finite, or
             the exported model is not the trained one.
+        DiskLowError: a checkpoint does not fit, and nothing is left to remove; the earlier ones are intact.
         StoppedError: a stop was asked for; a checkpoint of the step just done is saved.
         ConfigError: the model cannot be built.
         RefusedError: there is nothing to learn from.
     """
+    while True:
+        try:
+            return _attempt(run, train, model)
+        except RollBack as why:
+            run.services.log(f"train: {why}")
+        release_memory(training_device())
+
+
+def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     # 1. What the plan and the data say.
     planned, packed = run.input("plan").details, run.input("fill_gaps").details
     plan = TrainingPlan.from_details(planned)
@@ -77,11 +80,14 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
     )  # fmt: skip
     net, merged = adapt(plain, train.lora)
     session = Session(net, plan, train, data, run.seed, run.keep("trainer"))
-    leak = check_isolation(net, length)
+    leak = session.isolation.leak
 
     # 3. Where an earlier attempt got to.
-    checkpoints = run.keep("checkpoints")
-    found = newest(checkpoints, data_digest=data_digest, plan=plan.to_json(), event=run.event)
+    checkpoints, memory = run.keep("checkpoints"), Memory(run.keep("trainer") / "recovery.json")
+    memory.settle(checkpoints)
+    found = newest(
+        checkpoints, data_digest=data_digest, plan=plan.to_json(), quarantine=run.workspace.quarantine_folder, event=run.event
+    )  # fmt: skip
     if found:
         restore(found, session)
     journal = Journal(run.keep("journal"), session.step)
@@ -100,35 +106,44 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
         _resume(found, monitor, dev_loss, controller, event)
 
     growth = _Growth(data, event)
+    retention = Retention(train.keep_checkpoints, train.milestone_every)
+    identity = {"data": data_digest, "tokenizer": run.input("pack").manifest.tables["tokenizer"]}
+    writer = CheckpointWriter(checkpoints, identity=identity, retention=retention)
+
+    recovery = Recovery(
+        session, monitor, table=train.recovery.table(), memory=memory, checkpoints=checkpoints, wait=writer.wait,
+        notes=found.notes["recovery"] if found else None, event=event,
+    )  # fmt: skip
 
     def save(scheduled: bool) -> None:
         monitor.look()
+        recovery.look()
         growth.look()
         if session.finished:
             dev_loss.at_end()
-        if not scheduled and has_checkpoint(checkpoints, session.step):
+        if not scheduled and (writer.step == session.step or (found and found.step == session.step)):
             return
-        write_checkpoint(
-            checkpoints, session, data_digest=data_digest, observed={"controller": dict(controller.state())},
-            notes={"monitor": monitor.state(), "dev": dev_loss.state()}, scheduled=scheduled,
+        writer.save(
+            session, notes={"monitor": monitor.state(), "dev": dev_loss.state(), "recovery": recovery.state()}, metrics=_losses(monitor, dev_loss),
+            observed={"controller": dict(controller.state())}, scheduled=scheduled,
         )  # fmt: skip
-        prune(checkpoints, train.keep_checkpoints)
 
     tell = Tell(
         session, monitor, progress=run.progress, metrics=metrics, clock=run.services.clock, deadline=run.services.deadline
     )
     callbacks = [
-        monitor, dev_loss, Window(session, controller, event), Saver(session, save), tell,
+        monitor, recovery, dev_loss, Window(session, controller, event), Saver(session, save, writer.check), tell,
         Stop(session, run.services.should_stop, save), *_extensions(),
     ]  # fmt: skip
 
     # 5. Train.
-    fit(session, callbacks)
+    with writer:
+        fit(session, callbacks)
 
     # 6. Publish: model, last checkpoint, log.
     last = dev_loss.at_end()
     _publish_model(run, merged, tokenizer_files, dev_batches[0], session)
-    publish_checkpoint(committed(checkpoints)[-1], lambda name: run.path("checkpoints", name))
+    _publish_checkpoints(run, checkpoints, retention)
     publish(run.keep("journal"), run.observed("steps.parquet"), run.observed("events.parquet"))
     return _outcome(
         session, monitor, dev_loss, last, leak=leak, flops=flops, length=length, vocabulary=vocabulary, start=model.start
@@ -152,6 +167,26 @@ class _Growth:
         for era in eras[self.told :]:
             self.event("cache_grew", era=era["era"], sequences=era["sequences"], tokens=era["tokens"])
         self.told = len(eras)
+
+
+def _losses(monitor: Monitor, dev_loss: DevLoss) -> dict[str, float | None]:
+    """What a checkpoint is known by: the latest training loss, smoothed, and the latest dev loss."""
+    known = {"train_loss": monitor.smooth_loss, "dev_loss": dev_loss.curve[-1][1] if dev_loss.curve else math.nan}
+    return {name: value if math.isfinite(value) else None for name, value in known.items()}
+
+
+def _publish_checkpoints(run: StageRun, checkpoints: Path, retention: Retention) -> None:
+    """The last one, promised; and beside it, to go on from, the others that are not kept for their newness alone."""
+    *earlier, last = committed(checkpoints)
+    publish_checkpoint(last, lambda name: run.path("checkpoints", name))
+    reasons = kept([record for folder in (*earlier, last) if (record := record_of(folder))], retention)
+    for folder in earlier:
+        if reasons.get(int(folder.name.partition("-")[2]), "newest") != "newest":
+            publish_checkpoint(folder, partial(_observed_checkpoint, run, folder.name))
+
+
+def _observed_checkpoint(run: StageRun, folder: str, name: str) -> Path:
+    return run.observed(f"checkpoints/{folder}/{name}")
 
 
 def _special_ids(packed: Mapping[str, Any]) -> dict[str, int]:
