@@ -50,9 +50,14 @@ ALONG_THE_LINE = (
     "cache.after_commit",  # pack
     "publish.before_sync",  # pack
     "publish.after_manifest:2",  # pack, fill_gaps
+    "evaluation.midway",  # train, before the first step
+    "step.before_micro_batch:6",  # train, in the third step
+    "checkpoint.copied",  # train
+    "checkpoint.file_written:2",  # train
     "checkpoint.before_commit",  # train
     "checkpoint.after_commit",  # train
-    "checkpoint.before_commit:2",  # train, from its first checkpoint on
+    "step.before_micro_batch:4",  # train, from its first checkpoint on
+    "checkpoint.before_commit:2",  # train
     "publish.before_manifest",  # train
     "publish.before_rename:2",  # train again, validate
     "promote.before_champion",

@@ -14,6 +14,8 @@ POINTS = {
     "publish.before_manifest": "the folder has its final name, the manifest is missing",
     "publish.after_manifest": "the artifact is committed, the run record does not know",
     "record.before_save": "the run record is about to change",
+    "step.before_micro_batch": "a training step has some of its gradients",
+    "evaluation.midway": "an evaluation has read some of its batches",
     "checkpoint.copied": "the state is copied in memory, nothing of it is on disk",
     "checkpoint.file_written": "some of a checkpoint's files are written",
     "checkpoint.before_commit": "a checkpoint's files are written, it is not committed",
