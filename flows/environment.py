@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -151,12 +152,16 @@ def _settings(updates: dict[Any, Any]) -> Iterator[None]:
 
 
 def _deliver() -> None:
-    """Send what Prefect still has in its queues (logs, events) while the embedded server is there to take it."""
+    """Send what Prefect still has in its queues (logs, events) while the embedded server is there to take it.
+
+    From a thread of its own: beside a running event loop (a notebook's) Prefect would hand back a coroutine instead of waiting.
+    """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    APILogWorker.drain_all(timeout=10)
-    EventsWorker.drain_all(timeout=10)
+    with ThreadPoolExecutor(1) as pool:
+        for worker in (APILogWorker, EventsWorker):
+            pool.submit(worker.drain_all, timeout=10).result()
 
 
 def quiet_logs(*, silent: bool = False) -> None:
