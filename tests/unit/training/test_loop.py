@@ -7,14 +7,13 @@ from training_toy import PLAN, TINY
 from transformers import TrainerCallback
 
 from pipeline_lib.config.model import LoraConfig, TrainConfig
-from pipeline_lib.errors import StageFailedError
 from pipeline_lib.hardware.machine import PeakFlops
 from pipeline_lib.packing.order import order
 from pipeline_lib.training.data import MicroBatches, RandomSequences, spread
 from pipeline_lib.training.loop import Session, fit
 from pipeline_lib.training.measure import measure, quick_train
 from pipeline_lib.training.model import build_model
-from pipeline_lib.training.monitor import SKIPPED_IN_A_ROW, Monitor
+from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.plan import TrainingPlan
 
 
@@ -108,18 +107,6 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, optimizer: st
     assert not all(torch.equal(a, b) for a, b in zip(snapshots[2], snapshots[3], strict=True))
     assert all(bool(torch.isfinite(w).all()) for w in snapshots[-1])
     assert [math.isnan(row["loss"]) for row in rows] == [False, False, True, False, False, False]
-
-
-def test_a_run_of_bad_steps_ends_training_and_says_what_to_do(tmp_path: Path) -> None:
-    session = session_of(tmp_path, micro_batch=4, steps=40)
-    _Poison(session.model, set(range(4, 40)))
-    events: list[tuple[str, dict[str, object]]] = []
-    before: list[dict[str, float]] = []
-    with pytest.raises(StageFailedError, match=f"{SKIPPED_IN_A_ROW} steps in a row") as error:
-        fit(session, [watched(session, events, before)])
-    assert session.step == 3 + SKIPPED_IN_A_ROW
-    assert "learning_rate" in error.value.fix
-    assert all(bool(torch.isfinite(w).all()) for w in weights(session))
 
 
 def test_measure_times_steps_evaluation_and_a_checkpoint() -> None:
