@@ -64,7 +64,9 @@ class ModelConfig(Section):
     depth: int = setting(4, "Layers", unit="layers", ge=1)
     heads: int = setting(4, "Attention heads", ge=1)
     kv_heads: int = setting(0, "Key/value heads; 0: as many as heads", ge=0)
-    ffn_width: int = setting(512, "Inner width of the feed-forward block", unit="features", ge=16)
+    ffn_width: int = setting(512, "Inner width of the feed-forward block, or of an expert", unit="features", ge=16)
+    experts: int = setting(8, "Experts of a mixture, where the family is one", ge=2)
+    experts_per_token: int = setting(2, "Experts of a mixture that a token goes through", ge=1)
     tied_embeddings: bool = setting(True, "Input and output embeddings are one matrix")
     dropout: float = setting(0.0, "Dropout, wherever the family has it", ge=0, lt=1)
 
@@ -74,6 +76,8 @@ class ModelConfig(Section):
             near = [h for h in range(1, self.width + 1) if self.width % h == 0]
             best = min(near, key=lambda h: abs(h - self.heads))
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}; {best} heads would")
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token = {self.experts_per_token} is more than experts = {self.experts}")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
         return self
@@ -86,6 +90,29 @@ class LoraConfig(Section):
     alpha: float = setting(32.0, "Scale (alpha / rank multiplies the update)", gt=0)
     dropout: float = setting(0.05, "Dropout on the adapter's input", ge=0, lt=1)
     targets: list[str] = setting(lambda: ["q_proj", "k_proj", "v_proj", "o_proj"], "Module names the adapter is put on")
+    quantize: Literal["none", "4bit"] = setting(
+        "none", "4bit: the frozen weights in NF4 (QLoRA); needs a GPU of NVIDIA and the extra `eightbit`"
+    )
+
+
+class EarlyStoppingConfig(Section):
+    """When a dev loss that falls no more begins the final decay; it never cuts a training off."""
+
+    patience: int = setting(0, "Evaluations without a gain after which the decay begins; 0: off", unit="evaluations", ge=0)
+    min_gain: float = setting(0.002, "Fall of the smoothed dev loss that counts as a gain", unit="share", ge=0, lt=1)
+    smoothing: float = setting(0.5, "Weight of the latest evaluation in the smoothed dev loss", gt=0, le=1)
+    min_steps: int = setting(100, "Optimizer steps before which nothing is stopped", unit="steps", ge=0)
+
+
+class SamplesConfig(Section):
+    """What the model writes at every evaluation, the same prompts each time: to be read, not scored."""
+
+    prompts: list[str] = setting(
+        lambda: ["The", "In the beginning", "There are three reasons why", "Question: What is water?\nAnswer:"],
+        "Texts to go on from; []: none",
+        max_length=64,
+    )
+    tokens: int = setting(24, "Length of a sample", unit="tokens", ge=1, le=1024, why="costs as many passes of short texts")
 
 
 class TrainConfig(Section):
@@ -99,7 +126,7 @@ class TrainConfig(Section):
     clipping: Literal["fixed", "adaptive"] = setting(
         "fixed", "Clip at max_grad_norm, or at a running quantile of the norms seen so far (at most max_grad_norm)"
     )
-    clip_quantile: float = setting(0.9, "Quantile of the latest 256 gradient norms that adaptive clipping clips at", gt=0, lt=1)
+    clip_quantile: float = setting(0.9, "Quantile of the latest 256 gradient norms, where adaptive clipping clips", gt=0, lt=1)
     optimizer: Optimizer = setting(
         "adamw", "Optimizer; Muon turns the hidden matrices and leaves the rest to AdamW; adamw_8bit needs the extra `eightbit`, "
         "lamb and lars the extra `optimizers`",
@@ -108,6 +135,19 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 where calibration finds it faster; fp16 has a dynamic loss scale (slow on processors)"
     )
+    rate_reaction: bool = setting(
+        False, "Lower the learning rate while the training loss rises, and raise it again when it falls; never below a quarter"
+    )
+    early_stopping: EarlyStoppingConfig = setting(EarlyStoppingConfig, "When dev loss falls no more")
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = setting(
+        "auto", "Attention; auto: the fastest here of those that keep packed documents apart, as calibration measures it"
+    )
+    isolation: Literal["auto", "accepted_leak"] = setting(
+        "auto", "Model families that cannot keep packed documents apart: auto reads one document a row; accepted_leak reads packs "
+        "all the same (faster), and the model card says so",
+    )  # fmt: skip
+    compile: bool = setting(False, "Compile the model with torch.compile: minutes at the start, faster steps on GPUs")
+    activation_checkpointing: bool = setting(False, "Compute activations twice rather than keep them: less memory, slower steps")
     max_steps: int = setting(0, "Stop after this many optimizer steps; 0: the window decides", unit="steps", ge=0)
     max_epochs: float = setting(
         4.0,
@@ -118,6 +158,10 @@ class TrainConfig(Section):
     )
     evaluate_every: int = setting(0, "Steps between dev evaluations; 0: planned", unit="steps", ge=0)
     save_every: int = setting(0, "Steps between checkpoints; 0: planned", unit="steps", ge=0)
+    parent: str = setting(
+        "none",
+        "`checkpoint:<digest>`: go on from this checkpoint, in a run of its own (`millrace train --from` sets it); or `none`",
+    )
     keep_checkpoints: int = setting(
         2, "Newest checkpoints that are kept while training; the last one is published", ge=2, identity=False
     )
@@ -126,9 +170,14 @@ class TrainConfig(Section):
         unit="steps", ge=0, identity=False,
     )  # fmt: skip
     lora: LoraConfig = setting(LoraConfig, "Low-rank adaptation")
+    samples: SamplesConfig = setting(SamplesConfig, "Samples at evaluations", identity=False)
     recovery: RecoveryConfig = setting(RecoveryConfig, "What is done when something goes wrong: changes of the policy table")
     processes: int = setting(
-        1, "Processes that train together, on one machine: one a GPU, or sharing the processor's cores", ge=1, le=64, identity=False
+        1,
+        "Processes that train together, on one machine: one a GPU, or sharing the processor's cores",
+        ge=1,
+        le=64,
+        identity=False,
     )
     parallel: Literal["ddp", "fsdp"] = setting(
         "ddp", "With several processes: every one holds the whole model (ddp), or each a part of weights and optimizer (fsdp)",
@@ -190,6 +239,8 @@ class ValidationConfig(Section):
         20, "Items of each suite with prompts that are asked again with perturbed prompts; 0: none", ge=0,
         why="five perturbations of 20 items of four suites cost about as much as 400 items",
     )  # fmt: skip
+    samples: int = setting(4, "Texts that the model writes for people to read; 0: none", unit="texts", ge=0, le=1000)
+    sample_tokens: int = setting(48, "Length of each of these texts, at most", unit="tokens", ge=1, le=10000)
 
 
 class GateRule(Section):

@@ -28,6 +28,8 @@ from pipeline_lib.planning.window import (
     split_batch,
     validation_seconds,
 )
+from pipeline_lib.training.checkpoints import Checkpoint
+from pipeline_lib.training.forks import source_of
 from pipeline_lib.training.start import real_numbers
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.resolve import read_champion
@@ -62,7 +64,8 @@ def plan(
         ),
         start_up=calibrated["build_seconds"] + (0.0 if "transformers" in sys.modules else calibrated["import_seconds"]),
     )
-    draft = draft_plan(data, calibrated, profile, window, plan=plan, train=train)
+    source = source_of(run.workspace, train.parent)
+    draft = draft_plan(data, calibrated, profile, window, plan=plan, train=train, source=source)
     real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
     parameters = count_parameters(real, rows)
     tokens = draft.fit.steps * draft.batch_sequences * data["sequence_length"]
@@ -118,11 +121,13 @@ def plan(
         "memory_terms": estimate.terms,
         "promises": {name: promise.to_json() for name, promise in promises.items()},
     }
+    if source:
+        details |= _counted_on(source.step, details)
     for words in draft.gave_up:
         run.event("gave_up", what=words)
     return Outcome(
         metrics={
-            "steps": draft.fit.steps,
+            "steps": details["steps"],
             "tokens": tokens,
             "epochs": details["epochs"],
             "learning_rate": details["learning_rate"],
@@ -168,6 +173,7 @@ def draft_plan(
     *,
     plan: PlanConfig,
     train: TrainConfig,
+    source: Checkpoint | None = None,
 ) -> Draft:
     """Fit batch and steps into the window; the batch shrinks when fewer than `WANTED_STEPS` would fit and quality matters.
 
@@ -178,6 +184,8 @@ def draft_plan(
         window: None without a deadline.
         plan: priorities.
         train: limits and batch.
+        source: the checkpoint that a fork goes on from: its batch stays, so that its place in the data does, and the passes over
+            the data that it made count.
 
     Raises:
         RefusedError: not even one step fits.
@@ -199,11 +207,16 @@ def draft_plan(
         micro_batch=int(profile["micro_batch"]),
         most=train.max_epochs * train_sequences,
     )
+    if source:
+        wanted, micro = int(source.record["plan"]["batch_sequences"]), int(source.record["plan"]["micro_batch"])
+    done = source.step if source else 0
     batch = wanted
     gave_up: list[str] = []
     while True:
         load = Load(step=batch * length / rate, evaluate=evaluate, save=float(calibrated["save_seconds"]))
-        epoch_steps = max(math.floor(train.max_epochs * train_sequences / batch), 1)
+        epoch_steps = max(math.floor(train.max_epochs * train_sequences / batch) - done, 0 if source else 1)
+        if not epoch_steps:
+            _refuse_more_epochs(done * batch / train_sequences, train.max_epochs)
         found = fit(
             load,
             seconds=window.training if window else None,
@@ -214,7 +227,7 @@ def draft_plan(
             save_every=train.save_every,
         )
         few = found.steps < WANTED_STEPS and found.limit != "max_steps" and plan.priority != "speed"
-        if not few or batch <= micro:
+        if not few or batch <= micro or source:
             break
         batch = max(batch // 2 // micro, 1) * micro
     if found.steps < 1 and window:
@@ -228,6 +241,26 @@ def draft_plan(
             gave_up.append(f"steps: {found.steps} of {train.max_steps}, the window ends before")
     most = min(epoch_steps, train.max_steps) if train.max_steps else epoch_steps
     return Draft(batch, micro, load, found, most, gave_up)
+
+
+def _refuse_more_epochs(passes: float, most: float) -> None:
+    raise RefusedError(
+        f"the checkpoint has seen the data {passes:.2f} times, train.max_epochs is {most:g}: nothing is left to go on with",
+        where="train.max_epochs",
+        fix=f"set train.max_epochs to {math.ceil(passes) + 1}, or train a new run on more data",
+    )
+
+
+def _counted_on(done: int, details: Mapping[str, Any]) -> dict[str, Any]:
+    """A fork counts its steps on from its source's; those before it are the warm-up of its schedule, which it never sees."""
+    ahead = int(details["steps"])
+    return {
+        "steps": done + ahead,
+        "warmup_steps": done,
+        "max_steps": done + int(details["max_steps"]),
+        "epochs": round(float(details["epochs"]) * (done + ahead) / ahead, 4),
+        "gone_on_from": done,
+    }
 
 
 def _refuse_short_window(window: Window, load: Load) -> None:

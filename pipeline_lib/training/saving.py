@@ -200,8 +200,13 @@ def _told(error: BaseException, root: Path) -> BaseException:
     return error
 
 
-def restore(checkpoint: Checkpoint, session: Session) -> None:
+def restore(checkpoint: Checkpoint, session: Session, *, schedule: Schedule | None = None) -> None:
     """Bring a fresh session to the state of a checkpoint: weights, optimizer, schedule, random numbers, place.
+
+    Args:
+        checkpoint: a verified one.
+        session: of the same model and optimizer.
+        schedule: what is followed from here on; None: what was in effect.
 
     Raises:
         DamagedError: a file is not what was committed.
@@ -214,7 +219,7 @@ def restore(checkpoint: Checkpoint, session: Session) -> None:
     if "cuda" in generators and torch.cuda.is_available():
         torch.cuda.set_rng_state(generators["cuda"])
     session.rates = dict(checkpoint.record["rates"])
-    session.continue_at(checkpoint.step, Schedule(**checkpoint.record["schedule"]))
+    session.continue_at(checkpoint.step, schedule or Schedule(**checkpoint.record["schedule"]))
 
 
 def read_part(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:

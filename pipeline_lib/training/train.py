@@ -23,9 +23,12 @@ from pipeline_lib.training.journal import Journal, publish
 from pipeline_lib.training.loop import Session, fit
 from pipeline_lib.training.model import adapt, build_model, count_parameters, export_model, flops_per_token
 from pipeline_lib.training.monitor import Monitor
+from pipeline_lib.training.origins import Origins
 from pipeline_lib.training.plan import TrainingPlan
 from pipeline_lib.training.recovery import Memory, Recovery, RollBack
 from pipeline_lib.training.saving import CheckpointWriter, restore
+from pipeline_lib.training.samples import Prompts
+from pipeline_lib.training.watch import Watch
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.files import link_or_copy
 from pipeline_lib.workspace.identity import fingerprint_of
@@ -82,14 +85,19 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     session = Session(net, plan, train, data, run.seed, run.keep("trainer"))
     leak = session.isolation.leak
 
-    # 3. Where an earlier attempt got to.
+    # 3. Where an earlier attempt got to, or the run that this one goes on from.
+    identity = {"data": data_digest, "tokenizer": run.input("pack").manifest.tables["tokenizer"]}
     checkpoints, memory = run.keep("checkpoints"), Memory(run.keep("trainer") / "recovery.json")
     memory.settle(checkpoints)
     found = newest(
         checkpoints, data_digest=data_digest, plan=plan.to_json(), quarantine=run.workspace.quarantine_folder, event=run.event
     )  # fmt: skip
+    source = None if found else source_of(run.workspace, train.parent)
     if found:
         restore(found, session)
+    elif source:
+        check_fits(source, identity)
+        restore(source, session, schedule=plan.first_schedule())
     journal = Journal(run.keep("journal"), session.step)
     event = _Events(run, journal, session)
     peak = peak_flops(session.device, plan.precision)
@@ -97,25 +105,32 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
 
     # 4. What happens after every step.
     metrics = run.services.tracker.metrics
-    monitor = Monitor(
-        session, sequence_length=length, flops_per_token=flops, peak=peak, event=event, rows=journal.rows
+    prompts = Prompts.of(
+        train.samples.prompts if tokenizer_json else (), tokenizer_json, end=packed["eos_id"], tokens=train.samples.tokens,
+        seed=run.seed,
     )  # fmt: skip
-    dev_loss = DevLoss(session, dev_batches, metrics)
+    origins = Origins.of(run.workspace, run.input("fill_gaps"))
+    watch = Watch(session, origins, prompts, journal, context=length, event=event, metrics=metrics)
+    monitor = Monitor(
+        session, sequence_length=length, flops_per_token=flops, peak=peak, event=event, rows=journal.rows,
+        documents=watch.parts.documents,
+    )  # fmt: skip
+    dev_loss = DevLoss(session, dev_batches, metrics, watch.evaluated)
     controller = run.use("controller")(planned, run.services.clock, run.services.deadline, run.services.adaptive)
-    if found:
-        _resume(found, monitor, dev_loss, controller, event)
+    if before := found or source:
+        _resume(before, monitor, dev_loss, event, controller if found else None)
 
     growth = _Growth(data, event)
     retention = Retention(train.keep_checkpoints, train.milestone_every)
-    identity = {"data": data_digest, "tokenizer": run.input("pack").manifest.tables["tokenizer"]}
     writer = CheckpointWriter(checkpoints, identity=identity, retention=retention)
 
     recovery = Recovery(
         session, monitor, table=train.recovery.table(), memory=memory, checkpoints=checkpoints, wait=writer.wait,
-        notes=found.notes["recovery"] if found else None, event=event,
+        notes=before.notes["recovery"] if before else None, event=event,
     )  # fmt: skip
 
     def save(scheduled: bool) -> None:
+        watch.flush()
         monitor.look()
         recovery.look()
         growth.look()
@@ -124,27 +139,28 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
         if not scheduled and (writer.step == session.step or (found and found.step == session.step)):
             return
         writer.save(
-            session, notes={"monitor": monitor.state(), "dev": dev_loss.state(), "recovery": recovery.state()}, metrics=_losses(monitor, dev_loss),
-            observed={"controller": dict(controller.state())}, scheduled=scheduled,
+            session, notes={"monitor": monitor.state(), "dev": dev_loss.state(), "recovery": recovery.state()},
+            metrics=_losses(monitor, dev_loss), observed={"controller": dict(controller.state())}, scheduled=scheduled,
         )  # fmt: skip
 
     tell = Tell(
         session, monitor, progress=run.progress, metrics=metrics, clock=run.services.clock, deadline=run.services.deadline
     )
     callbacks = [
-        monitor, recovery, dev_loss, Window(session, controller, event), Saver(session, save, writer.check), tell,
+        *watch.callbacks, monitor, recovery, dev_loss, Window(session, controller, event), Saver(session, save, writer.check), tell,
         Stop(session, run.services.should_stop, save), *_extensions(),
     ]  # fmt: skip
 
     # 5. Train.
-    with writer:
+    with journal, writer:
         fit(session, callbacks)
 
     # 6. Publish: model, last checkpoint, log.
     last = dev_loss.at_end()
+    watch.flush()
     _publish_model(run, merged, tokenizer_files, dev_batches[0], session)
     _publish_checkpoints(run, checkpoints, retention)
-    publish(run.keep("journal"), run.observed("steps.parquet"), run.observed("events.parquet"))
+    publish(run.keep("journal"), run.observed)
     return _outcome(
         session, monitor, dev_loss, last, leak=leak, flops=flops, length=length, vocabulary=vocabulary, start=model.start
     )
@@ -207,12 +223,16 @@ class _Events:
         self.journal.event(self.run.services.clock().isoformat(), step, kind, detail)
 
 
-def _resume(found: Checkpoint, monitor: Monitor, dev_loss: DevLoss, controller: Any, event: _Events) -> None:
-    monitor.restore(found.notes["monitor"])
-    dev_loss.restore(found.notes["dev"])
-    if state := found.observed.get("controller"):
+def _resume(before: Checkpoint, monitor: Monitor, dev_loss: DevLoss, event: _Events, controller: Any) -> None:
+    """Take up what the checkpoint keeps of the callbacks. A fork (without a controller) has a window of its own."""
+    monitor.restore(before.notes["monitor"])
+    dev_loss.restore(before.notes["dev"])
+    if controller is None:
+        event("forked", step=before.step, checkpoint=reference_of(before.record))
+        return
+    if state := before.observed.get("controller"):
         controller.restore(state)
-    event("resumed", step=found.step, checkpoint=found.folder.name)
+    event("resumed", step=before.step, checkpoint=before.folder.name)
 
 
 def _extensions() -> list[Any]:
