@@ -75,14 +75,14 @@ class Needles:
         return np.unique(self.length_of[self.length_of > 0])
 
 
-def needles_of(items: pa.Table, words: int) -> Needles:
-    """Prepare the items of kind `verbatim` of a `suite_items` table that have a text."""
+def needles_of(items: pa.Table, words: int, *, shortest: int = SHORTEST_ITEM) -> Needles:
+    """Prepare the items of kind `verbatim` of a `suite_items` table that have a text of at least `shortest` words."""
     there = pc.greater(pc.binary_length(items["text"].fill_null("")), 0)
     verbatim = items.filter(pc.and_(there, pc.equal(items["kind"], "verbatim"))).combine_chunks()
     data, offsets = buffers_of(_one_chunk(verbatim["text"]))
     counts = np.zeros(len(verbatim), dtype=np.int64)
     total = kernels.count_words(data, offsets, counts)
-    lengths = np.where(counts >= words, words, np.where(counts >= min(SHORTEST_ITEM, words), counts, 0))
+    lengths = np.where(counts >= words, words, np.where(counts >= min(shortest, words), counts, 0))
     grams = np.empty(total, dtype=np.uint64)
     owner = np.empty(total, dtype=np.int64)
     used = kernels.item_ngrams(data, offsets, lengths, grams, owner)
@@ -106,6 +106,11 @@ def needles_of(items: pa.Table, words: int) -> Needles:
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def grams_in(needles: Needles, texts: Texts) -> Numbers:
+    """Which of the n-grams occur, as distinct indices into `needles.hashes`."""
+    return np.unique(_hits(needles, texts)[:, 1])
 
 
 def _hits(needles: Needles, texts: Texts) -> Numbers:

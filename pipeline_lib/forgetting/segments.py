@@ -22,6 +22,7 @@ from pipeline_lib.workspace.identity import file_digest
 from pipeline_lib.workspace.store import Store
 
 ID_COLUMNS = ("doc_id", "doc_id_a", "doc_id_b")
+ASKED = ("scores", "overlap")  # documents by hexadecimal id in suite `language`
 PACKED = ("rows", "chunks")
 WHOLE = ("boilerplate",)  # lines of texts, without the ids of the documents they come from
 
@@ -131,7 +132,7 @@ def rows_of(path: Path, table: str, wanted: Wanted) -> int:
 def _columns(schema: pa.Schema, table: str) -> tuple[str, ...]:
     if table == "quarantine":
         return ("doc_id", "source", "head")
-    if table == "scores":
+    if table in ASKED:
         return ("suite", "item")
     known = (schema.field(name) for name in ID_COLUMNS if name in schema.names)
     return tuple(column.name for column in known if column.type == DOC_ID)
@@ -148,7 +149,7 @@ def hits(rows: pa.Table, table: str, wanted: Wanted) -> pa.ChunkedArray:
         return pc.and_(named, pc.greater(pc.fill_null(pc.binary_length(rows["head"]), 0), 0))
     if table in WHOLE:
         return pa.chunked_array([pa.repeat(pa.scalar(True), rows.num_rows)])
-    if table == "scores":
+    if table in ASKED:
         return pc.and_(pc.equal(rows["suite"], "language"), pc.is_in(rows["item"], value_set=wanted.hexes))
     found = pa.chunked_array([pa.repeat(pa.scalar(False), rows.num_rows)])
     for name in _columns(rows.schema, table):

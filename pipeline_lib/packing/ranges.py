@@ -113,12 +113,12 @@ def plan_rows(selection: pa.Table, documents: Sequence[Path], cuts: pa.Table | N
         "domain": taken["domain"],
         "est_tokens": pc.max_element_wise(taken["est_tokens"], 1),
         "text_hash": _text_hashes(documents).take(pa.array(document[source[order]])),
-        "cuts": _cuts_of(taken["doc_id"], cuts if cuts is not None else CUTS.empty_table()),
+        "cuts": cuts_of(taken["doc_id"], cuts if cuts is not None else CUTS.empty_table()),
     }
     return pa.table(columns).cast(ROWS)
 
 
-def _cuts_of(doc_id: pa.Array, cuts: pa.Table) -> pa.Array:
+def cuts_of(doc_id: pa.Array, cuts: pa.Table) -> pa.Array:
     """The cuts of each document as one list of starts and ends; null where it has none."""
     cut, first, count = np.unique(ids_of(cuts["doc_id"]), return_index=True, return_counts=True)
     bounds = np.append(first, first[-1:] + count[-1:]) if len(cut) else [0]

@@ -112,6 +112,31 @@ STEPS = _schema(
     ("first_sequence", pa.int64()), ("last_sequence", pa.int64()), ("attempt", pa.int32()), ("superseded", pa.bool_()),
 )  # fmt: skip
 EVENTS = _schema(("time", pa.string()), ("step", pa.int64()), ("kind", pa.string()), ("detail", pa.string()))
+_WHOSE = (("attempt", pa.int32()), ("superseded", pa.bool_()))  # of a log's row: a resumed training made superseded ones again
+LOSSES = _schema(  # parts of the loss of some steps (train) or of an evaluation (dev); tokens and tokens × loss add up to the whole
+    ("side", pa.string()), ("first_step", pa.int64()), ("step", pa.int64()), ("source", pa.string()), ("domain", pa.string()),
+    ("tokens", pa.int64()),  # that were predicted
+    ("loss", pa.float64()),  # mean of these, nats
+    *_WHOSE,
+)  # fmt: skip
+LAYERS = _schema(  # of some steps
+    ("step", pa.int64()),
+    ("group", pa.string()),  # embeddings | layer 0 … | head | other | all
+    ("grad_norm", pa.float64()),  # before clipping
+    ("update_ratio", pa.float64()),  # norm of the step's change ÷ norm of the weights, of at most 65,536 spread elements a parameter
+    *_WHOSE,
+)
+SAMPLES = _schema(  # one row a prompt at an evaluation
+    ("step", pa.int64()), ("prompt", pa.string()), ("text", pa.string()), ("tokens", pa.int64()),
+    ("repetition", pa.float64()),  # share of 4-grams that stood there before; null: too short
+    ("distinct_2", pa.float64()),  # different bigrams ÷ bigrams; null: too short
+    *_WHOSE,
+)  # fmt: skip
+WORST = _schema(  # the dev documents with the highest mean loss at an evaluation
+    ("step", pa.int64()), ("doc_id", DOC_ID), ("source", pa.string()), ("domain", pa.string()),
+    ("tokens", pa.int64()),  # that were predicted
+    ("loss", pa.float64()), *_WHOSE,
+)  # fmt: skip
 SCORES = _schema(  # one row an item, or in suite `language` a document
     ("suite", pa.string()),
     ("task", pa.string()),  # the item's category; the document's domain
@@ -122,6 +147,7 @@ SCORES = _schema(  # one row an item, or in suite `language` a document
     ("region", pa.string()),
     ("score", pa.float64()),  # 1 right, 0 wrong; preference: 1 the stereotyped sentence; language: bits
     ("weight", pa.float64()),  # 1; language: bytes
+    ("year", pa.int32()),  # language: of the document; null: unknown
     ("chance", pa.float64()),  # of a random guess
     ("majority", pa.float64()),  # of a guess at what is most often right in the category
     ("chosen", pa.int64()),  # index of the option that the model prefers
@@ -130,6 +156,11 @@ SCORES = _schema(  # one row an item, or in suite `language` a document
     ("log_probs", pa.list_(pa.float64())),  # of each option after the prompt, summed over its tokens, natural
     ("model", pa.string()),
 )
+OVERLAP = _schema(  # one row an item or test document that is long enough to tell
+    ("suite", pa.string()), ("item", pa.string()),
+    ("share", pa.float64()),  # of its n-grams, the part that the chosen training text contains
+    ("contaminated", pa.bool_()),
+)  # fmt: skip
 ROWS = _schema(  # one row a document to pack, in packing order: the row number is what chunks call doc_row
     ("side", pa.string()),
     ("pass", pa.int32()),  # 0 for the first time a document is seen, 1 for its first repeat …
@@ -171,6 +202,7 @@ TABLES = {
     "decisions": DECISIONS, "pairs": PAIRS, "clusters": CLUSTERS, "bands": BANDS, "buckets": BUCKETS, "boilerplate": BOILERPLATE,
     "splits": SPLITS, "selection": SELECTION, "cuts": CUTS,
     "cells": CELLS,
-    "steps": STEPS, "events": EVENTS, "scores": SCORES, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
+    "steps": STEPS, "events": EVENTS, "losses": LOSSES, "layers": LAYERS, "samples": SAMPLES, "worst": WORST,
+    "scores": SCORES, "overlap": OVERLAP, "rows": ROWS, "ranges": RANGES, "chunks": CHUNKS,
     "tombstones": TOMBSTONES, "gone": GONE, "statistics": STATISTICS, "trials": TRIALS,
 }  # fmt: skip

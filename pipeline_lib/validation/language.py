@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline_lib.dedup.texts import buffers_of
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.schemas import SCORES
@@ -15,26 +17,30 @@ DOCUMENT_CHARACTERS = 8000  # of a test document, at most: many documents say mo
 BITS = 1 / np.log(2)
 
 
-def language(run: StageRun, scorer: Scorer, budget: int) -> tuple[pa.Table, int, float]:
-    """Score test documents, a budget of tokens shared evenly by the domains.
-
-    Returns:
-        Rows of `scores` (suite `language`, task the domain, score bits, weight bytes), tokens scored, and bits per byte of a
-        model that knows only byte frequencies.
-
-    Raises:
-        StageFailedError: the model gives NaN.
-    """
+def test_texts(run: StageRun) -> pa.Table:
+    """The test side: item (hexadecimal id), domain, year (null: unknown), text; by domain and id, `DOCUMENT_CHARACTERS` each."""
     with connect(
         {"documents": run.input("ingest").files("documents"), "selection": run.input("select").files("selection")}
     ) as db:
-        texts: pa.Table = db.sql(
+        table: pa.Table = db.sql(
             """
-            SELECT lower(hex(doc_id)) AS item, s.domain AS domain, left(text, ?) AS text
+            SELECT lower(hex(doc_id)) AS item, s.domain AS domain, year(created_at)::INTEGER AS year, left(text, ?) AS text
             FROM selection s JOIN documents USING (doc_id) WHERE s.side = 'test' ORDER BY s.domain, doc_id
             """,
             params=[DOCUMENT_CHARACTERS],
         ).to_arrow_table()
+    return table
+
+
+def language(texts: pa.Table, scorer: Scorer, budget: int) -> tuple[pa.Table, int]:
+    """Score test documents, a budget of tokens shared evenly by the domains.
+
+    Returns:
+        Rows of `scores` (suite `language`, task the domain, score bits, weight bytes), and the tokens scored.
+
+    Raises:
+        StageFailedError: the model gives NaN.
+    """
     encoded = scorer.encode(texts["text"].to_pylist())
     share = budget // max(1, len(set(texts["domain"].to_pylist())))
     spent: dict[str, int] = {}
@@ -44,7 +50,6 @@ def language(run: StageRun, scorer: Scorer, budget: int) -> tuple[pa.Table, int,
             spent[domain] = spent.get(domain, 0) + len(encoded[row])
             chosen.append(row)
     spans = [(row, span) for row in chosen for span in scorer.windows(encoded[row])]
-    run.progress(0, len(spans), "windows of test text")
     sums = np.zeros(len(texts))
     np.subtract.at(sums, [row for row, _ in spans], scorer.log_probs([span for _, span in spans]) * BITS)
     if not np.isfinite(sums).all():
@@ -54,19 +59,20 @@ def language(run: StageRun, scorer: Scorer, budget: int) -> tuple[pa.Table, int,
             fix="`millrace show RUN`: the training's events say where it broke",
         )
     picked = texts.take(pa.array(chosen, pa.int64()))
-    raw = [text.encode() for text in picked["text"].to_pylist()]
-    domains, items = picked["domain"].to_pylist(), picked["item"].to_pylist()
-    rows = [
-        {"suite": "language", "task": domain, "item": item, "variant": "", "score": bits, "weight": float(len(text))}
-        for domain, item, bits, text in zip(domains, items, sums[chosen].tolist(), raw, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=SCORES), sum(spent.values()), byte_entropy(b"".join(raw))
+    columns = {
+        "suite": pa.repeat(pa.scalar("language"), len(picked)), "task": picked["domain"], "item": picked["item"],
+        "variant": pa.repeat(pa.scalar(""), len(picked)), "score": pa.array(sums[chosen]), "year": picked["year"],
+        "weight": pc.binary_length(picked["text"]).cast(pa.float64()),
+    }  # fmt: skip
+    empty = {field.name: pa.nulls(len(picked), field.type) for field in SCORES if field.name not in columns}
+    return pa.table(columns | empty).select(SCORES.names).cast(SCORES), sum(spent.values())
 
 
-def byte_entropy(text: bytes) -> float:
-    """Bits per byte of the best model that ignores order (Shannon's unigram entropy)."""
-    if not text:
+def byte_entropy(texts: pa.ChunkedArray) -> float:
+    """Bits per byte of the best model that ignores order (Shannon's unigram entropy), over all texts together."""
+    data, offsets = buffers_of(texts.combine_chunks())
+    counts = np.bincount(data[offsets[0] : offsets[-1]], minlength=256)
+    if not counts.sum():
         return 8.0
-    counts = np.bincount(np.frombuffer(text, np.uint8), minlength=256)
     shares = counts[counts > 0] / counts.sum()
     return round(float(-(shares * np.log2(shares)).sum()), 6)

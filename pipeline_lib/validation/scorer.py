@@ -33,11 +33,13 @@ class Scorer:
     def __init__(self, folder: Path, *, batch_tokens: int) -> None:
         import torch
 
+        self.folder = folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = read_model(folder).to(self.device)
         self.encoder = Encoder(folder / "tokenizer.json")
         config = self.model.config
         self.context = int(config.max_position_embeddings)
+        self.end = config.eos_token_id
         self.start = int(config.bos_token_id if config.bos_token_id is not None else config.eos_token_id)
         self.batch_tokens = batch_tokens * (GPU_BATCH if self.device == "cuda" else 1)
         self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
@@ -49,6 +51,12 @@ class Scorer:
         """Token ids of each text, without special tokens."""
         tokens, offsets = self.encoder.encode(pa.array(texts, pa.large_string()))
         return [tokens[a:b].astype(np.int64) for a, b in itertools.pairwise(offsets.tolist())]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+        from tokenizers import Tokenizer
+
+        return str(Tokenizer.from_file(str(self.folder / "tokenizer.json")).decode(list(tokens)))
 
     def continuations(self, prompts: Sequence[str], options: Sequence[str]) -> list[Span]:
         """One span a (prompt, option): the option's tokens are scored, the prompt's are context.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from pipeline_lib.config.model import ValidationConfig
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.tables.parquet import read_tables, write_table
-from pipeline_lib.validation.answers import answer
 from pipeline_lib.validation.bias import bias
 from pipeline_lib.validation.intervals import Estimate, estimate
 from pipeline_lib.validation.items import FORMS
-from pipeline_lib.validation.language import BITS, language
+from pipeline_lib.validation.language import BITS, byte_entropy, test_texts
 from pipeline_lib.validation.measures import measures
-from pipeline_lib.validation.perturb import PERTURBATIONS, perturbed
-from pipeline_lib.validation.scorer import Scorer
+from pipeline_lib.validation.overlap import overlap, statements
+from pipeline_lib.validation.scoring import scored
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
@@ -35,29 +33,30 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
     Raises:
         StageFailedError: the model gives NaN on test text, or nothing could be scored.
     """
-    scorer = Scorer(run.input("train").files("model")[0].parent, batch_tokens=validation.batch_tokens)
-    documents, tokens, baseline = language(run, scorer, validation.language_tokens)
     items = read_tables(run.input("suites").files("suite_items")).to_pylist()
-    run.progress(0, len(items), "items")
-    answered, missing = answer(items, scorer)
-    varied = _varied(items, scorer, validation.robustness_items, run.seed)
-    table = pa.concat_tables([documents, answered, *varied])
-    model = pa.array([run.input("train").manifest.tables["model"]] * table.num_rows, pa.string())
-    write_table(table.set_column(table.column_names.index("model"), "model", model), run.path("scores", "scores.parquet"))
+    texts = test_texts(run)
+    answers = scored(run, validation, items, texts)
+    documents, answered = answers.language, answers.clean
+    texts = texts.filter(pc.is_in(texts["item"], value_set=documents["item"].combine_chunks()))
+    told = pa.concat_tables([statements(items), _documents(texts)])
+    overlaps = overlap(run, told)
+    write_table(overlaps, run.path("overlap", "overlap.parquet"))
+    baseline = byte_entropy(texts["text"])
 
     def measured(rows: pa.Table) -> Estimate:
         scores, weights = rows["score"].to_numpy(), rows["weight"].to_numpy()
         return estimate(scores, weights, n_resamples=validation.bootstrap, seed=run.seed, groups=_groups(rows["fact"]))
 
-    scores = _scores(pa.concat_tables([documents, answered]), measured, baseline)
+    rows = pa.concat_tables([documents, answered])
+    scores = _scores(rows, measured, baseline, _contaminated(rows, overlaps))
     if not scores:
         raise StageFailedError("nothing could be scored", where="stage validate", fix="see the tasks not scored in the log")
-    not_scored = [*run.input("suites").details["not_built"], *_missing(missing)]
+    not_scored = [*run.input("suites").details["not_built"], *_missing(answers.missing)]
     for lost in not_scored:
         run.event("not_scored", **lost)
     bits, n_bytes = float(np.sum(documents["score"].to_numpy())), float(np.sum(documents["weight"].to_numpy()))
     metrics: dict[str, Any] = {name: score["value"] for name, score in scores.items() if "/" not in name}
-    if tokens:
+    if tokens := answers.test_tokens:
         metrics["test_loss"] = round(bits / BITS / tokens, 6)
         metrics["perplexity"] = round(float(np.exp(bits / BITS / tokens)), 4)
     metrics["items"] = len(items)
@@ -68,7 +67,9 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
             "scores": scores,
             "regions": _regions(answered, measured),
             "bias": bias(answered),
-            "robustness": _robustness(answered, varied, measured),
+            "robustness": _robustness(answered, answers.varied, measured),
+            "years": _years(documents, measured),
+            "samples": answers.samples,
             "not_scored": not_scored,
             "baseline_bits_per_byte": baseline,
             "test_tokens": tokens,
@@ -77,9 +78,10 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
     )
 
 
-def _scores(table: pa.Table, measured: Measured, baseline: float) -> dict[str, Any]:
-    """Name of a suite, task or beginning of one → value, interval, items, guesses to compare with, measures."""
+def _scores(table: pa.Table, measured: Measured, baseline: float, contaminated: NDArray[np.bool_]) -> dict[str, Any]:
+    """Name of a suite, task or beginning of one → value, interval, items, guesses to compare with, measures, contamination."""
     scores: dict[str, Any] = {}
+    table = table.append_column("contaminated", pa.array(contaminated))
     for suite in sorted(set(table["suite"].to_pylist()), key=lambda name: (name != "language", name)):
         part = table.filter(pc.equal(table["suite"], suite))
         whole = "bits_per_byte" if suite == "language" else suite
@@ -93,8 +95,31 @@ def _scores(table: pa.Table, measured: Measured, baseline: float) -> dict[str, A
                 score |= {name: round(float(np.mean(chosen[name].to_numpy())), 4) for name in ("chance", "majority")}
                 score |= {name: round(value, 4) for name, value in measures(chosen).items()}
                 score["judged"] = all(FORMS[form].judged for form in set(chosen["form"].to_pylist()))
+            score["contaminated_items"] = int(pc.sum(chosen["contaminated"]).as_py())
+            if 0 < score["contaminated_items"] < chosen.num_rows:
+                for name, rows in (("clean", pc.invert(chosen["contaminated"])), ("contaminated", chosen["contaminated"])):
+                    score[name] = measured(chosen.filter(rows)).to_json()
             scores[f"{whole}/{task}" if task else whole] = score
     return scores
+
+
+def _documents(texts: pa.Table) -> pa.Table:
+    """Test documents as what is asked: suite, item, text."""
+    suite = pa.repeat(pa.scalar("language"), len(texts))
+    return pa.table({"suite": suite, "item": texts["item"], "text": texts["text"].cast(pa.string())})
+
+
+def _contaminated(rows: pa.Table, overlaps: pa.Table) -> NDArray[np.bool_]:
+    """Which rows of `scores` ask what the training text gives away."""
+    found = overlaps.filter(overlaps["contaminated"])
+    known = set(zip(found["suite"].to_pylist(), found["item"].to_pylist(), strict=True))
+    return np.array([pair in known for pair in zip(rows["suite"].to_pylist(), rows["item"].to_pylist(), strict=True)], bool)
+
+
+def _years(documents: pa.Table, measured: Measured) -> dict[str, dict[str, Any]]:
+    """Year → bits per byte of the test documents of that year."""
+    years = sorted(set(pc.drop_null(documents["year"]).to_pylist()))
+    return {str(year): measured(documents.filter(pc.equal(documents["year"], year))).to_json() for year in years}
 
 
 def _tasks(tasks: pa.ChunkedArray) -> list[str]:
@@ -125,18 +150,6 @@ def _regions(rows: pa.Table, measured: Measured) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _varied(items: Sequence[Mapping[str, Any]], scorer: Scorer, most: int, seed: int) -> list[pa.Table]:
-    """Answers to perturbed prompts: some items of each suite that has prompts, the same ones under every perturbation."""
-    chosen: list[Mapping[str, Any]] = []
-    asked = [item for item in items if item["prompt"]]
-    for suite in sorted({item["suite"] for item in asked}) if most else ():
-        part = [item for item in asked if item["suite"] == suite]
-        chosen += [
-            part[index] for index in sorted(np.random.default_rng([seed, len(part)]).permutation(len(part))[:most].tolist())
-        ]
-    return [answer(perturbed(chosen, name, seed), scorer, variant=name)[0] for name in (PERTURBATIONS if chosen else ())]
-
-
 def _robustness(clean: pa.Table, varied: Sequence[pa.Table], measured: Measured) -> list[dict[str, Any]]:
     """Suite and perturbation → how often the answer changes (`flips`), and by how much the score falls (`drop`)."""
     before = {
@@ -147,8 +160,9 @@ def _robustness(clean: pa.Table, varied: Sequence[pa.Table], measured: Measured)
     }
     found = []
     for rows in varied:
-        for suite in sorted(set(rows["suite"].to_pylist())):
-            part = rows.filter(pc.equal(rows["suite"], suite))
+        for variant in sorted(set(rows["variant"].to_pylist())):
+            part = rows.filter(pc.equal(rows["variant"], variant))
+            suite = part["suite"][0].as_py()
             was = [before.get((suite, item), (None, np.nan)) for item in part["item"].to_pylist()]
             scored = [not np.isnan(score) for _, score in was]
             part, was = part.filter(pa.array(scored)), list(itertools.compress(was, scored))
@@ -159,16 +173,13 @@ def _robustness(clean: pa.Table, varied: Sequence[pa.Table], measured: Measured)
             place = part.column_names.index("score")
             changed = measured(part.set_column(place, "score", pa.array(flips)))
             drop = measured(part.set_column(place, "score", pa.array(fall, pa.float64())))
-            found.append(
-                {"suite": suite, "variant": part["variant"][0].as_py(), "flips": changed.to_json(), "drop": drop.to_json()}
-            )
+            found.append({"suite": suite, "variant": variant, "flips": changed.to_json(), "drop": drop.to_json()})
     return found
 
 
-def _missing(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    counted = Counter(item["suite"] for item in items)
+def _missing(missing: Mapping[str, int]) -> list[dict[str, Any]]:
     reason = "longer than the model's context, or not a number"
-    return [{"suite": suite, "items": count, "reason": reason} for suite, count in sorted(counted.items())]
+    return [{"suite": suite, "items": count, "reason": reason} for suite, count in sorted(missing.items())]
 
 
 def _summary(scores: Mapping[str, Any]) -> SummaryTable:
