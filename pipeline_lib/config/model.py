@@ -140,10 +140,10 @@ class TrainConfig(Section):
     )
     early_stopping: EarlyStoppingConfig = setting(EarlyStoppingConfig, "When dev loss falls no more")
     attention: Literal["auto", "sdpa", "eager", "flex_attention"] = setting(
-        "auto", "Attention; auto: the fastest here of those that keep packed documents apart, as calibration measures it"
+        "auto", "Attention; auto: the fastest here of those that keep packed documents apart, by calibration"
     )
     isolation: Literal["auto", "accepted_leak"] = setting(
-        "auto", "Model families that cannot keep packed documents apart: auto reads one document a row; accepted_leak reads packs "
+        "auto", "Families that cannot keep packed documents apart: auto reads one document a row; accepted_leak reads packs "
         "all the same (faster), and the model card says so",
     )  # fmt: skip
     compile: bool = setting(False, "Compile the model with torch.compile: minutes at the start, faster steps on GPUs")

@@ -27,13 +27,15 @@ from pipeline_lib.pretrained import quiet
 from pipeline_lib.training.adjustments import Adjustments
 from pipeline_lib.training.clipping import Clipping
 from pipeline_lib.training.data import MicroBatches, Sequences
+from pipeline_lib.training.isolation import Isolation, decide_isolation
 from pipeline_lib.training.loss import counted_tokens
-from pipeline_lib.training.model import check_trainable
+from pipeline_lib.training.model import check_trainable, prepare
 from pipeline_lib.training.objective import Objective
 from pipeline_lib.training.optimizers import make_optimizer
 from pipeline_lib.training.plan import TrainingPlan
 from pipeline_lib.training.scaling import LossScale
 from pipeline_lib.training.schedule import Schedule
+from pipeline_lib.workspace.faults import fault_point
 
 ENDLESS = 2**40  # Trainer's own step limit; the schedule in effect says when training ends
 
@@ -57,6 +59,7 @@ class Session:
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: LambdaLR = field(init=False)
     objective: Objective = field(init=False)
+    isolation: Isolation = field(init=False)
     loss: Tensor = field(init=False)  # mean loss of the step just done, on the device
     grad_norm: Tensor = field(init=False)  # before clipping, on the device
     finite: Tensor = field(init=False)  # False: loss or gradient of the step just done was not a number; it was not applied
@@ -74,8 +77,13 @@ class Session:
         check_trainable(self.model)
         device = training_device()
         self.model.to(device)
+        prepare(self.model, attention=self.plan.attention, activation_checkpointing=self.config.activation_checkpointing)
+        length = len(self.data[0]["input_ids"])
+        self.isolation = decide_isolation(self.model, length, accept_leak=self.config.isolation == "accepted_leak")
         self.schedule = self.plan.first_schedule()
-        self.objective = Objective(self.model, self.plan.precision)
+        self.objective = Objective(
+            self.model, self.plan.precision, apart=self.isolation.mode == "rows", compile=self.config.compile
+        )
         self.optimizer = make_optimizer(self.model, self.plan, self.config)
         self.scheduler = LambdaLR(self.optimizer, self._factor)
         self.clipping = Clipping(self.config, device)
@@ -219,13 +227,18 @@ class _PackedTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         cut = zip(*(tensor.tensor_split(parts) for tensor in inputs.values()), strict=True)
         batches = [dict(zip(inputs, part, strict=True)) for part in cut]
-        return torch.stack([super(_PackedTrainer, self).training_step(model, batch, num_items_in_batch) for batch in batches]).sum()
+        return torch.stack(
+            [super(_PackedTrainer, self).training_step(model, batch, num_items_in_batch) for batch in batches]
+        ).sum()
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """This micro-batch's share of the mean loss over all predicted tokens of the step."""
+        fault_point("step.before_micro_batch")
         total = counted_tokens(inputs["labels"]) if num_items_in_batch is None else num_items_in_batch
-        loss: Tensor = self.session.objective(inputs) / total.clamp(min=1)
-        self.step_loss += loss.detach()
+        objective = self.session.objective
+        cross_entropy = objective(inputs)
+        self.step_loss += cross_entropy.detach() / total.clamp(min=1)
+        loss: Tensor = (cross_entropy + objective.balance) / total.clamp(min=1)
         return loss * self.session.scale.scale if self.session.scale else loss
 
     def _clip_grad_norm(self, model: Any) -> Tensor:

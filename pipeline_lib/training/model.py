@@ -16,6 +16,9 @@ from pipeline_lib.pretrained import MAKING, quiet, read_model
 from pipeline_lib.training.start import Lookup, start_folder
 from pipeline_lib.workspace.files import read_json
 
+HYBRIDS = {"lfm2": ("conv", "conv", "full_attention")}
+"""Kinds of layers that repeat, where the family's configuration names none (LFM2's models: ten convolutions, six attentions)."""
+
 
 def build_model(
     model: ModelConfig,
@@ -89,6 +92,7 @@ def _from_numbers(model: ModelConfig, vocabulary_size: int, sequence_length: int
             fix=f"did you mean {', '.join(near)}?" if near else "llama, qwen3, gpt2 and mistral are good beginnings",
         )
     default = AutoConfig.for_model(model.family)
+    head_width = model.width // model.heads
     wanted = {
         "vocab_size": vocabulary_size,
         "hidden_size": model.width,
@@ -97,11 +101,21 @@ def _from_numbers(model: ModelConfig, vocabulary_size: int, sequence_length: int
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.kv_heads or model.heads,
-        "head_dim": model.width // model.heads,
+        "head_dim": head_width,
+        "num_heads": getattr(default, "expand", 1) * model.heads,  # mamba2: heads over the expanded width
+        "n_groups": 1,  # of mamba2's heads
+        "moe_intermediate_size": model.ffn_width,
+        "shared_expert_intermediate_size": model.ffn_width,
+        "num_local_experts": model.experts,
+        "num_experts": model.experts,
+        "num_experts_per_tok": model.experts_per_token,
         "max_position_embeddings": sequence_length,
         "tie_word_embeddings": model.tied_embeddings,
         **dict.fromkeys(("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"), model.dropout),
     }
+    if model.family in HYBRIDS:
+        kinds = HYBRIDS[model.family]
+        wanted["layer_types"] = [kinds[layer % len(kinds)] for layer in range(model.depth)]
     values = {key: value for key, value in wanted.items() if hasattr(default, key)}
     config = AutoConfig.for_model(model.family, **values, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-untyped-call]
@@ -209,6 +223,35 @@ def flops_per_token(model: Any, sequence_length: int) -> float:
     window = getattr(config, "sliding_window", None) or sequence_length
     attention = 12 * config.hidden_size * min(window, sequence_length) * config.num_hidden_layers
     return float(matmul + attention)
+
+
+def prepare(model: Any, *, attention: str = "", activation_checkpointing: bool = False) -> None:
+    """Make a model ready for training: which attention it uses ("": its family's own), and whether it keeps activations.
+
+    Raises:
+        ConfigError: the family has no such attention, or cannot compute activations twice; flex_attention without a GPU.
+    """
+    if attention == "flex_attention" and model.device.type == "cpu":
+        raise ConfigError(
+            "flex_attention has no backward pass on processors",
+            where="train.attention",
+            fix="set train.attention to auto or sdpa",
+        )
+    if attention:
+        try:
+            model.set_attn_implementation(attention)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(
+                f"{model.config.model_type} has no attention {attention} here: {error}", where="train.attention",
+                fix="set train.attention to auto",
+            ) from error  # fmt: skip
+    if activation_checkpointing:
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise ConfigError(
+                f"{model.config.model_type} cannot compute activations twice", where="train.activation_checkpointing",
+                fix="set train.activation_checkpointing to false, and a smaller micro-batch",
+            )  # fmt: skip
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def check_trainable(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline_lib.training.loss import IGNORED, chunked_cross_entropy, shifted
+from pipeline_lib.training.loss import IGNORED, chunked_cross_entropy, counted_tokens, shifted
+from pipeline_lib.training.rows import take_apart
 
 AGREEMENT = 1e-4  # relative; what separates rounding from a head that does more than a matrix product
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # weights stay fp32
@@ -22,48 +24,76 @@ class Objective:
     Packing isolation needs `position_ids` that begin anew with every document, no attention mask at all, and no cache: an
     all-ones mask, or the default cache, lets documents attend to each other.
 
+    Args:
+        model: the causal language model; compiled in place with `compile`.
+        precision: fp32, or the type of autocast.
+        apart: take the packs apart, a document a row: the model would look over a document's beginning.
+        compile: compile the backbone (its first passes take seconds to minutes).
+
     Attributes:
         losses: of the latest call, fp32[batch, length] in nats, without gradient, at the position that predicts; 0 where none is.
         hits: likewise bool[batch, length], whether the likeliest entry was right; where no gradient is wanted.
+        balance: of the latest call in training, what a mixture of experts adds to the loss so that its experts are used evenly,
+            scaled like the sum; 0 for other models.
         watch: called after every forward pass of training with the batch and its `losses`.
     """
 
-    def __init__(self, model: Any, precision: str) -> None:
-        self.model = model
-        self.precision = precision
+    def __init__(self, model: Any, precision: str, *, apart: bool = False, compile: bool = False) -> None:
+        self.model, self.precision, self.apart = model, precision, apart
         self.losses: Tensor
         self.hits: Tensor
+        self.balance = torch.zeros((), device=model.device)
         self.watch: Callable[[Mapping[str, Tensor], Tensor], None] | None = None
+        self._balancing = _balancing(model)
         self.chunked = _plain_head(model) and self._agrees()
+        if compile:
+            (model.base_model if self.chunked else model).compile()
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Loss sum in nats, fp32 scalar. `batch` has input_ids, labels (not shifted) and position_ids, each [batch, length]."""
-        device = batch["input_ids"].device.type
-        with torch.autocast(device, dtype=AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST):
-            total = self._chunked(batch) if self.chunked else self._whole(batch)
+        device = batch["input_ids"].device
+        self.balance = torch.zeros((), device=device)
+        with torch.autocast(device.type, dtype=AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST):
+            if self.apart:
+                total = self._apart(batch)
+            else:
+                total, self.losses, self.hits = self._sum(batch)
         if self.watch is not None and torch.is_grad_enabled():
             self.watch(batch, self.losses)
         return total
 
-    def _chunked(self, batch: Mapping[str, Tensor]) -> Tensor:
-        states = self.model.base_model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=None, use_cache=False
-        ).last_hidden_state
-        head = self.model.get_output_embeddings()
-        total, self.losses, self.hits = chunked_cross_entropy(states, head.weight, head.bias, batch["labels"])
+    def _apart(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Document by document; losses and hits are put back where the packs have their tokens."""
+        shape = batch["input_ids"].shape
+        losses = torch.zeros(shape.numel(), device=self.balance.device)
+        hits = torch.zeros(shape.numel(), dtype=torch.bool, device=losses.device)
+        total = torch.zeros((), device=losses.device)
+        for rows in take_apart(batch):
+            part, own_losses, own_hits = self._sum(rows.batch)
+            total = total + part
+            losses[rows.places[rows.real]] = own_losses[rows.real]
+            hits[rows.places[rows.real]] = own_hits[rows.real]
+        self.losses, self.hits = losses.view(shape), hits.view(shape)
         return total
 
-    def _whole(self, batch: Mapping[str, Tensor]) -> Tensor:
-        logits = self.model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=None, use_cache=False
-        ).logits
-        labels = shifted(batch["labels"]).flatten()
-        flat = logits.flatten(0, 1).float()
-        losses = functional.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
-        self.losses = losses.detach().view_as(batch["labels"])
+    def _sum(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum, each loss, and hits of sequences that may be read as they are."""
+        routed = {"output_router_logits": True} if self._balancing and torch.is_grad_enabled() else {}
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        reader = self.model.base_model if self.chunked else self.model
+        output = reader(**inputs, attention_mask=None, use_cache=False, **routed)
+        if self._balancing and routed:
+            self.balance = self.balance + self._balancing(output.router_logits) * counted_tokens(batch["labels"])
+        if self.chunked:
+            head = self.model.get_output_embeddings()
+            return chunked_cross_entropy(output.last_hidden_state, head.weight, head.bias, batch["labels"])
+        labels = shifted(batch["labels"])
+        logits = output.logits.flatten(0, 1).float()
+        losses = functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")
+        hits = torch.zeros_like(labels, dtype=torch.bool)
         if not torch.is_grad_enabled():
-            self.hits = (flat.argmax(dim=1) == labels).view_as(batch["labels"])
-        return losses.sum()
+            hits = (logits.argmax(dim=1) == labels.flatten()).view_as(labels)
+        return losses.sum(), losses.detach().view_as(labels), hits
 
     @torch.no_grad()
     def _agrees(self) -> bool:
@@ -79,18 +109,30 @@ class Objective:
         batch = {
             "input_ids": tokens, "labels": tokens, "position_ids": torch.arange(16, device=device).expand(2, 16),
         }  # fmt: skip
+        sums = []
         self.model.eval()
         try:
             logits = self.model(input_ids=tokens, use_cache=False).logits
             head.mul_(LARGE_LOGIT / logits.abs().max().clamp(min=1e-6))
-            whole, chunked = float(self._whole(batch)), float(self._chunked(batch))
+            for self.chunked in (False, True):
+                sums.append(float(self._sum(batch)[0]))
         finally:
             head.copy_(kept)
             self.model.train(training)
-        return abs(whole - chunked) <= AGREEMENT * abs(whole)
+        return abs(sums[0] - sums[1]) <= AGREEMENT * abs(sums[0])
 
 
 def _plain_head(model: Any) -> bool:
     """Whether the model is a backbone with one plain matrix on top."""
     head = model.get_output_embeddings()
     return type(head) is torch.nn.Linear and getattr(model, "base_model", model) is not model
+
+
+def _balancing(model: Any) -> Callable[[Any], Tensor] | None:
+    """The load-balancing loss of a mixture of experts as its family computes it, weighted as its configuration says, or None."""
+    measure = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
+    weight = getattr(model.config, "router_aux_loss_coef", 0.0)
+    if measure is None or not weight:
+        return None
+    experts, chosen = model.num_experts, model.num_experts_per_tok
+    return lambda router_logits: weight * measure(router_logits, experts, chosen)

@@ -29,6 +29,7 @@ class TrainingPlan:
     epochs: float = 0.0  # passes over the data that `steps` make, for people
     seconds_per_step: float = 0.0  # predicted; progress shows the remaining time before it has measured
     tokens_per_second: float = 0.0  # predicted
+    attention: str = ""  # "": as the family has it
     threads: int = 0  # CPU threads; 0: as torch finds them
 
     def __post_init__(self) -> None:

@@ -9,10 +9,10 @@ from torch.nn import functional
 from training_toy import TINY
 
 from pipeline_lib.config.model import LoraConfig, ModelConfig
-from pipeline_lib.errors import ConfigError, StageFailedError
+from pipeline_lib.errors import ConfigError
 from pipeline_lib.pretrained import read_model
 from pipeline_lib.training.data import RandomSequences, collate
-from pipeline_lib.training.isolation import TOLERANCE, check_isolation, packed_difference
+from pipeline_lib.training.isolation import TOLERANCE, decide_isolation, packed_difference
 from pipeline_lib.training.loss import IGNORED, chunked_cross_entropy
 from pipeline_lib.training.model import (
     adapt,
@@ -87,12 +87,13 @@ def test_bf16_stays_near_fp32() -> None:
         assert float(Objective(model, "bf16")(batch)) == pytest.approx(float(Objective(model, "fp32")(batch)), rel=5e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
 def test_packed_documents_do_not_see_each_other(family: str) -> None:
-    assert check_isolation(build(tiny(family=family)), 64) < 1e-5
+    found = decide_isolation(build(tiny(family=family)), 64)
+    assert (found.mode, found.leak < 1e-5) == ("packed", True)
 
 
-def test_a_model_that_leaks_is_refused_before_training() -> None:
+def test_a_planted_leak_takes_the_packs_apart_unless_it_is_accepted() -> None:
     """What the default cache or an all-ones mask does to packs: same tokens, another document's context."""
     model = build()
     inner = model.forward
@@ -102,8 +103,8 @@ def test_a_model_that_leaks_is_refused_before_training() -> None:
 
     model.forward = leaking  # type: ignore[method-assign, assignment]
     assert packed_difference(model, 64) > 10 * TOLERANCE
-    with pytest.raises(StageFailedError, match="influence each other"):
-        check_isolation(model, 64)
+    assert decide_isolation(model, 64).mode == "rows"
+    assert decide_isolation(model, 64, accept_leak=True).mode == "accepted_leak"
 
 
 def test_flops_and_parameters_are_the_formula() -> None:
