@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from pipeline_lib.errors import StoppedError
 from pipeline_lib.training.data import Batch
-from pipeline_lib.training.evaluate import mean_loss
+from pipeline_lib.training.evaluate import Evaluation, evaluate
 from pipeline_lib.training.hooks import Controller
 from pipeline_lib.training.loop import Session
 from pipeline_lib.training.monitor import Monitor
@@ -23,8 +23,14 @@ TELL_SECONDS = 1.0
 class DevLoss(TrainerCallback):
     """Dev loss before the first step, every `evaluate_every` steps, and at the end; never twice for a step."""
 
-    def __init__(self, session: Session, batches: Sequence[Batch], metrics: Callable[..., None]) -> None:
-        self.session, self.batches, self.metrics = session, batches, metrics
+    def __init__(
+        self,
+        session: Session,
+        batches: Sequence[Batch],
+        metrics: Callable[..., None],
+        then: Callable[[Evaluation], None] = lambda evaluation: None,
+    ) -> None:
+        self.session, self.batches, self.metrics, self.then = session, batches, metrics, then
         self.curve: list[list[float]] = []  # [step, loss]
 
     def state(self) -> list[list[float]]:
@@ -53,10 +59,12 @@ class DevLoss(TrainerCallback):
         return self.curve[-1][1]
 
     def _evaluate(self) -> None:
-        with self.session.pause():
-            loss = mean_loss(self.session.model, self.session.objective, self.batches)
-        self.curve.append([self.session.step, loss])
-        self.metrics({"dev_loss": loss}, step=self.session.step)
+        session = self.session
+        with session.pause():
+            found = evaluate(session.model, session.objective, self.batches)
+            self.curve.append([session.step, found.loss])
+            self.metrics({"dev_loss": found.loss}, step=session.step)
+            self.then(found)
 
 
 class Window(TrainerCallback):

@@ -18,6 +18,7 @@ from pipeline_lib.training.loop import Session
 from pipeline_lib.training.signals import Losses, NonFinite, Pace, Signal
 
 SMOOTH_STEPS = 20  # of the loss that people see
+OF_THE_LOSS = ("non_finite", "loss_spike", "divergence")  # signals that name the step's documents
 GPU_STEPS = 10  # steps between looks at a GPU: each look waits for the device
 
 
@@ -48,8 +49,10 @@ class Monitor(TrainerCallback):
         peak: PeakFlops,
         event: Callable[..., None],
         rows: Callable[[Sequence[Mapping[str, Any]]], None],
+        documents: Callable[[int], list[dict[str, Any]]] = lambda step: [],
     ) -> None:
-        self.session, self.event, self.rows = session, event, rows
+        """`documents`: those of a step that were learned worst; they are named where its loss is the news."""
+        self.session, self.event, self.rows, self.documents = session, event, rows, documents
         self.tokens_per_step = session.plan.batch_sequences * sequence_length
         self.flops_per_token, self.peak = flops_per_token, peak
         self.look_every = GPU_STEPS if session.device.type == "cuda" else 1
@@ -149,4 +152,5 @@ class Monitor(TrainerCallback):
             signals = [self.losses.withheld(step, loss)] if withheld else self.losses.see(step, loss)
         for signal in (*signals, *self.pace.see(step, seconds)):
             self._signals.append(signal)
-            self.event(signal.signal, step=step, **signal.evidence)
+            named = {"documents": self.documents(step)} if signal.signal in OF_THE_LOSS else {}
+            self.event(signal.signal, step=step, **signal.evidence, **named)

@@ -18,7 +18,7 @@ STEPS = 700  # some four seconds
 
 def steps_seen(home: Path) -> int:
     """The steps that the training under way has told its journal."""
-    return sum(path.read_text().count('{"rows"') for path in home.glob("work/train-*/journal/attempt-*.jsonl"))
+    return sum(path.read_text().count('"first_sequence"') for path in home.glob("work/train-*/journal/attempt-*.jsonl"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
