@@ -1,0 +1,98 @@
+"""One model over several processes: torch's DistributedDataParallel, or FSDP2 (`fully_shard`), around the session's model.
+
+The loss of a micro-batch is divided by the tokens of the whole step, in all processes; both kinds average gradients over the
+processes, so it is multiplied by their number. Gradients travel once a step, with the last micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline_lib.training.objective import Objective
+from pipeline_lib.training.world import World
+
+Forward = Callable[[Any], Tensor]
+
+
+class _Whole(nn.Module):
+    """Model and objective as one module: what DDP must see the forward pass of."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.compute = objective.__call__
+
+    def forward(self, batch: Any) -> Tensor:
+        """The loss sum."""
+        return self.compute(batch)
+
+
+class Parallel:
+    """How a session's forward and backward passes go over its world. Made before the optimizer: FSDP replaces parameters."""
+
+    def __init__(self, world: World, model: Any, objective: Objective) -> None:
+        self.world, self.forward = world, objective.__call__
+        self._sync: Callable[[bool], None] = lambda last: None
+        if world.size == 1:
+            return
+        if world.parallel == "ddp":
+            wrapped = nn.parallel.DistributedDataParallel(_Whole(model, objective))
+            self.forward = wrapped.__call__
+
+            def sync(last: bool) -> None:
+                wrapped.require_backward_grad_sync = last
+
+            self._sync = sync
+        else:
+            _shard(model, world)
+            objective.chunked = False  # the head's weight is whole only inside the model's own forward pass
+            self._sync = lambda last: model.set_requires_gradient_sync(last)
+
+    def loss(self, inputs: Any, tokens: Tensor, *, last: bool) -> Tensor:
+        """This process's part of the step's mean loss, scaled so that the averaged gradients are those of the mean.
+
+        Args:
+            inputs: a micro-batch.
+            tokens: predicted tokens of the step in all processes.
+            last: gradients travel with its backward pass.
+        """
+        self._sync(last)
+        return self.forward(inputs) * (self.world.size / tokens.clamp(min=1))
+
+
+def _shard(model: Any, world: World) -> None:
+    """FSDP2: every layer gathers its weights when it runs, the rest of the model with the model."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(model.device.type, (world.size,))
+    stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
+    for layer in max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=()):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts; every process must ask for it."""
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Give a tensor, or the part of it that is held here, its values out of the whole."""
+    if hasattr(tensor, "to_local"):
+        from torch.distributed.tensor import distribute_tensor
+
+        values = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    tensor.copy_(values)
