@@ -19,6 +19,7 @@ from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
 from pipeline_lib.training.checkpoints import Checkpoint, Retention, committed, kept, newest, publish_checkpoint, record_of
 from pipeline_lib.training.data import Batch, spread
 from pipeline_lib.training.evaluate import DEV_SEQUENCES
+from pipeline_lib.training.forks import check_fits, reference_of, source_of
 from pipeline_lib.training.journal import Journal, publish
 from pipeline_lib.training.loop import Session, fit
 from pipeline_lib.training.model import adapt, build_model, count_parameters, export_model, flops_per_token
@@ -26,8 +27,8 @@ from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.origins import Origins
 from pipeline_lib.training.plan import TrainingPlan
 from pipeline_lib.training.recovery import Memory, Recovery, RollBack
-from pipeline_lib.training.saving import CheckpointWriter, restore
 from pipeline_lib.training.samples import Prompts
+from pipeline_lib.training.saving import CheckpointWriter, restore
 from pipeline_lib.training.watch import Watch
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.files import link_or_copy
