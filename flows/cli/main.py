@@ -19,12 +19,12 @@ from pipeline_lib.errors import EXIT_CODES
 
 NOUNS = (
     "servers", "config", "run", "workspace", "runs", "report", "explain", "stats", "rules", "fit_ngrams", "trace", "dedup",
-    "validate", "models", "cache", "forget",
+    "validate", "models", "cache", "forget", "presets",
 )  # fmt: skip
 
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
-    "doctor", "config", "run", "status", "show", "runs", "report", "rerun", "retry", "up", "down", "approve", "champion",
+    "doctor", "presets", "config", "run", "status", "show", "runs", "report", "rerun", "retry", "up", "down", "approve", "champion",
     "promote", "rollback", "sql", "explain", "stats", "rules", "fit-ngrams", "trace", "dedup", "validate", "du", "verify",
     "cache", "gc", "forget", "pin", "unpin",
 )  # fmt: skip

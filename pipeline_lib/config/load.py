@@ -1,7 +1,7 @@
 """From YAML and `--set` options to a checked configuration; every refusal at once, in words.
 
-What counts, later first: `--set` options, the YAML, the defaults. Numbers, names and choices come from these only; secrets and
-locations come from the environment (`config/environment.py`).
+What counts, later first: `--set` options, the YAML, the preset that it names, the defaults. Numbers, names and choices come from
+these only; secrets and locations come from the environment (`config/environment.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pipeline_lib.config.explain import explain
 from pipeline_lib.config.paths import absolute, allowed_roots, check_paths, path_problems
 from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.config.presets import PresetConfig, preset
 from pipeline_lib.config.walk import section_of, texts
 from pipeline_lib.config.yaml_text import Place, Problem, dotted, dump, parse
 from pipeline_lib.errors import ConfigError
@@ -149,7 +150,36 @@ class _Draft:
                 at[part] = default if isinstance(default, list) else {}
             at = at[part]
 
+    def _put_preset_below(self) -> None:
+        """Settings of the named preset, where neither the file nor an option says anything."""
+        name, own = self.values.get("preset"), self.values.get("presets")
+        if not name or not isinstance(name, str):
+            return
+        model = self.values.get("model")
+        start = model.get("start", "scratch") if isinstance(model, dict) else "scratch"
+        try:
+            presets = {key: PresetConfig.model_validate(value) for key, value in own.items()} if isinstance(own, dict) else {}
+            values = preset(name, presets).values(start=str(start))
+        except ValidationError:
+            return  # said below, with everything else that is wrong
+        except ConfigError as error:
+            self.problems.append(Problem(("preset",), error.what, error.fix, self._where(("preset",))))
+            return
+        for dotted_name, value in values.items():
+            place: Place = tuple(dotted_name.split("."))
+            at: Any = self.values
+            for part in place[:-1]:
+                at[part] = at[part] if at.get(part) is not None else {}
+                at = at[part]
+                if not isinstance(at, dict):
+                    break
+            else:
+                if place[-1] not in at:
+                    at[place[-1]] = value
+                    self.origin[place] = f"preset {name}"
+
     def finish(self, path: Path | None) -> PipelineConfig:
+        self._put_preset_below()
         config = absolute(self._validated(), self.folders)
         self.problems += [replace(p, where=self._where(p.place)) for p in path_problems(config, allowed_roots(path))]
         self.problems += _secrets(config, self._where)

@@ -19,6 +19,7 @@ from pipeline_lib.config.model import (
     TuneConfig,
     ValidationConfig,
 )
+from pipeline_lib.config.presets import PresetConfig
 from pipeline_lib.config.resources import ExecutionConfig, KeepConfig, ResourcesConfig, TrackingConfig
 
 
@@ -27,6 +28,11 @@ class PipelineConfig(Section):
 
     name: str = setting("pipeline", "Name of the pipeline", pattern=r"^[A-Za-z0-9_.-]{1,60}$", identity=False)
     goal: str = setting("", "What this run is for, in words; found again by recall", identity=False, max_length=500)
+    preset: str = setting(
+        "", "Settings to begin with, by name (`millrace presets`); what is written here goes before them", identity=False,
+        max_length=100,
+    )  # fmt: skip
+    presets: dict[str, PresetConfig] = setting(dict, "Presets of your own, by name", identity=False)
     seed: int = setting(0, "Seed of everything random", ge=0, lt=2**31)
     resources: ResourcesConfig = setting(ResourcesConfig, "Limits and prices")
     suites: SuitesConfig = setting(SuitesConfig, "Validation items")
