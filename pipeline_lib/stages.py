@@ -27,7 +27,7 @@ STAGES: tuple[Stage, ...] = (
         sections=("select",), seeded=True, outside="pipeline_lib.selection.target:file_digests",
         uses={"world": "pipeline_lib.validation.statements:training_statements"},
     ),
-    Stage("pack", 4, "pure", "pipeline_lib.packing.pack:pack", reads={"ingest": ("documents",), "select": ("selection", "cuts")},
+    Stage("pack", 5, "pure", "pipeline_lib.packing.pack:pack", reads={"ingest": ("documents",), "select": ("selection", "cuts")},
           sections=("pack", "tokenizer"), outside="pipeline_lib.tokens.load:file_digests"),
     Stage("fill_gaps", 2, "pure", "pipeline_lib.packing.fill:fill_gaps",
           reads={"ingest": ("documents",), "pack": ("rows", "ranges", "chunks", "tombstones", "tokenizer", "details")},

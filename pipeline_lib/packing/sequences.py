@@ -18,7 +18,6 @@ from pipeline_lib.packing.buffers import BUFFERS_OF_A_LIST, OFFSETS, VALUES, fin
 from pipeline_lib.packing.cache import as_noted
 from pipeline_lib.packing.chunk import ChunkFacts, ChunkSettings, read_header, settings_in
 from pipeline_lib.tables.ids import is_in_sorted
-from pipeline_lib.workspace.identity import bytes_digest
 
 FIX = "`millrace cache fill` makes it again"
 
@@ -61,7 +60,7 @@ class Chunk:
         except OSError as error:
             raise DamagedError(f"file cannot be read ({error})", where=str(path), fix=FIX) from error
         self.data = mapped.read_buffer()
-        if self.data.size != facts.size or bytes_digest(memoryview(self.data)) != facts.file_digest:
+        if not facts.is_whole(memoryview(self.data)):
             raise DamagedError("bytes differ from what was committed", where=str(path), fix=FIX)
         schema = ipc.open_file(self.data).schema
         header = read_header(schema, str(path))
@@ -78,7 +77,9 @@ class Chunk:
         return int(self.names.index(column)) * BUFFERS_OF_A_LIST + part
 
     def _decode(self, number: int, buffer: int) -> pa.Buffer:
-        at, size, decoded = self.places[number, buffer].tolist()
+        return self._decoded(*self.places[number, buffer].tolist())
+
+    def _decoded(self, at: int, size: int, decoded: int) -> pa.Buffer:
         stored = self.data.slice(at, size)
         return stored if decoded < 0 or self.codec is None else self.codec.decompress(stored, decoded)
 
@@ -108,12 +109,19 @@ class Chunk:
 
     def batch(self, number: int) -> np.ndarray:
         """All tokens of a record batch, uint16 or uint32."""
-        count = int(self.values[number, 0])  # `tokens` is the first column
-        low = np.frombuffer(self._decode(number, self.planes[0]), np.uint16, count)
-        if len(self.planes) == 1:
-            return low
-        high = np.frombuffer(self._decode(number, self.planes[1]), np.uint8, count)
-        return low | (high.astype(np.uint32) << np.uint32(16))
+        return self._tokens(int(self.values[number, 0]), *self.places[number, self.planes].tolist())
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """All tokens, a record batch at a time."""
+        counts, places = self.values[:, 0].tolist(), self.places[:, self.planes].tolist()  # `tokens` is the first column
+        for count, planes in zip(counts, places, strict=True):
+            yield self._tokens(count, *planes)
+
+    def _tokens(self, count: int, low: list[int], high: list[int] | None = None) -> np.ndarray:
+        tokens = np.frombuffer(self._decoded(*low), np.uint16, count)
+        if high is None:
+            return tokens
+        return tokens | (np.frombuffer(self._decoded(*high), np.uint8, count).astype(np.uint32) << np.uint32(16))
 
     def sequence(self, row: int) -> PackedSequence:
         """Sequence `row` of the chunk."""
@@ -231,9 +239,7 @@ class SequenceReader:
     def scan(self) -> Iterator[np.ndarray]:
         """The tokens of all chunks as they are packed, a record batch at a time; dtype as in `PackedSequence`."""
         for at in range(len(self.chunks)):
-            chunk = self.chunk(at)
-            for number in range(len(chunk.places)):
-                yield chunk.batch(number)
+            yield from self.chunk(at).batches()
 
     def chunk(self, at: int) -> Chunk:
         """Chunk number `at` of this side, checked when it is first touched."""
