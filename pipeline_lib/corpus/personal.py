@@ -35,19 +35,23 @@ _END = np.frombuffer(b"-----END ", np.uint8).copy()
 
 
 def _classes() -> NDArray[np.uint8]:
-    """What a byte may be: 1 digit, 2 letter, 4 hexadecimal digit, 8 in the local part of an address, 16 in a key."""
+    """What a byte may be: 1 digit, 2 letter, 4 hexadecimal digit, 8 in the local part of an address, 16 in a key; 32 first, 64
+    second byte of what a key begins with; 128 first byte of anything that is looked for."""
     table = np.zeros(256, np.uint8)
+    firsts, seconds = ({prefix[place] for prefix, _, _ in _PREFIXES} for place in (0, 1))
     for byte in range(128):
         char = chr(byte)
         table[byte] = (
             char.isdigit() + 2 * char.isalpha() + 4 * (char in "0123456789abcdefABCDEF")
             + 8 * (char.isalnum() or char in "._%+-") + 16 * (char.isalnum() or char in "_-")
+            + 32 * (char in firsts) + 64 * (char in seconds)
+            + 128 * (char in firsts or char in "0123456789abcdefABCDEF@:+(-")
         )  # fmt: skip
     return table
 
 
 _CLASS = _classes()
-_DIGIT, _LETTER, _HEX, _LOCAL, _KEYED = 1, 2, 4, 8, 16
+_DIGIT, _LETTER, _HEX, _LOCAL, _KEYED, _FIRST, _SECOND, _BEGINS = (1 << bit for bit in range(8))
 
 
 @njit(f"i8({TEXT}, i8, i8, u1[::1])", nogil=True, cache=True)
@@ -238,21 +242,26 @@ def _find(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917
     start = np.zeros(1, np.int64)
     for row in range(len(offsets) - 1):
         at, end, done = offsets[row], offsets[row + 1], offsets[row]
-        base = at
+        base, before = at, np.uint8(0)
         while at < end:
-            byte = data[at]
+            byte = data[np.uint64(at)]
+            inside, before = before & (_DIGIT | _LETTER), classes[np.uint64(byte)]
+            if not before & _BEGINS or (inside and byte != 0x40):  # nearly always
+                at += 1
+                continue
             kind, stop = 0, 0
             start[0] = at
-            before = classes[data[at - 1]] if at > base else 0
+            following = classes[data[at + 1]] if at + 1 < end else np.uint8(0)
             if byte == 0x40:
                 if wanted & EMAIL:
                     stop, kind = _email(data, at, done, end, classes, start), EMAIL
-            elif not before & (_DIGIT | _LETTER):
+            else:
                 previous = data[at - 1] if at > base else 0
                 if wanted & IP and previous != 0x2E and previous != 0x3A:  # noqa: PLR1714
                     if classes[byte] & _DIGIT:
                         stop, kind = _ipv4(data, at, end, classes), IP
-                    if stop == 0 and (classes[byte] & _HEX or byte == 0x3A):
+                    colon = at + 1 < end and data[at + 1] == 0x3A
+                    if stop == 0 and (colon or (classes[byte] & _HEX and following & _HEX)):
                         stop, kind = _ipv6(data, at, end, classes), IP
                 number = byte == 0x2B or byte == 0x28 or classes[byte] & _DIGIT  # noqa: PLR1714
                 if stop == 0 and wanted & PHONE and number:  # noqa: SIM102
@@ -264,13 +273,14 @@ def _find(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917
                     kind = KEY
                     if byte == 0x2D:
                         stop = _private_key(data, at, end, begin, private, finish)
-                    elif classes[byte] & _LETTER and previous != 0x5F:
+                    elif classes[byte] & _FIRST and following & _SECOND and previous != 0x5F:
                         stop = _key(data, at, end, classes, heads, bounds, least, dots)
             if stop > 0:
                 if count < len(rows):
                     rows[count], starts[count], ends[count], kinds[count] = row, start[0] - base, stop - base, kind
                 count += 1
                 at = done = stop
+                before = classes[data[at - 1]]
             else:
                 at += 1
     return count

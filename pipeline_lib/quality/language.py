@@ -35,7 +35,9 @@ _BASIS, _PRIME = np.uint32(2166136261), np.uint32(16777619)  # 32-bit FNV-1a, as
 _SIGN = np.uint32(0xFFFFFF00)  # fastText hashes bytes as signed: those from 0x80 on with all higher bits set
 _OPEN, _CLOSE = np.uint8(0x3C), np.uint8(0x3E)  # `<` and `>` around a word
 _END = "</s>"
-ENOUGH = 512  # bytes of a text that are looked at: they decide for nearly every text, and the rest costs as much as all rules
+ENOUGH, MOST, SURE = 192, 1536, 0.6
+"""Bytes of a text that are looked at. They are doubled up to MOST while the answer is less probable than SURE: for most texts
+the first line or two decide, and the rest would cost as much as all rules. README.md says how often whole texts say the same."""
 _WIDTH = 16  # of its vectors
 _BUCKETS = 2_000_000  # of character n-grams, fastText's default: a constant divides three times as fast
 
@@ -263,7 +265,7 @@ def _step(value, byte):  # type: ignore[no-untyped-def]
 @njit(
     f"void({TEXT}, {OFFSETS}, f4[:, ::1], u4[::1], i4[::1], i4[::1], u1[::1], u4[::1], i4[::1], f4[:, ::1], i4[:, ::1], i4[::1],"
     " i8, i8,"
-    " f4[::1], i8[::1], f8[::1], i4[::1], f8[::1])",
+    " f4[::1], f4[::1], i8[::1], f8[::1], i4[::1], f8[::1])",
     **KERNEL,
 )  # fmt: skip
 def _identify(
@@ -282,6 +284,7 @@ def _identify(
     shortest,
     longest,
     vector,
+    mean,
     nodes,
     queue,
     labels,
@@ -289,85 +292,90 @@ def _identify(
 ):  # type: ignore[no-untyped-def]
     n_labels = len(tree) + 1
     for row in range(len(offsets) - 1):
-        at, end = offsets[row], offsets[row + 1]
-        if end > at + ENOUGH:
-            end = at + ENOUGH
-            while (data[end] & 0xC0) == 0x80:  # not inside a character
-                end -= 1
-        used = 0
+        at, last = offsets[row], offsets[row + 1]
+        size, used, best, best_label = ENOUGH, 0, -1e30, 0
         for j in range(_WIDTH):
             vector[j] = 0
-        while at < end:
-            byte = data[at]
-            if byte == 0x20 or 0x09 <= byte <= 0x0D or byte == 0:
-                at += 1
-                continue
-            first, whole = at, _BASIS
+        while True:
+            end = min(offsets[row] + size, last)
+            while end < last and (data[end] & 0xC0) == 0x80:  # not inside a character
+                end -= 1
             while at < end:
                 byte = data[at]
                 if byte == 0x20 or 0x09 <= byte <= 0x0D or byte == 0:
-                    break
-                whole = _step(whole, byte)
-                at += 1
-            known = _find(whole, words, word_rows)
-            if known >= 0 and shapes[known] == (at - first) * 256 + data[first]:
-                for j in range(_WIDTH):
-                    vector[j] += rows[known, j]
-                used += 1
-            for begin in range(first - 1, at + 1):  # n-grams of `<word>`: byte first − 1 is `<`, byte `at` is `>`
-                if first <= begin < at and (data[begin] & 0xC0) == 0x80:
+                    at += 1
                     continue
-                value, stop, n = _BASIS, begin, 0
-                while stop <= at and n < longest:
-                    value = _step(value, _OPEN if stop < first else _CLOSE if stop == at else data[stop])
-                    stop += 1
-                    while first <= stop < at and (data[stop] & 0xC0) == 0x80:
-                        value = _step(value, data[stop])
+                first, whole = at, _BASIS
+                while at < end:
+                    byte = data[at]
+                    if byte == 0x20 or 0x09 <= byte <= 0x0D or byte == 0:
+                        break
+                    whole = _step(whole, byte)
+                    at += 1
+                known = _find(whole, words, word_rows)
+                if known >= 0 and shapes[known] == (at - first) * 256 + data[first]:
+                    for j in range(_WIDTH):
+                        vector[j] += rows[known, j]
+                    used += 1
+                for begin in range(first - 1, at + 1):  # n-grams of `<word>`: byte first − 1 is `<`, byte `at` is `>`
+                    if first <= begin < at and (data[begin] & 0xC0) == 0x80:
+                        continue
+                    value, stop, n = _BASIS, begin, 0
+                    while stop <= at and n < longest:
+                        value = _step(value, _OPEN if stop < first else _CLOSE if stop == at else data[stop])
                         stop += 1
-                    n += 1
-                    if n >= shortest:
-                        bucket = np.uint32(value % np.uint32(_BUCKETS))
-                        if (likely[bucket >> np.uint32(3)] >> np.uint8(bucket & np.uint32(7))) & np.uint8(1):
-                            found = _find(bucket, grams, gram_rows)
-                            if found >= 0:
-                                for j in range(_WIDTH):
-                                    vector[j] += rows[found, j]
-                                used += 1
-        for known in ends:
+                        while first <= stop < at and (data[stop] & 0xC0) == 0x80:
+                            value = _step(value, data[stop])
+                            stop += 1
+                        n += 1
+                        if n >= shortest:
+                            bucket = np.uint32(value % np.uint32(_BUCKETS))
+                            if (likely[bucket >> np.uint32(3)] >> np.uint8(bucket & np.uint32(7))) & np.uint8(1):
+                                found = _find(bucket, grams, gram_rows)
+                                if found >= 0:
+                                    for j in range(_WIDTH):
+                                        vector[j] += rows[found, j]
+                                    used += 1
             for j in range(_WIDTH):
-                vector[j] += rows[known, j]
-            used += 1
-        for j in range(_WIDTH):
-            vector[j] /= np.float32(used)
-        n_open, best, best_label = 1, -1e30, 0
-        queue[0], nodes[0] = 0.0, 2 * n_labels - 2
-        while n_open > 0:
-            n_open -= 1
-            score, node = queue[n_open], nodes[n_open]
-            if score <= best:
-                continue
-            if node < n_labels:
-                best, best_label = score, node
-                continue
-            dot = np.float32(0)
+                mean[j] = vector[j]
+            for known in ends:
+                for j in range(_WIDTH):
+                    mean[j] += rows[known, j]
+            share = np.float32(used + len(ends))
             for j in range(_WIDTH):
-                dot += vector[j] * tree[node - n_labels, j]
-            right = 1.0 / (1.0 + np.exp(-np.float64(dot)))
-            near, far = score + np.log(right + 1e-5), score + np.log(1.0 - right + 1e-5)
-            left_child, right_child = children[node - n_labels, 0], children[node - n_labels, 1]
-            if near >= far:  # the better one is looked at first
-                queue[n_open], nodes[n_open] = far, left_child
-                queue[n_open + 1], nodes[n_open + 1] = near, right_child
-            else:
-                queue[n_open], nodes[n_open] = near, right_child
-                queue[n_open + 1], nodes[n_open + 1] = far, left_child
-            n_open += 2
+                mean[j] /= share
+            n_open, best = 1, -1e30
+            queue[0], nodes[0] = 0.0, 2 * n_labels - 2
+            while n_open > 0:
+                n_open -= 1
+                score, node = queue[n_open], nodes[n_open]
+                if score <= best:
+                    continue
+                if node < n_labels:
+                    best, best_label = score, node
+                    continue
+                dot = np.float32(0)
+                for j in range(_WIDTH):
+                    dot += mean[j] * tree[node - n_labels, j]
+                right = 1.0 / (1.0 + np.exp(-np.float64(dot)))
+                near, far = score + np.log(right + 1e-5), score + np.log(1.0 - right + 1e-5)
+                left_child, right_child = children[node - n_labels, 0], children[node - n_labels, 1]
+                if near >= far:  # the better one is looked at first
+                    queue[n_open], nodes[n_open] = far, left_child
+                    queue[n_open + 1], nodes[n_open + 1] = near, right_child
+                else:
+                    queue[n_open], nodes[n_open] = near, right_child
+                    queue[n_open + 1], nodes[n_open + 1] = far, left_child
+                n_open += 2
+            if end == last or size >= MOST or best >= np.log(SURE):
+                break
+            size *= 2
         labels[row], confidence[row] = best_label, min(np.exp(best), 1.0)
 
 
 def identify(data: Bytes, offsets: Offsets, model: LanguageModel | None) -> tuple[pa.Array, NDArray[np.float64]]:
-    """The most probable language of each text (ISO 639 code; "" without a model) and its probability, from its first
-    `ENOUGH` bytes.
+    """The most probable language of each text (ISO 639 code; "" without a model) and its probability, from its
+    beginning (`ENOUGH`).
 
     A text with nothing that the model knows gets fastText's answer for an empty text: "en" with a probability of an eighth.
     """
@@ -379,7 +387,7 @@ def identify(data: Bytes, offsets: Offsets, model: LanguageModel | None) -> tupl
     _identify(
         data, offsets, model.rows, *model.words, model.shapes, model.likely, model.grams[0].view(np.uint32), model.grams[1],
         model.tree,
-        model.children, model.ends, model.shortest, model.longest, np.empty(model.rows.shape[1], np.float32),
-        np.empty(depth, np.int64), np.empty(depth), labels, confidence,
+        model.children, model.ends, model.shortest, model.longest,
+        np.empty(_WIDTH, np.float32), np.empty(_WIDTH, np.float32), np.empty(depth, np.int64), np.empty(depth), labels, confidence,
     )  # fmt: skip
     return pa.array(model.labels).take(pa.array(labels)), confidence
