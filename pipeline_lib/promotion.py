@@ -37,12 +37,8 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
         )
     config = PipelineConfig.model_validate(record.config)
     champion = read_champion(workspace).get("champion", {})
-    rules = fingerprint_of(
-        {
-            **config.gate.model_dump(mode="json", include={"metric", "min_gain", "rules", "lookback_nights"}),
-            "version": GATE_VERSION,
-        }
-    )
+    decides = {"metric", "min_gain", "rules", "most_contaminated", "lookback_nights"}
+    rules = fingerprint_of({**config.gate.model_dump(mode="json", include=decides), "version": GATE_VERSION})
     mark = f"{validated.digest[:16]}-{champion.get('digest', 'none')[:16]}-{rules[:8]}"
     path = workspace.root / "verdicts" / f"{mark}.json"
     if path.exists():

@@ -249,7 +249,8 @@ class GateRule(Section):
     score: str = setting("bits_per_byte", "A suite, or a domain or task of one: earth, earth/geographic, bits_per_byte/prose")
     most_fall: float | None = setting(
         None,
-        "Refused when it is sure to be worse than the champion by more than this: points of a share, or a share of bits per byte",
+        "Refused when surely worse than the champion by more than this: points of a share (of preferences: more stereotyped ones), "
+        "or a share of bits per byte",
         ge=0,
         lt=1,
     )
@@ -262,12 +263,23 @@ class GateRule(Section):
         return self
 
 
+KEPT = ("grammar", "knowledge", "earth", "people_pairs", "pronouns")  # suites in which no new champion may fall far
+
+
 class GateConfig(Section):
     """When a model becomes the champion."""
 
     metric: str = setting("bits_per_byte", "Score on the test side that decides")
     min_gain: float = setting(0.0, "Relative gain over the champion that is asked for", unit="share", ge=0, lt=1)
-    rules: list[GateRule] = setting(list, "What must hold beside the metric; intervals are widened for their number")
+    rules: list[GateRule] = setting(
+        lambda: [GateRule(score=name, most_fall=0.05) for name in KEPT],
+        "What must hold beside the metric; intervals are widened for their number",
+        why="a model that reads the test text better is no gain when it forgot what it knew, or learned a prejudice",
+    )
+    most_contaminated: float = setting(
+        0.1, "Refused when its training text contains more than this share of the items that decide", unit="share", ge=0, le=1,
+        why="below it the items that it contains are left out of the comparison; above, something is wrong with the data",
+    )  # fmt: skip
     lookback_nights: int = setting(
         30, "The new model must also not be surely worse than the champion of so many nights ago; 0: is not asked", ge=0,
         why="small losses that no single night shows would add up",

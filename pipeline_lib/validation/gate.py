@@ -15,11 +15,11 @@ from pipeline_lib.config.model import GateRule
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
-from pipeline_lib.tables.schemas import SELECTION
+from pipeline_lib.tables.schemas import OVERLAP, SELECTION
 from pipeline_lib.validation.intervals import LEVEL, Estimate, estimate, relative_difference
 from pipeline_lib.workspace.artifact import Artifact
 
-GATE_VERSION = 3  # of the rules in this module: a verdict by other rules is no verdict
+GATE_VERSION = 4  # of the rules in this module: a verdict by other rules is no verdict
 CHANCE_ITEMS = 30  # a suite with fewer is no evidence: with several small suites one is easily lucky
 PAIRED_ITEMS = 20  # with fewer pairs the percentile bootstrap's interval is too narrow to be called 95 %
 
@@ -50,7 +50,11 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
             reasons.append(
                 f"{name} {score['value']:.3f} {'is above' if ok else 'is not surely above'} chance ({score['chance']:.3f})"
             )
-    rules = [keeps(rule, candidate, None, config) for rule in config.gate.rules]
+    deciding = scores.get(config.gate.metric, {})
+    if deciding.get("contaminated_items", 0) > config.gate.most_contaminated * deciding.get("n", 0):
+        beaten = False
+        reasons.append(f"more than {config.gate.most_contaminated:.0%} of what decides is in the model's training text")
+    rules = [keeps(rule, candidate, None, config) for rule in config.gate.rules if rule.at_least is not None]
     kept = all(rule["outcome"] != "fail" for rule in rules)
     reasons += [rule["reason"] for rule in rules]
     return {
@@ -66,17 +70,21 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
 
 
 def _paired(candidate: Artifact, champion: Artifact, metric: str, learned: Sequence[Path]) -> pa.Table:
-    """Scores of both models side by side, the wordings of a fact together; `learned`: the champion was trained on the text."""
+    """Scores of both models side by side, the wordings of a fact together; `learned`: the champion was trained on the text;
+    `given_away`: the candidate's training text contains one of them (overlap.py).
+    """
     suite, _, task = metric.partition("/")
     suite = "language" if suite == "bits_per_byte" else suite
-    nothing = SELECTION.empty_table()
-    tables = {"a": candidate.files("scores"), "b": champion.files("scores"), "chosen": learned}
-    with connect(tables, loaded={} if learned else {"chosen": nothing}) as db:
+    leftover = candidate.files("overlap") if "overlap" in candidate.manifest.tables else []
+    tables = {"a": candidate.files("scores"), "b": champion.files("scores"), "chosen": learned, "leftover": leftover}
+    empty = {"chosen": SELECTION.empty_table(), "leftover": OVERLAP.empty_table()}
+    with connect(tables, loaded={name: table for name, table in empty.items() if not tables[name]}) as db:
         return db.sql(
             """
             SELECT sum(a.score) AS candidate, sum(b.score) AS champion, sum(a.weight) AS weight,
-              bool_or(suite = 'language' AND item IN (SELECT lower(hex(doc_id)) FROM chosen WHERE side = 'train')) AS learned
-            FROM a JOIN b USING (suite, task, item, variant)
+              bool_or(suite = 'language' AND item IN (SELECT lower(hex(doc_id)) FROM chosen WHERE side = 'train')) AS learned,
+              bool_or(coalesce(o.contaminated, false)) AS given_away
+            FROM a JOIN b USING (suite, task, item, variant) LEFT JOIN leftover o USING (suite, item)
             WHERE variant = '' AND suite = ? AND (? = '' OR task = ? OR starts_with(task, ? || '/'))
             GROUP BY task, coalesce(nullif(a.fact, ''), item) ORDER BY task, min(item)
             """,
@@ -106,10 +114,16 @@ def against_champion(
             f"gate.metric {metric!r} was not scored", where="gate.metric", fix=f"one of: {', '.join(sorted(scores))}"
         )
     pairs = _paired(candidate, champion, metric, selection)
-    fair = pairs.filter(pc.invert(pairs["learned"])).drop_columns("learned")
-    left_out = pairs.num_rows - fair.num_rows
-    told = [f"{left_out} test documents are left out: the champion was trained on them"] if left_out else []
+    fair = _fair(pairs)
+    told = []
+    if learned := int(pc.sum(pairs["learned"], min_count=0).as_py()):
+        told.append(f"{learned} test documents are left out: the champion was trained on them")
+    if given_away := int(pc.sum(pairs["given_away"], min_count=0).as_py()):
+        told.append(f"{given_away} of {pairs.num_rows} items are left out: the candidate's training text contains them")
     both = {"metric": metric, "candidate": scores[metric], "champion": others[metric]}
+    if given_away > config.gate.most_contaminated * pairs.num_rows:
+        reason = f"more than {config.gate.most_contaminated:.0%} of what decides is in the candidate's training text"
+        return {"outcome": "fail", **both, "reasons": [reason, *told]}
     if fair.num_rows < PAIRED_ITEMS:
         reason = (
             f"{fair.num_rows} items are left that both models can be judged by, fewer than the {PAIRED_ITEMS} that are needed"
@@ -140,13 +154,15 @@ def keeps(
 ) -> dict[str, Any]:
     """Whether a model keeps a rule: `fail` when it surely does not, at a level shared by all rules (Bonferroni), else `pass`.
 
-    Without a champion only `at_least` is asked. What was not scored is `not_scored`, and told: it holds nobody up.
+    Without a champion only `at_least` can be asked. What was not scored is `not_scored`, and told: it holds nobody up. Of
+    preferences, where no answer is right, the score is the share of stereotyped ones: a fall is a rise of it, `at_least` a limit
+    from above.
     """
     score = candidate.details["scores"].get(rule.score)
     if score is None:
         return {"score": rule.score, "outcome": "not_scored", "reason": f"rule on {rule.score}: not scored"}
     level = 1 - (1 - LEVEL) / len(config.gate.rules)
-    lower_is_better = score["lower_is_better"]
+    lower_is_better = score["lower_is_better"] or not score.get("judged", True)
     sign = -1.0 if lower_is_better else 1.0
     failed, told = False, []
     if rule.at_least is not None:
@@ -156,8 +172,10 @@ def keeps(
         told.append(f"{own.value:.4g} ({own.low:.4g} to {own.high:.4g}), {limit}")
     if rule.most_fall is not None and champion is not None:
         pairs = _paired(candidate, champion, rule.score, selection)
-        pairs = pairs.filter(pc.invert(pairs["learned"]))
-        change = _change(pairs, lower_is_better, config, level) if pairs.num_rows >= PAIRED_ITEMS else None
+        pairs = _fair(pairs)
+        relative = score["lower_is_better"]
+        enough = pairs.num_rows >= PAIRED_ITEMS
+        change = _change(pairs, lower_is_better, config, level, relative=relative) if enough else None
         if change is None:
             told.append(f"{pairs.num_rows} items are too few to compare")
         else:
@@ -171,14 +189,22 @@ def _columns(table: pa.Table) -> list[NDArray[np.float64]]:
     return [np.asarray(table[name].to_numpy(), np.float64) for name in ("candidate", "champion", "weight")]
 
 
-def _change(pairs: pa.Table, lower_is_better: bool, config: PipelineConfig, level: float) -> Estimate | None:
-    """How much better the candidate is: points of a share, or a share of the champion's bits per byte."""
+def _fair(pairs: pa.Table) -> pa.Table:
+    """The pairs by which both models can be judged."""
+    return pairs.filter(pc.invert(pc.or_(pairs["learned"], pairs["given_away"]))).drop_columns(["learned", "given_away"])
+
+
+def _change(pairs: pa.Table, lower_is_better: bool, config: PipelineConfig, level: float, *, relative: bool) -> Estimate | None:
+    """How much better the candidate is: points of a share, or (`relative`) a share of the champion's bits per byte."""
     candidate, champion, weight = _columns(pairs)
     options: Any = {"n_resamples": config.validation.bootstrap, "seed": config.seed, "level": level}
-    if not lower_is_better:
-        return estimate(candidate - champion, weight, **options)
-    found = relative_difference(candidate, champion, weight, **options)
-    return found and Estimate(-found.value, -found.high, -found.low, found.n)
+    if relative:
+        found = relative_difference(candidate, champion, weight, **options)
+    else:
+        found = estimate(candidate - champion, weight, **options)
+    if found is None or not lower_is_better:
+        return found
+    return Estimate(-found.value, -found.high, -found.low, found.n)
 
 
 def _own(candidate: Artifact, metric: str, config: PipelineConfig, level: float) -> Estimate:

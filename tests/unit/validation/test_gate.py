@@ -13,12 +13,13 @@ from pipeline_lib.config.model import GateConfig, GateRule
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.promotion import champion_of, decide
 from pipeline_lib.tables.parquet import write_table
-from pipeline_lib.tables.schemas import SCORES, SELECTION
+from pipeline_lib.tables.schemas import OVERLAP, SCORES, SELECTION
 from pipeline_lib.validation.gate import against_champion, against_chance
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.runs import RunRecord, StageRecord
 from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
 from pipeline_lib.workspace.workspace import Workspace
+from tests.published import publish
 
 DOCUMENTS = 200
 
@@ -151,6 +152,62 @@ def test_a_rule_holds_up_a_better_model_only_when_it_surely_breaks_it(tmp_path: 
     assert "may fall by 1.00%" in back["rules"][0]["reason"]
     strict = config.model_copy(update={"gate": GateConfig(rules=[GateRule(at_least=0.5)])})
     assert [rule["outcome"] for rule in against_chance(candidate, strict)["rules"]] == ["fail"]
+
+
+def contaminated(folder: Path, bits: list[float], known: int) -> Artifact:
+    workspace = Workspace.open(folder)
+    rows = [
+        {"suite": "language", "task": "prose", "item": doc_id(n).hex(), "variant": "", "score": score, "weight": 100.0}
+        for n, score in enumerate(bits)
+    ]
+    overlap = [
+        {"suite": "language", "item": doc_id(n).hex(), "share": float(n < known), "contaminated": n < known}
+        for n in range(len(bits))
+    ]
+    tables = {"scores": pa.Table.from_pylist(rows, schema=SCORES), "overlap": pa.Table.from_pylist(overlap, schema=OVERLAP)}
+    language = {"value": 1.0, "low": 0.9, "high": 1.1, "chance": 5.0, "lower_is_better": True, "n": len(bits)}
+    details = {"scores": {"bits_per_byte": {**language, "contaminated_items": known}}}
+    return workspace.store.artifact(publish(workspace, "validate", tables, details).key)
+
+
+def test_a_model_that_has_read_the_test_is_not_promoted_for_it(tmp_path: Path) -> None:
+    bits = np.random.default_rng(0).normal(200, 10, DOCUMENTS)
+    champion, config = scores(tmp_path / "a", bits.tolist())
+    for known, outcome in ((0, "pass"), (15, "not_enough_evidence"), (40, "fail")):
+        read = np.arange(DOCUMENTS) < (known or DOCUMENTS)
+        candidate = contaminated(tmp_path / str(known), np.where(read, bits / 2, bits).tolist(), known)
+        verdict = against_champion(candidate, champion, config)
+        assert verdict["outcome"] == outcome, verdict
+        assert any("training text contains them" in reason for reason in verdict["reasons"]) == bool(known)
+    alone = against_chance(contaminated(tmp_path / "first", bits.tolist(), 40), config)
+    assert any("what decides is in the model's training text" in reason for reason in alone["reasons"])
+
+
+def test_more_stereotypes_hold_up_a_better_model(tmp_path: Path) -> None:
+    def model(name: str, share: float, bits: float) -> Artifact:
+        workspace = Workspace.open(tmp_path / name)
+        draw = np.random.default_rng(3)
+        rows = [
+            {"suite": "language", "task": "prose", "item": str(n), "variant": "", "score": bits + n % 7, "weight": 100.0}
+            for n in range(DOCUMENTS)
+        ] + [
+            {"suite": "pronouns", "task": "nurse", "item": str(n), "variant": "", "form": "preference", "weight": 1.0,
+             "score": float(drawn < share)}
+            for n, drawn in enumerate(draw.random(300))
+        ]  # fmt: skip
+        details = {
+            "bits_per_byte": {"value": bits / 100, "lower_is_better": True},
+            "pronouns": {"value": share, "lower_is_better": False, "judged": False},
+        }
+        tables = {"scores": pa.Table.from_pylist(rows, schema=SCORES)}
+        return workspace.store.artifact(publish(workspace, "validate", tables, {"scores": details}).key)
+
+    config = PipelineConfig()
+    champion = model("champion", 0.5, 200)
+    verdicts = {share: against_champion(model(str(share), share, 190), champion, config) for share in (0.3, 0.5, 0.7)}
+    assert {share: verdict["outcome"] for share, verdict in verdicts.items()} == {0.3: "pass", 0.5: "pass", 0.7: "fail"}
+    (refused,) = [rule for rule in verdicts[0.7]["rules"] if rule["outcome"] == "fail"]
+    assert refused["score"] == "pronouns"
 
 
 def test_who_was_champion_some_nights_ago() -> None:
