@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +102,58 @@ def test_a_grown_cache_keeps_what_was_packed_and_reads_exactly_what_is_selected(
         assert len(data) == details["sequences"][side]
         assert sum(len(data.sequences[i].tokens) for i in range(len(data))) == details["tokens"][side]
     assert sum(details["documents"].values()) == len(wanted)
+
+
+READER = """
+import json, sys, time
+from pathlib import Path
+from pipeline_lib.packing.order import Order
+from pipeline_lib.packing.reader import PackedDataset
+from pipeline_lib.workspace.workspace import Workspace
+workspace = Workspace.open(Path(sys.argv[1]))
+def opened(key):
+    return PackedDataset.of(workspace, workspace.artifact(key), "train")
+def published(era):
+    while True:
+        for key in workspace.store.newest("fill_gaps"):
+            if workspace.artifact(key).details["era"] == era:
+                return key
+        time.sleep(0.02)
+data, position, ends = {0: opened(sys.argv[2])}, 0, None
+course = Order.of(5, len(data[0]))
+while ends is None or position < ends:
+    if ends is None and (later := data[0].later_eras()):  # noticed between steps
+        era = later[0]["era"]
+        data[era] = opened(published(era))
+        course = course.grown(position, era, len(data[era]))
+        ends = course.spans[-1].position + 2 * len(data[era])
+    era, sequence = course.span_at(position).era, int(course.at(position, 1)[0])
+    print(json.dumps([era, sequence, data[era].sequences[sequence].tokens.tolist()]), flush=True)
+    position += 1
+    time.sleep(0.001)
+"""
+
+
+def test_a_process_that_reads_while_the_cache_grows_repeats_and_skips_nothing(tmp_path: Path) -> None:
+    workspace, first = night(tmp_path, 150)
+    command = [sys.executable, "-c", READER, str(tmp_path), first["fill_gaps"].key]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout
+        lines = [reader.stdout.readline() for _ in range(30)]
+        _, second = night(tmp_path, POOL, first["pack"], drop_every=10)
+        lines += reader.stdout.readlines()
+    assert reader.returncode == 0
+    log = [tuple(json.loads(line)) for line in lines]
+    assert sorted({era for era, _, _ in log}) == [0, 1]
+    assert [era for era, _, _ in log] == sorted(era for era, _, _ in log)
+    for era, made in ((0, first), (1, second)):
+        tokens = everything(workspace, made["fill_gaps"], "train")
+        read = [(sequence, seen) for found, sequence, seen in log if found == era]
+        assert len(read) % len(tokens) == 0  # whole epochs: growth was noticed within one, and took over behind it
+        for begin in range(0, len(read), len(tokens)):
+            epoch = read[begin : begin + len(tokens)]
+            assert sorted(sequence for sequence, _ in epoch) == list(range(len(tokens)))
+            assert all(seen == tokens[sequence] for sequence, seen in epoch)
 
 
 def test_to_ask_for_growth_again_and_again_costs_next_to_nothing(tmp_path: Path) -> None:
