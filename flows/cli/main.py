@@ -19,14 +19,14 @@ from pipeline_lib.errors import EXIT_CODES
 
 NOUNS = (
     "servers", "config", "run", "workspace", "runs", "report", "explain", "stats", "rules", "fit_ngrams", "trace", "dedup",
-    "validate", "models", "cache", "forget", "presets",
+    "validate", "models", "cache", "forget", "checkpoints", "train", "export", "presets", "metrics",
 )  # fmt: skip
 
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
-    "doctor", "presets", "config", "run", "status", "show", "runs", "report", "rerun", "retry", "up", "down", "approve", "champion",
-    "promote", "rollback", "sql", "explain", "stats", "rules", "fit-ngrams", "trace", "dedup", "validate", "du", "verify",
-    "cache", "gc", "forget", "pin", "unpin",
+    "doctor", "presets", "config", "run", "status", "show", "runs", "report", "metrics", "rerun", "retry", "train", "up", "down",
+    "approve", "champion", "promote", "rollback", "export", "sql", "explain", "stats", "rules", "fit-ngrams", "trace", "dedup", "validate", "du", "verify",
+    "cache", "checkpoints", "gc", "forget", "pin", "unpin",
 )  # fmt: skip
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."

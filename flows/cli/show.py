@@ -44,8 +44,13 @@ def in_terminal() -> bool:
 
 
 def json_out(value: Any) -> None:
+    """A value as JSON for programs, to standard output."""
+    print(to_json(value), flush=True)
+
+
+def to_json(value: Any) -> str:
     """A value as JSON for programs: bytes (ids) as hexadecimal digits, numbers that JSON does not know as null."""
-    print(json.dumps(_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+    return json.dumps(_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False, default=str)
 
 
 def _jsonable(value: Any) -> Any:

@@ -23,8 +23,8 @@ SignalKind = Literal["non_finite", "loss_spike", "divergence", "plateau", "slow_
 
 SPIKE_SIGMA, SPIKE_WINDOW = 6.0, 128  # OLMo-core's stability monitor: 6 σ over 128 steps
 SPIKE_QUIET_STEPS = 20  # after a spike, no second one for so long
-DIVERGENCE_WINDOW = 32  # losses in a mean; the standard error of a mean is a sixth of a step's spread
-DIVERGENCE_SHARE = 0.05  # above the lowest mean so far, by this share of it …
+DIVERGENCE_WINDOW = 32  # losses in a median, which a spike of some steps does not move
+DIVERGENCE_SHARE = 0.05  # above the lowest median so far, by this share of it …
 DIVERGENCE_SIGMA = 6.0  # … and by so many standard errors, so that noise is not called divergence
 PLATEAU_STEPS, PLATEAU_SHARE = 500, 0.1  # no progress for so long, or for this share of the planned steps, whichever is more
 PLATEAU_GAIN = 0.001  # of the loss: less is no progress
@@ -77,19 +77,19 @@ class Losses:
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self.patience = max(PLATEAU_STEPS, round(PLATEAU_SHARE * planned_steps))
         self.last_spike, self.last_divergence = -SPIKE_QUIET_STEPS, -SPIKE_WINDOW
-        self.lowest, self.lowest_sigma = math.inf, 0.0  # mean of a window, and the spread of the losses in it
-        self.progress_step, self.progress_loss = 0, math.inf  # where the mean last fell by PLATEAU_GAIN
+        self.lowest, self.lowest_sigma = math.inf, 0.0  # median of a window, and the spread of the losses in it
+        self.progress_step, self.progress_loss = 0, math.inf  # where the median last fell by PLATEAU_GAIN
 
     def see(self, step: int, loss: float) -> list[Signal]:
         """The loss of a step that was applied, in nats a token."""
         found = [signal for signal in (self._spike(step, loss),) if signal]
         self.recent.append(loss)
         if len(self.recent) >= DIVERGENCE_WINDOW:
-            latest = np.fromiter(self.recent, np.float64, len(self.recent))[-DIVERGENCE_WINDOW:]
-            mean = float(latest.mean())
-            found += [signal for signal in (self._divergence(step, mean), self._plateau(step, mean)) if signal]
-            if mean < self.lowest:
-                self.lowest, self.lowest_sigma = mean, float(latest.std())
+            latest = list(self.recent)[-DIVERGENCE_WINDOW:]
+            median = statistics.median(latest)
+            found += [signal for signal in (self._divergence(step, median), self._plateau(step, median)) if signal]
+            if median < self.lowest:
+                self.lowest, self.lowest_sigma = median, float(np.std(latest))
         return found
 
     @property
@@ -116,20 +116,22 @@ class Losses:
         self.last_spike = step
         return Signal("loss_spike", step, {"loss": loss, "mean": mean, "sigma": sigma})
 
-    def _divergence(self, step: int, mean: float) -> Signal | None:
+    def _divergence(self, step: int, median: float) -> Signal | None:
         error = self.lowest_sigma / math.sqrt(DIVERGENCE_WINDOW)
         limit = self.lowest + max(DIVERGENCE_SHARE * abs(self.lowest), DIVERGENCE_SIGMA * error)
-        if not mean > limit or step - self.last_divergence < SPIKE_WINDOW:
+        if not median > limit or step - self.last_divergence < SPIKE_WINDOW:
             return None
         self.last_divergence = step
-        return Signal("divergence", step, {"mean": mean, "lowest_mean": self.lowest, "limit": limit, "window": DIVERGENCE_WINDOW})
+        return Signal(
+            "divergence", step, {"median": median, "lowest_median": self.lowest, "limit": limit, "window": DIVERGENCE_WINDOW}
+        )
 
-    def _plateau(self, step: int, mean: float) -> Signal | None:
-        if mean < self.progress_loss - PLATEAU_GAIN * abs(self.progress_loss) or self.progress_loss == math.inf:
-            self.progress_step, self.progress_loss = step, mean
+    def _plateau(self, step: int, median: float) -> Signal | None:
+        if median < self.progress_loss - PLATEAU_GAIN * abs(self.progress_loss) or self.progress_loss == math.inf:
+            self.progress_step, self.progress_loss = step, median
         elif step - self.progress_step >= self.patience:
             since, self.progress_step = self.progress_step, step
-            return Signal("plateau", step, {"mean": mean, "best_mean": self.progress_loss, "since_step": since})
+            return Signal("plateau", step, {"median": median, "best_median": self.progress_loss, "since_step": since})
         return None
 
     def state(self) -> dict[str, Any]:
