@@ -1,23 +1,37 @@
-"""How much memory a training needs, term by term. An estimate to refuse by; calibration measures the truth."""
+"""How much memory a training needs, term by term: refuses a model before it is built; calibration is checked against it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from pipeline_lib.config.model import LoraConfig, ModelConfig
+from pipeline_lib.planning.families import layers
 
 MIB = 1 << 20
-# Interpreter, torch, transformers and their allocators before any model: judged for a Linux CPU build, not measured here.
-BASE_BYTES = 700 * MIB
+Device = Literal["cpu", "cuda"]
+
+# Interpreter, torch, transformers and what their first step loads and compiles: measured, 493 MiB in a process of its own
+# (torch 2.13, transformers 5.23, Linux, one thread). A calibration puts what it measures in its place. An accelerator's own count
+# has none of it.
+PROGRAM_BYTES = 493 * MIB
+# What glibc keeps beyond what is in use: freed blocks up to 32 MiB stay in the heap, in holes that nothing fits into. Measured as
+# the difference between process and sum of tensors: 100 to 190 MiB over nine trainings of 0.2 to 0.6 GB, and with adapters, whose
+# dropouts and casts make many more short-lived tensors, about half of the activations besides. With every block mapped by itself
+# the difference is 10 MiB, and training half as fast.
+HOLES_BYTES = 128 * MIB
+ADAPTER_HOLES = 0.5
+LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}  # of the chunked loss (`training.loss`)
+LEAST_LOSS_ROWS = 64
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of a Llama-style decoder by place."""
+    """Parameters of a decoder by place."""
 
     embeddings: int  # input, and output when untied
     matrices: int  # attention and feed-forward matrices of all layers
-    norms: int
+    norms: int  # and biases
 
     @property
     def total(self) -> int:
@@ -30,46 +44,32 @@ class ParameterCount:
         return self.matrices + self.norms
 
 
-def kv_width(model: ModelConfig) -> int:
-    """Features of all key (or value) heads together."""
-    return model.width // model.heads * (model.kv_heads or model.heads)
-
-
 def count_parameters(model: ModelConfig, vocabulary_size: int) -> ParameterCount:
-    """Count a Llama decoder: q, k, v, o, gate, up, down, two norms a layer, one at the end, the embedding once or twice."""
-    attention = 2 * model.width * (model.width + kv_width(model))
-    feed_forward = 3 * model.width * model.ffn_width
+    """Count a model's parameters: the matrices and vectors of its layers, a norm at the end, the embedding once or twice."""
+    stack = layers(model)
+    ends = model.width
+    if model.family in ("phi", "gpt2", "gpt_neox"):  # layer norms have a bias
+        ends += model.width
+    if model.family == "phi":  # and so has Phi's head
+        ends += vocabulary_size
     return ParameterCount(
         embeddings=vocabulary_size * model.width * (1 if model.tied_embeddings else 2),
-        matrices=model.depth * (attention + feed_forward),
-        norms=(2 * model.depth + 1) * model.width,
+        matrices=sum(layer.matrices for layer in stack),
+        norms=sum(layer.vectors for layer in stack) + ends,
     )
 
 
 def count_trainable(model: ModelConfig, vocabulary_size: int, lora: LoraConfig) -> int:
-    """Parameters that get gradients: all of them, or rank · (in + out) for each adapted matrix."""
+    """Parameters that get gradients: all of them, or rank · (in + out) for each adapted matrix (Hu et al. 2021, section 4.1)."""
     if not lora.rank:
         return count_parameters(model, vocabulary_size).total
-    width, kv, ffn = model.width, kv_width(model), model.ffn_width
-    sides = {
-        "q_proj": 2 * width, "k_proj": width + kv, "v_proj": width + kv, "o_proj": 2 * width,
-        "gate_proj": width + ffn, "up_proj": width + ffn, "down_proj": width + ffn,
-    }  # fmt: skip
-    return model.depth * lora.rank * sum(sides.get(name, 2 * width) for name in lora.targets)
-
-
-MOMENT_BYTES = {
-    "adamw": 8,
-    "muon": 8,
-    "lamb": 8,
-    "lars": 4,
-    "adamw_8bit": 2,
-}  # a weight; Muon: the upper end, AdamW's on embeddings
+    sides = [sum(layer.linears[name]) for layer in layers(model) for name in lora.targets if name in layer.linears]
+    return lora.rank * sum(sides)
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by term; `total` is what the process needs at its peak."""
+    """Bytes by term; `total` is what the process (on an accelerator: its allocator) needs at its peak."""
 
     terms: dict[str, int] = field(default_factory=dict)
 
@@ -77,6 +77,10 @@ class MemoryEstimate:
     def total(self) -> int:
         """All terms together."""
         return sum(self.terms.values())
+
+    def with_program(self, program_bytes: int) -> MemoryEstimate:
+        """The same with a measured process in place of the usual one."""
+        return replace(self, terms={**self.terms, "program": program_bytes})
 
 
 def estimate_memory(
@@ -88,29 +92,80 @@ def estimate_memory(
     precision: str,
     optimizer: str,
     lora: LoraConfig,
+    accumulation: int = 1,
+    checkpointing: bool = False,
+    device: Device = "cpu",
 ) -> MemoryEstimate:
-    """Peak memory of one process in training, bytes.
+    """Peak memory of one process in training, bytes, by term.
 
-    Weights, gradients and Adam's two moments are fp32 whatever the autocast precision (ZeRO, Rajbhandari et al. 2020, 3.1);
-    Adafactor keeps a row and a column a matrix (Shazeer & Stern 2018). Saved activations a token and layer follow Korthikanti et
-    al. 2022, section 4.1, counted for a gated feed-forward block and an attention that stores no score matrix: inputs of the two
-    norms and their outputs (4 h), q, k, v, attention output (2 h + 2 kv), gate, up, their activation and product (4 f). Logits,
-    their log-softmax and their gradient are fp32, for all rows of a micro-batch: the upper end, a chunked loss needs less.
+    - program: see `PROGRAM_BYTES`.
+    - weights: fp32 whatever the autocast precision (Rajbhandari et al. 2020, section 3.1), and autocast's copies of the matrices.
+    - optimizer: `optimizer_bytes`.
+    - activations: what every layer saves (`families`); with checkpointing its input, and one layer's in full while it is made
+      again (Chen et al. 2016), twice: once saved, once as gradients on the way.
+    - loss: the chunk of logits in work, its log-softmax and gradient, the gradients of the hidden states and of the head.
+    - gradients: fp32. In a step of one micro-batch they come as activations go, and only what is more than these is added.
+    - allocator: see `HOLES_BYTES`; an accelerator's allocator keeps blocks of few sizes, and nothing is added for it.
+
+    Args:
+        model: its numbers.
+        vocabulary_size: rows of the embedding.
+        sequence_length: tokens in a sequence.
+        micro_batch: sequences in a forward pass.
+        precision: fp32, bf16 or fp16 (autocast over fp32 weights).
+        optimizer: `train.optimizer`.
+        lora: `train.lora`.
+        accumulation: forward passes in an optimizer step.
+        checkpointing: activations are made again in the backward pass.
+        device: where it trains.
     """
-    count = count_parameters(model, vocabulary_size)
+    count, stack = count_parameters(model, vocabulary_size), layers(model)
     trainable = count_trainable(model, vocabulary_size, lora)
     tokens = micro_batch * sequence_length
-    width_bytes = 4 if precision == "fp32" else 2
-    layer = 4 * model.width * 4 + (2 * model.width + 2 * kv_width(model) + 4 * model.ffn_width) * width_bytes  # norms stay fp32
-    moments = MOMENT_BYTES[optimizer] * trainable if optimizer in MOMENT_BYTES else 4 * (trainable // max(model.width, 1)) * 2
-    return MemoryEstimate(
-        {
-            "program": BASE_BYTES,
-            "weights": 4 * count.total,
-            "weights in 16 bits": 0 if precision == "fp32" else 2 * count.matrices,
-            "gradients": 4 * trainable,
-            "optimizer": moments,
-            "activations": tokens * layer * model.depth,
-            "logits": 3 * 4 * tokens * vocabulary_size,
-        }
-    )
+    low = precision != "fp32"
+    width = 2 if low else 4
+    saved = [tokens * layer.saved_bytes(precision, sequence_length, heads=model.heads, dropout=model.dropout) for layer in stack]
+    most = max(saved)
+    last = tokens * model.width * (4 + 4)  # input and normalised input of the last norm
+    activations = last + (sum(4 * tokens * model.width for _ in stack) + 2 * most if checkpointing else sum(saved))
+    rows = min(max(LEAST_LOSS_ROWS, LOGITS_AT_ONCE[device] // vocabulary_size), tokens)
+    head = vocabulary_size * model.width
+    loss = rows * vocabulary_size * (4 + 2 * width) + tokens * model.width * 4 + (0 if lora.rank else 4 * head)
+    if low:
+        loss += 2 * head
+    gradients = 4 * trainable if accumulation > 1 else max(4 * trainable + most - activations - loss, 0)
+    holes = HOLES_BYTES + (ADAPTER_HOLES * activations if lora.rank else 0.0)
+    terms = {
+        "program": PROGRAM_BYTES if device == "cpu" else 0,
+        "weights": 4 * count.total + 4 * (trainable if lora.rank else 0),
+        "weights in half precision": 2 * sum(layer.matrices - layer.experts for layer in stack) if low else 0,
+        "gradients": gradients,
+        "optimizer": optimizer_bytes(optimizer, model, trainable, lora),
+        "activations": activations,
+        "loss": loss,
+        "allocator": holes if device == "cpu" else 0,
+    }
+    return MemoryEstimate({name: round(value) for name, value in terms.items()})
+
+
+def optimizer_bytes(optimizer: str, model: ModelConfig, trainable: int, lora: LoraConfig) -> int:
+    """State of an optimizer, bytes.
+
+    AdamW and LAMB keep two fp32 moments a parameter (Kingma & Ba 2015; You et al. 2020), LARS one (You et al. 2017), Muon one for
+    the hidden matrices and AdamW's two for the rest (Jordan et al. 2024), 8-bit AdamW two bytes and a scale for 256 (Dettmers et
+    al. 2022), Adafactor a row and a column a matrix (Shazeer & Stern 2018; of adapters, which are as narrow, no more than AdamW).
+    """
+    stack = layers(model)
+    if optimizer == "lars":
+        return 4 * trainable
+    if optimizer == "adamw_8bit":
+        return round(2 * trainable * (1 + 4 / 256))
+    if optimizer == "muon":
+        hidden = trainable if lora.rank else sum(layer.matrices - layer.experts for layer in stack)
+        return 4 * hidden + 8 * (trainable - hidden)
+    if optimizer == "adafactor" and not lora.rank:
+        linears = [sides for layer in stack for sides in layer.linears.values()]
+        vectors = sum(layer.vectors for layer in stack) + model.width
+        rest = trainable - vectors - sum(inputs * outputs for inputs, outputs in linears)  # embeddings, experts: rows of `width`
+        return 4 * (sum(map(sum, linears)) + vectors + rest // model.width + model.width)
+    return 8 * trainable
