@@ -15,6 +15,7 @@ from pipeline_lib.training.schedule import Schedule
 from pipeline_lib.trainings import Entry, find, stable_before
 
 if TYPE_CHECKING:
+    from pipeline_lib.workspace.runs import RunRecord
     from pipeline_lib.workspace.workspace import Workspace
 
 # What the parent's inputs and state were made with. The rest of a configuration may change.
@@ -45,6 +46,7 @@ class Fork:
     """What `millrace train --from` would do."""
 
     source: Entry
+    run: RunRecord  # the parent
     config: PipelineConfig
     kept: list[tuple[str, str]]  # what, in words
     changed: list[tuple[str, str, str]]  # setting, before, after
@@ -101,7 +103,7 @@ def plan_fork(
     for setting, before, _ in changed:
         _refuse_fixed(setting, before)
     shown = [change for change in changed if change[0] != "train.parent"]
-    return Fork(entry, config, _kept(entry), [*_schedule(entry, parent), *shown], notes)
+    return Fork(entry, entry.run, config, _kept(entry), [*_schedule(entry, parent), *shown], notes)
 
 
 def begin(workspace: Workspace, fork: Fork) -> None:

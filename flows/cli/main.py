@@ -25,8 +25,8 @@ NOUNS = (
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
     "doctor", "presets", "config", "run", "status", "show", "runs", "report", "metrics", "rerun", "retry", "train", "up", "down",
-    "approve", "champion", "promote", "rollback", "export", "sql", "explain", "stats", "rules", "fit-ngrams", "trace", "dedup", "validate", "du", "verify",
-    "cache", "checkpoints", "gc", "forget", "pin", "unpin",
+    "approve", "champion", "promote", "rollback", "export", "sql", "explain", "stats", "rules", "fit-ngrams", "trace", "dedup",
+    "validate", "du", "verify", "cache", "checkpoints", "gc", "forget", "pin", "unpin",
 )  # fmt: skip
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."

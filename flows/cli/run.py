@@ -91,7 +91,7 @@ def run(
         wait=not no_wait,
         listener=None if as_json else ProgressLines().listener(),
     )
-    _finish(workspace, record, as_json=as_json)
+    finish(workspace, record, as_json=as_json)
 
 
 def rerun(
@@ -110,7 +110,7 @@ def rerun(
     selection(only=stage)
     workspace = home()
     old = RunBook(workspace.runs_folder).load(run_id)
-    _allow_what_it_had(old)
+    allow_what_it_had(old)
     if not as_json:
         show.say(f"rerun of {old.run_id} ({old.pipeline}), in {show.path(workspace.root)}")
     from flows.launch import rerun as launch_again
@@ -124,7 +124,7 @@ def rerun(
         wait=not no_wait,
         listener=None if as_json else ProgressLines().listener(),
     )
-    _finish(workspace, record, as_json=as_json)
+    finish(workspace, record, as_json=as_json)
 
 
 def retry(run_id: RunId = "latest", no_wait: NoWait = False, as_json: Json = False) -> None:
@@ -133,16 +133,16 @@ def retry(run_id: RunId = "latest", no_wait: NoWait = False, as_json: Json = Fal
 
     workspace = home()
     old = RunBook(workspace.runs_folder).load(run_id)
-    _allow_what_it_had(old)
+    allow_what_it_had(old)
     if not as_json:
         show.say(f"retry of {old.run_id} ({old.pipeline}), attempt {len(old.attempts) + 1}, in {show.path(workspace.root)}")
     from flows.launch import retry as launch_again
 
     listener = None if as_json else ProgressLines().listener()
-    _finish(workspace, launch_again(old.run_id, workspace=workspace, wait=not no_wait, listener=listener), as_json=as_json)
+    finish(workspace, launch_again(old.run_id, workspace=workspace, wait=not no_wait, listener=listener), as_json=as_json)
 
 
-def _allow_what_it_had(record: RunRecord) -> None:
+def allow_what_it_had(record: RunRecord) -> None:
     """A record's paths were checked when its run was opened; they stay allowed to its reruns from the command line."""
     from flows.options import RunOptions
     from pipeline_lib.config.paths import allow, local_folders
@@ -183,7 +183,7 @@ def _announce(workspace: Workspace, config: PipelineConfig, *, say: Callable[[st
     )
 
 
-def _finish(workspace: Workspace, record: RunRecord, *, as_json: bool) -> None:
+def finish(workspace: Workspace, record: RunRecord, *, as_json: bool) -> None:
     """What went in, what came out, the scores, where the report is; the exit code says how it ended."""
     from flows.cli.runs import print_run
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline_lib.config.model import ModelConfig
 from pipeline_lib.errors import ConfigError
@@ -36,6 +37,12 @@ def start_folder(start: str, store_lookup: Lookup | None = None) -> Path:
     if not artifact.manifest.was(start.partition("#")[2]):
         raise ConfigError(f"{key} is not the artifact that was meant: its digest differs", where="model.start")
     return artifact.files("model")[0].parent
+
+
+def special_ids(packed: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens that a model's configuration names, from `pack`'s details; `stop` ends an answer where a chat template has one."""
+    stop = (packed["chat"] or {}).get("stop_id")
+    return {"eos": packed["eos_id"], "pad": packed["pad_id"], **({} if stop is None else {"stop": stop})}
 
 
 def real_numbers(model: ModelConfig, vocabulary_size: int, store_lookup: Lookup | None = None) -> tuple[ModelConfig, int]:
