@@ -14,10 +14,12 @@ from pipeline_lib.config.model import LoraConfig, ModelConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.pretrained import MAKING, quiet, read_model
 from pipeline_lib.training.start import Lookup, start_folder
-from pipeline_lib.workspace.files import read_json
+from pipeline_lib.workspace.files import read_json, write_json
 
 HYBRIDS = {"lfm2": ("conv", "conv", "full_attention")}
 """Kinds of layers that repeat, where the family's configuration names none (LFM2's models: ten convolutions, six attentions)."""
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def build_model(
@@ -184,15 +186,26 @@ class Adapted:
             ) from error  # fmt: skip
         self.model = self._wrapped.get_base_model()
 
-    def merge(self) -> Any:
-        """Fold the adapters into the weights and give back the plain model."""
+    def merge(self, adapter: Path | None = None) -> Any:
+        """Fold the adapters into the weights and give back the plain model; with a folder, write them there first, for peft."""
+        if adapter:
+            self._save(adapter)
         return self._wrapped.merge_and_unload()
 
+    def _save(self, folder: Path) -> None:
+        self._wrapped.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        for path in folder.iterdir():
+            if path.name not in ADAPTER_FILES:  # a model card about nothing
+                path.unlink()
+        told = read_json(folder / "adapter_config.json")
+        told |= {"target_modules": sorted(told["target_modules"]), "base_model_name_or_path": None}  # peft writes a set's order
+        write_json(folder / "adapter_config.json", told)
 
-def adapt(model: Any, lora: LoraConfig) -> tuple[Any, Callable[[], Any]]:
-    """The model to train, and a function that gives back the plain model afterwards."""
+
+def adapt(model: Any, lora: LoraConfig) -> tuple[Any, Callable[..., Any]]:
+    """The model to train, and a function that gives back the plain model afterwards (`Adapted.merge`)."""
     if lora.rank == 0:
-        return model, lambda: model
+        return model, lambda adapter=None: model
     adapted = Adapted(model, lora)
     return adapted.model, adapted.merge
 
@@ -251,7 +264,7 @@ def prepare(model: Any, *, attention: str = "", activation_checkpointing: bool =
                 f"{model.config.model_type} cannot compute activations twice", where="train.activation_checkpointing",
                 fix="set train.activation_checkpointing to false, and a smaller micro-batch",
             )  # fmt: skip
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def check_trainable(model: Any) -> None:
