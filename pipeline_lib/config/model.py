@@ -216,7 +216,10 @@ class PlanConfig(Section):
     decay_share: float = setting(
         0.2, "Share of the steps in the final decay", unit="share", gt=0, le=1, why="WSD with a 10-20 % (1-sqrt) decay"
     )
-    warmup_share: float = setting(0.05, "Share of the steps in the warm-up", unit="share", ge=0, lt=1)
+    warmup_share: float = setting(
+        0.025, "Warm-up, share of the steps that all allowed passes over the data make", unit="share", ge=0, lt=1,
+        why="a longer warm-up lets more of the data be read at too low a rate; never more than a tenth of the planned steps",
+    )  # fmt: skip
     replan: bool = setting(True, "Adapt the planned end to the measured speed while training")
 
 
@@ -249,7 +252,7 @@ class GateRule(Section):
     score: str = setting("bits_per_byte", "A suite, or a domain or task of one: earth, earth/geographic, bits_per_byte/prose")
     most_fall: float | None = setting(
         None,
-        "Refused when surely worse than the champion by more than this: points of a share (of preferences: more stereotyped ones), "
+        "Refused when surely worse than the champion by more than this: points of a share (preferences: more stereotyped ones) "
         "or a share of bits per byte",
         ge=0,
         lt=1,

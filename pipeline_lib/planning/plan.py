@@ -27,6 +27,7 @@ from pipeline_lib.planning.window import (
     fit,
     split_batch,
     validation_seconds,
+    warmup,
 )
 from pipeline_lib.training.checkpoints import Checkpoint
 from pipeline_lib.training.forks import source_of
@@ -70,7 +71,8 @@ def plan(
     parameters = count_parameters(real, rows)
     tokens = draft.fit.steps * draft.batch_sequences * data["sequence_length"]
     rate = _learning_rate(parameters.without_embeddings, tokens, tuned, model, train)
-    shape = course(draft.fit.steps, schedule=train.schedule, warmup_share=plan.warmup_share, decay_share=plan.decay_share)
+    warm, short = warmup(draft.fit.steps, draft.most_steps, plan.warmup_share)
+    shape = course(draft.fit.steps, schedule=train.schedule, warmup_steps=warm, decay_share=plan.decay_share)
     promises = _promises(draft, window, calibrated=calibrated, profile=profile, tuned=tuned, resources=resources, tokens=tokens)
     _refuse_above_limits(promises, resources, window)
     estimate = estimate_memory(
@@ -111,6 +113,8 @@ def plan(
         },
         "tokens": tokens,
         "limit": draft.fit.limit,
+        "warmup_why": short or f"{plan.warmup_share:.2%} of the {draft.most_steps:,} steps that the full data makes",
+        "interval": calibrated["interval"],
         "learning_rate_why": rate.why,
         "batch_tokens_of_the_law": round(laws.step_law_batch_tokens(tokens)),
         "flops": laws.training_flops(parameters.total, tokens),
@@ -125,6 +129,8 @@ def plan(
         details |= _counted_on(source.step, details)
     for words in draft.gave_up:
         run.event("gave_up", what=words)
+    if short:
+        run.event("warmup_short", what=short)
     return Outcome(
         metrics={
             "steps": details["steps"],

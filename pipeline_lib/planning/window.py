@@ -15,6 +15,8 @@ VALIDATION_SLOWNESS = 1.5  # judged: scoring sorts, pads and batches short items
 LEAST_VALIDATION_SECONDS = 10.0
 MOST_EVALUATIONS = 20  # more points on a curve than this tell a person nothing new
 SAVE_SHARE = 0.02  # share of training spent on checkpoints, as far as the two bounds below allow
+SAVES = 10  # in a run, at least, where they cost no more than SAVE_MOST_SHARE: one that is killed in its decay must still anneal
+SAVE_MOST_SHARE = 0.1
 SAVE_SECONDS_BETWEEN = (30.0, 900.0)  # a kill costs at most a quarter of an hour; a short run still has a checkpoint to return to
 EVALUATE_SHARE = {"speed": 0.02, "balanced": 0.05, "quality": 0.10}  # of the training time, by `plan.priority`
 WANTED_STEPS = 100  # below this AdamW's second moment (beta2 = .95: 20 steps) and the warm-up take too much of the run
@@ -134,7 +136,7 @@ def _cadence(load: Load, steps: int, priority: str, evaluate_every: int, save_ev
     affordable = math.floor(EVALUATE_SHARE[priority] * training / load.evaluate) if load.evaluate > 0 else MOST_EVALUATIONS
     evaluations = min(max(affordable, 1), MOST_EVALUATIONS)
     low, high = SAVE_SECONDS_BETWEEN
-    between = min(max(load.save / SAVE_SHARE, low), high)
+    between = max(min(max(load.save / SAVE_SHARE, low), high, training / SAVES), load.save / SAVE_MOST_SHARE)
     return Fit(
         steps,
         evaluate_every or max(math.ceil(steps / evaluations), 1),
@@ -166,10 +168,31 @@ class Course:
     decay_steps: int
 
 
-def course(steps: int, *, schedule: str, warmup_share: float, decay_share: float) -> Course:
+WARMUP_MOST = 0.1  # of the planned steps, however many the full data would make
+
+
+def warmup(steps: int, full_steps: int, share: float) -> tuple[int, str]:
+    """Warm-up steps of a run of `steps`, when the allowed passes over the full data make `full_steps`; and a warning, or "".
+
+    Args:
+        steps: planned.
+        full_steps: of all allowed passes over the data, whatever the window.
+        share: of `full_steps`.
+    """
+    wanted, most = math.ceil(share * full_steps), math.floor(WARMUP_MOST * steps)
+    if wanted <= most:
+        return wanted, ""
+    return (
+        most,
+        f"warm-up: {most:,} of {wanted:,} steps, which are {share:.2%} of the {full_steps:,} that the full data makes: "
+        f"only {steps:,} are planned; raise resources.max_hours or lower train.learning_rate if the loss is unstable",
+    )
+
+
+def course(steps: int, *, schedule: str, warmup_steps: int, decay_share: float) -> Course:
     """Warm-up and decay of a run of `steps`; `linear` and `cosine` decay from the end of the warm-up on."""
-    warmup = min(math.ceil(warmup_share * steps), max(steps - 1, 0))
+    warm = min(warmup_steps, max(steps - 1, 0))
     if schedule != "wsd":
-        return Course(warmup, steps - warmup)
+        return Course(warm, steps - warm)
     decay = max(math.ceil(max(decay_share, LEAST_DECAY) * steps), 1)
-    return Course(min(warmup, steps - decay), decay)
+    return Course(min(warm, steps - decay), decay)
