@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
-from prefect.utilities.annotations import quote
 
 from pipeline_lib.config.resources import ExecutionConfig
 from pipeline_lib.errors import ConfigError
@@ -24,11 +23,23 @@ R = TypeVar("R")
 BATCH_SECONDS = 5.0  # a mapped task costs Prefect 10-40 ms (SQLite), a process 2.4 s to start: batches must dwarf that
 
 
+class Batch:
+    """Work for one mapped task. A plain object: Prefect, Dask and Ray look for futures in collections and dataclasses, item by
+    item, and Dask takes them apart."""
+
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], modules: tuple[str, ...]) -> None:
+        self.function, self.items, self.modules = function, items, modules
+
+    def done(self) -> list[Any]:
+        """Apply the function; what is returned is small (shards lie in files)."""
+        load_extensions(self.modules)
+        return [self.function(item) for item in self.items]
+
+
 @task(name="shards", task_run_name="shards {first}-{last}", cache_policy=NO_CACHE, persist_result=False)
-def run_batch(function: Callable[[Any], Any], items: Any, first: int, last: int, modules: tuple[str, ...]) -> list[Any]:
-    """Apply a function to a batch of items; what is returned is small (shards lie in files). May run in another process."""
-    load_extensions(modules)
-    return [function(item) for item in (items.unquote() if isinstance(items, quote) else items)]
+def run_batch(batch: Batch, first: int, last: int) -> list[Any]:
+    """Do a batch, perhaps in another process."""
+    return batch.done()
 
 
 def workers_of(execution: ExecutionConfig) -> int:
@@ -95,11 +106,9 @@ def task_mapper(execution: ExecutionConfig) -> Mapper:
                 runner.submit(
                     run_batch,
                     parameters={
-                        "function": function,
-                        "items": quote(list(rest[start : start + size])),  # not searched for futures, item by item
+                        "batch": Batch(function, rest[start : start + size], active_extensions()),
                         "first": len(done) + start,
                         "last": len(done) + min(start + size, len(rest)) - 1,
-                        "modules": active_extensions(),
                     },
                 )
                 for start in range(0, len(rest), size)
