@@ -297,9 +297,22 @@ def _aged(workspace: Workspace, keep: KeepConfig) -> Iterator[Doomed]:
         if _age_seconds(folder) > keep.days * 86400:
             yield Doomed("quarantine", f"quarantine/{folder.name}", folder_bytes(folder), f"older than {keep.days} days")
     yield from _spools(workspace, keep)
+    yield from _forks(workspace, keep)
     for path in _leftovers(workspace.root):
         if _age_seconds(path) > LEFTOVER_SECONDS:
             yield Doomed("leftover", path.relative_to(workspace.root).as_posix(), folder_bytes(path), "left by a killed process")
+
+
+def _forks(workspace: Workspace, keep: KeepConfig) -> Iterator[Doomed]:
+    """Checkpoints that forks began with, once every fork is done (a model that is published needs its source no more)."""
+    needed = "".join(
+        str(record.config.get("train", {}).get("parent", ""))
+        for record in RunBook(workspace.runs_folder).all()
+        if record.outcome != "completed" or record.pinned
+    )
+    for folder in sorted((workspace.root / "forks").glob("*")):
+        if folder.name not in needed and _age_seconds(folder) > keep.days * 86400:
+            yield Doomed("leftover", f"forks/{folder.name}", folder_bytes(folder), "the runs that went on from it are done")
 
 
 def _spools(workspace: Workspace, keep: KeepConfig) -> Iterator[Doomed]:

@@ -78,6 +78,7 @@ def disk_usage(workspace: Workspace) -> SummaryTable:
     names = (
         "cache",
         "work",
+        "forks",
         "quarantine",
         "runs",
         "reports",
@@ -165,9 +166,9 @@ def disk_by_factors(config: PipelineConfig, workspace: Workspace | None = None) 
     """Bytes by stage from the sources' sizes and the stated factors."""
     text = sum(source_bytes(source) for source in config.ingest.sources)
     weights = model_parameters(config, workspace) * BYTES_PER_PARAMETER
-    # checkpoints: those that are kept and the one that is being written, each weights and two moments; then the model itself,
-    # and MLflow's copy of it
-    training = weights * 3 * (config.train.keep_checkpoints + 1) + weights * (2 if config.tracking.enabled else 1)
+    # checkpoints: the newest, the best, the last before the decay and the one that is being written, each weights and two
+    # moments; then the model itself, and MLflow's copy of it
+    training = weights * 3 * (config.train.keep_checkpoints + 3) + weights * (2 if config.tracking.enabled else 1)
     return {**{name: int(text * factor) for name, factor in PER_TEXT_BYTE.items()}, **FIXED, "train": training}
 
 
