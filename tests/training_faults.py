@@ -20,6 +20,7 @@ import torch
 from transformers import TrainerCallback
 
 from pipeline_lib.extensions import extend
+from pipeline_lib.training.world import world
 
 
 class Faults(TrainerCallback):
@@ -44,7 +45,7 @@ class Faults(TrainerCallback):
     def _happened(self, number: int, step: int, fault: Mapping[str, Any]) -> bool:
         if not fault.get("once", True) or self.marks is None:
             return False
-        mark = self.marks / f"fault-{number}-{step}-{os.environ.get('RANK', '0')}"
+        mark = self.marks / f"fault-{number}-{step}-{world().rank}"
         if mark.exists():
             return True
         mark.touch()
@@ -93,12 +94,12 @@ class Faults(TrainerCallback):
 
     def kill(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
         """This process, or the one of a rank, is gone."""
-        if str(fault.get("rank", 0)) == os.environ.get("RANK", "0"):
+        if fault.get("rank", 0) == world().rank:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def hang(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
         """A rank stands still, as one does that waits for a device."""
-        if str(fault.get("rank", 0)) == os.environ.get("RANK", "0"):
+        if fault.get("rank", 0) == world().rank:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline_lib.config.model import TrainConfig
+from pipeline_lib.training.parallel import local
 
 WINDOW = 256  # norms that are remembered
 LEAST_SEEN = 32  # with fewer the fixed limit alone holds
@@ -44,7 +45,7 @@ class Clipping:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded weights
         limit = self.limit()
         if norm.device.type != "cpu" or norm > limit:  # on a processor looking costs nothing, multiplying by 1 does
-            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))  # type: ignore[no-untyped-call]
+            torch._foreach_mul_([local(gradient) for gradient in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))  # type: ignore[no-untyped-call]
         if self.adaptive:
             self._remember(norm)
         return norm

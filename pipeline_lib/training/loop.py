@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,17 @@ from pipeline_lib.hardware.machine import out_of_memory, release_memory, synchro
 from pipeline_lib.pretrained import quiet
 from pipeline_lib.training.adjustments import Adjustments
 from pipeline_lib.training.clipping import Clipping
-from pipeline_lib.training.data import MicroBatches, Sequences
+from pipeline_lib.training.data import Sequences
 from pipeline_lib.training.isolation import Isolation, decide_isolation
 from pipeline_lib.training.loss import counted_tokens
 from pipeline_lib.training.model import check_trainable, prepare
 from pipeline_lib.training.objective import Objective
 from pipeline_lib.training.optimizers import make_optimizer
+from pipeline_lib.training.parallel import Parallel
 from pipeline_lib.training.plan import TrainingPlan
 from pipeline_lib.training.scaling import LossScale
 from pipeline_lib.training.schedule import Schedule
+from pipeline_lib.training.world import World, world
 from pipeline_lib.workspace.faults import fault_point
 
 ENDLESS = 2**40  # Trainer's own step limit; the schedule in effect says when training ends
@@ -59,6 +61,8 @@ class Session:
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: LambdaLR = field(init=False)
     objective: Objective = field(init=False)
+    world: World = field(default_factory=world)
+    parallel: Parallel = field(init=False)
     isolation: Isolation = field(init=False)
     loss: Tensor = field(init=False)  # mean loss of the step just done, on the device
     grad_norm: Tensor = field(init=False)  # before clipping, on the device
@@ -84,6 +88,7 @@ class Session:
         self.objective = Objective(
             self.model, self.plan.precision, apart=self.isolation.mode == "rows", compile=self.config.compile
         )
+        self.parallel = Parallel(self.world, self.model, self.objective)
         self.optimizer = make_optimizer(self.model, self.plan, self.config)
         self.scheduler = LambdaLR(self.optimizer, self._factor)
         self.clipping = Clipping(self.config, device)
@@ -152,13 +157,31 @@ class Session:
         return self.clipping.tensors() | (self.scale.tensors() if self.scale else {})
 
 
+def random_states() -> dict[str, Tensor]:
+    """Of the generators that training draws from: torch's own, of processor and accelerator."""
+    states = {"cpu": torch.random.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: Mapping[str, Tensor]) -> None:
+    """Put the generators where they were."""
+    torch.random.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
 def fit(session: Session, callbacks: Sequence[TrainerCallback]) -> None:
     """Train until the schedule in effect ends or a callback stops it. A finished session returns at once."""
     if session.finished:
         return
     quiet()
+    generators = random_states()
     trainer = _PackedTrainer(session, callbacks)
     trainer.remove_callback(PrinterCallback)
+    if session.step:  # Trainer has seeded the generators; a training that goes on draws what it would have drawn
+        set_random_states(generators)
     trainer.train()
 
 
@@ -166,12 +189,13 @@ class _PackedTrainer(Trainer):
     """Trainer on packed sequences with token-exact accumulation."""
 
     def __init__(self, session: Session, callbacks: Sequence[TrainerCallback]) -> None:
-        self.session = session
+        self.session, self.world = session, session.world
+        micro_batch, passes = self.world.share(session.plan)
         arguments = TrainingArguments(
             output_dir=str(session.folder),
             max_steps=ENDLESS,
-            per_device_train_batch_size=session.plan.micro_batch,
-            gradient_accumulation_steps=session.plan.accumulation,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=passes,
             max_grad_norm=session.config.max_grad_norm,
             seed=session.seed,
             use_cpu=session.device.type == "cpu",
@@ -193,12 +217,18 @@ class _PackedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # count the labels of the whole accumulated batch …
         self.loss_is_scaled_for_ga = True  # … `compute_loss` divides by them
         self.step_loss = torch.zeros((), device=session.device)
+        self.last_part = True  # gradients travel between processes with the backward pass under way
         self.done: list[Any] = []  # the step's micro-batches so far, to do again in smaller parts when memory runs out
 
     def get_train_dataloader(self) -> Any:
         """Batches from the step in effect on, without a sampler of Trainer's and without skipping."""
-        plan, session = self.session.plan, self.session
-        return MicroBatches(session.data, session.seed, plan.micro_batch, session.position)
+        session = self.session
+        return self.world.batches(session.data, session.seed, session.plan, session.position)
+
+    def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[Any], Tensor]:
+        """The step's micro-batches of this process, and how many tokens the step predicts in all processes."""
+        samples, tokens = super().get_batch_samples(*given, **named)  # type: ignore[no-untyped-call]
+        return samples, self.world.sum(tokens)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward. Where memory runs out, the step so far is done again in smaller parts: its mean stays the same.
@@ -216,30 +246,38 @@ class _PackedTrainer(Trainer):
                     raise
                 said = type(error)(str(error))  # without the traceback, which keeps the tensors
             self.session.relieve(said)
+            if self.world.size > 1:  # the others wait in this step: all begin again, from a checkpoint
+                raise said
             model.zero_grad(set_to_none=True)
             self.step_loss = torch.zeros_like(self.step_loss)
             release_memory(self.session.device)
+            self.session.objective.restart()
             todo = self.done
 
     def _in_parts(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         parts = min(self.session.parts, len(inputs["input_ids"]))
+        last = inputs is self.done[-1] and len(self.done) == self.args.gradient_accumulation_steps
+        self.last_part = last and parts == 1
         if parts == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         cut = zip(*(tensor.tensor_split(parts) for tensor in inputs.values()), strict=True)
         batches = [dict(zip(inputs, part, strict=True)) for part in cut]
-        return torch.stack(
-            [super(_PackedTrainer, self).training_step(model, batch, num_items_in_batch) for batch in batches]
-        ).sum()
+        losses = []
+        for number, batch in enumerate(batches):
+            self.last_part = last and number == parts - 1
+            losses.append(super().training_step(model, batch, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """This micro-batch's share of the mean loss over all predicted tokens of the step."""
         fault_point("step.before_micro_batch")
         total = counted_tokens(inputs["labels"]) if num_items_in_batch is None else num_items_in_batch
-        objective = self.session.objective
-        cross_entropy = objective(inputs)
+        session = self.session
+        session.parallel.sync(self.last_part)
+        cross_entropy = session.parallel.forward(inputs)
         self.step_loss += cross_entropy.detach() / total.clamp(min=1)
-        loss: Tensor = (cross_entropy + objective.balance) / total.clamp(min=1)
-        return loss * self.session.scale.scale if self.session.scale else loss
+        loss: Tensor = (cross_entropy + session.objective.balance) * (self.world.size / total.clamp(min=1))
+        return loss * session.scale.scale if session.scale else loss
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         """Clip, and decide on the device whether the step may be applied: the last moment before the optimizer."""
@@ -247,7 +285,7 @@ class _PackedTrainer(Trainer):
         if session.scale:
             session.scale.unscale([p.grad for p in model.parameters() if p.grad is not None])
         norm = session.clipping(model.parameters())
-        session.loss = self.step_loss
+        session.loss = self.world.sum(self.step_loss)
         applied = session.finite = torch.isfinite(session.loss) & torch.isfinite(norm)
         if session.scale:  # a step that overflowed for its scale is done without, and no news
             at_fault = session.scale.update(applied) & torch.isfinite(session.loss)
@@ -257,7 +295,7 @@ class _PackedTrainer(Trainer):
         applied = applied & ~session.withheld
         self.done.clear()
         self.step_loss = torch.zeros_like(self.step_loss)
-        if isinstance(session.optimizer, torch.optim.AdamW):
+        if isinstance(session.optimizer, torch.optim.AdamW) and not session.parallel.sharded:
             session.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined] # the kernel skips
         elif not bool(applied):
             model.zero_grad(set_to_none=True)  # without gradients an optimizer changes nothing, not even its moments

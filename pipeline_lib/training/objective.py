@@ -36,6 +36,7 @@ class Objective:
         balance: of the latest call in training, what a mixture of experts adds to the loss so that its experts are used evenly,
             scaled like the sum; 0 for other models.
         watch: called after every forward pass of training with the batch and its `losses`.
+        restart: called when the passes of a step are done again from its first: what was watched of them does not count.
     """
 
     def __init__(self, model: Any, precision: str, *, apart: bool = False, compile: bool = False) -> None:
@@ -44,6 +45,7 @@ class Objective:
         self.hits: Tensor
         self.balance = torch.zeros((), device=model.device)
         self.watch: Callable[[Mapping[str, Tensor], Tensor], None] | None = None
+        self.restart: Callable[[], None] = lambda: None
         self._balancing = _balancing(model)
         self.chunked = _plain_head(model) and self._agrees()
         if compile:

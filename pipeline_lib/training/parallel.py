@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pipeline_lib.training.objective import Objective
@@ -32,36 +31,26 @@ class _Whole(nn.Module):
 
 
 class Parallel:
-    """How a session's forward and backward passes go over its world. Made before the optimizer: FSDP replaces parameters."""
+    """How a session's forward and backward passes go over its world. Made before the optimizer: FSDP replaces parameters.
+
+    Attributes:
+        forward: a micro-batch's loss sum in this process, like the objective's.
+        sync: told before each pass whether gradients travel with it.
+        sharded: whether each process holds a part of the weights.
+    """
 
     def __init__(self, world: World, model: Any, objective: Objective) -> None:
-        self.world, self.forward = world, objective.__call__
-        self._sync: Callable[[bool], None] = lambda last: None
-        if world.size == 1:
-            return
-        if world.parallel == "ddp":
-            wrapped = nn.parallel.DistributedDataParallel(_Whole(model, objective))
-            self.forward = wrapped.__call__
-
-            def sync(last: bool) -> None:
-                wrapped.require_backward_grad_sync = last
-
-            self._sync = sync
-        else:
+        self.forward: Forward = objective.__call__
+        self.sync: Callable[[bool], None] = lambda last: None
+        self.sharded = world.size > 1 and world.parallel == "fsdp"
+        if self.sharded:
             _shard(model, world)
             objective.chunked = False  # the head's weight is whole only inside the model's own forward pass
-            self._sync = lambda last: model.set_requires_gradient_sync(last)
-
-    def loss(self, inputs: Any, tokens: Tensor, *, last: bool) -> Tensor:
-        """This process's part of the step's mean loss, scaled so that the averaged gradients are those of the mean.
-
-        Args:
-            inputs: a micro-batch.
-            tokens: predicted tokens of the step in all processes.
-            last: gradients travel with its backward pass.
-        """
-        self._sync(last)
-        return self.forward(inputs) * (self.world.size / tokens.clamp(min=1))
+            self.sync = model.set_requires_gradient_sync
+        elif world.size > 1:
+            wrapped = nn.parallel.DistributedDataParallel(_Whole(model, objective))
+            self.forward = wrapped.__call__
+            self.sync = lambda last: setattr(wrapped, "require_backward_grad_sync", last)
 
 
 def _shard(model: Any, world: World) -> None:
@@ -88,11 +77,13 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-@torch.no_grad()
-def fill(tensor: Tensor, values: Tensor) -> None:
-    """Give a tensor, or the part of it that is held here, its values out of the whole."""
-    if hasattr(tensor, "to_local"):
-        from torch.distributed.tensor import distribute_tensor
+def like(parameter: Tensor, values: Tensor) -> Tensor:
+    """Whole values as a parameter has them: all, or the part that this process holds of it."""
+    if not hasattr(parameter, "to_local") or values.shape != parameter.shape:
+        return values
+    from torch.distributed.tensor import distribute_tensor
 
-        values = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)  # type: ignore[attr-defined]
-    tensor.copy_(values)
+    placed: Tensor = distribute_tensor(
+        values.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None  # type: ignore[attr-defined]
+    )
+    return placed

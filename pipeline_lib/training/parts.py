@@ -100,7 +100,7 @@ class PartLosses(TrainerCallback):
         self.latest: list[Row] = []  # of the last window
         self._pending: list[tuple[int, dict[str, Tensor], Tensor]] = []
         self._steps: dict[int, _Step] = {}
-        session.objective.watch = self._watch
+        session.objective.watch, session.objective.restart = self._watch, self._forget
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The first window begins."""
@@ -129,6 +129,8 @@ class PartLosses(TrainerCallback):
     def flush(self) -> None:
         """End the window: write its parts."""
         self.look()
+        for values in (self.sums.tokens, self.sums.losses):
+            self.session.world.sum_array(values)
         if self.sums.tokens.any():
             self.latest = [
                 {"side": "train", "first_step": self.begin + 1, "step": self.session.step, **row}
@@ -142,6 +144,10 @@ class PartLosses(TrainerCallback):
         self.look()
         entry = self._steps.get(step)
         return worst(self.origins, np.concatenate(entry.rows), np.concatenate(entry.losses), NAMED) if entry else []
+
+    def _forget(self) -> None:
+        step = self.session.step + 1
+        self._pending = [noted for noted in self._pending if noted[0] != step]
 
     def _watch(self, batch: Mapping[str, Tensor], losses: Tensor) -> None:
         if "rows" in batch:

@@ -66,16 +66,16 @@ def say(kind: Say, **what: Any) -> None:
 class Rank(StageRun):
     """The stage's run as a rank has it: events are the parent's, and only the first rank's journal counts."""
 
-    main = True
+    rank = 0
 
     def event(self, kind: str, **detail: Any) -> None:
         """Tell the parent."""
-        if self.main:
+        if self.rank == 0:
             say("event", kind=kind, detail=detail)
 
     def keep(self, name: str) -> Path:
         """The shared folder; a journal of its own for a rank whose journal nobody reads."""
-        return super().keep(name if self.main or name != "journal" else f"journal-of-rank-{os.environ['RANK']}")
+        return super().keep(name if self.rank == 0 or name != "journal" else f"journal-of-rank-{self.rank}")
 
 
 class _Relay(NullTracker):
@@ -141,13 +141,13 @@ def main(folder: Path) -> int:
     run = Rank(
         Stage(**order.stage), order.fingerprint, workspace, inputs, Path(order.work), services, seed=order.seed, key=order.key
     )
-    run.main = main_rank
+    run.rank = rank
     try:
         load_extensions(order.extensions)
         join(folder / "meeting", rank, size, order.parallel)
         train_rank(run, train=TrainConfig.model_validate(order.train), model=ModelConfig.model_validate(order.model))
     except MillraceError as error:
-        say("failed", kind=type(error).__name__, what=error.what, where=error.where, fix=error.fix)
+        say("failed", kind=next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == MillraceError.__module__), what=error.what, where=error.where, fix=error.fix)
         return error.exit_code
     return 0
 

@@ -178,20 +178,25 @@ class Recovery(TrainerCallback):
         session = self.session
         self.wait()
         latest = signal.step - 1 - BEGAN_BEFORE.get(signal.signal, 0)
-        steps = [int(record["step"]) for folder in committed(self.checkpoints) if (record := record_of(folder))]
-        to = max((step for step in steps if step <= latest), default=0)
+        to = session.world.first(lambda: _newest(self.checkpoints, latest))
         lost = session.step - to
         session.adjustments.add(Adjustment(to, lost, policy.rate, policy.decay))
         self.ledger.rolled_back(to, signal.signal)
         self.ledger.quiet_until = {signal.signal: to + policy.cool_down}
-        self.memory.write(self.state())
+        self._write()
         seconds = lost * self.monitor.tokens_per_step / max(self.monitor.tokens_per_second, 1e-9)
         self._tell(
             policy, signal, to_step=to, steps=lost, seconds=round(seconds, 3), sequences_passed_over=lost * session.plan.batch_sequences,
             rate=session.adjustments.rate(to), weight_decay=session.adjustments.decay(to),
         )  # fmt: skip
-        self.memory.settle(self.checkpoints)
+        if session.world.main:
+            self.memory.settle(self.checkpoints)
+        session.world.wait()
         raise RollBack(f"{signal.signal} at step {signal.step}: back to step {to}")
+
+    def _write(self) -> None:
+        if self.session.world.main:
+            self.memory.write(self.state())
 
     def relieve(self, error: Exception) -> None:
         """Halve the micro-batch, now and from here on.
@@ -228,6 +233,12 @@ class Recovery(TrainerCallback):
             f"{session.learning_rate:.3g}, last good losses {recent}. Tried: {'; '.join(tried)}",
             where="stage train", fix=fix,
         )  # fmt: skip
+
+
+def _newest(checkpoints: Path, latest: int) -> int:
+    """The last step, at most `latest`, at which a checkpoint was committed; 0: the beginning."""
+    steps = [int(record["step"]) for folder in committed(checkpoints) if (record := record_of(folder))]
+    return max((step for step in steps if step <= latest), default=0)
 
 
 def _advice(signal: str, session: Session) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline_lib.errors import StageFailedError
+from pipeline_lib.training.parallel import like, whole
 
 if TYPE_CHECKING:
     from pipeline_lib.training.loop import Session
@@ -23,16 +24,18 @@ WHOLE = ":int"
 
 def training_tensors(session: Session) -> dict[str, Tensor]:
     """The state of optimizer and session: each tensor contiguous, none sharing memory with another (safetensors refuses that)."""
-    optimizer = session.optimizer.state_dict()
-    found: dict[str, Any] = {
-        f"{index}.{name}": value for index, values in optimizer["state"].items() for name, value in values.items()
-    }
-    found |= {f"group.{number}.step": group["step"] for number, group in enumerate(optimizer["param_groups"]) if "step" in group}
+    groups, state = session.optimizer.param_groups, session.optimizer.state
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    found: dict[str, Any] = {}
+    for index, parameter in enumerate(parameters):
+        found |= {f"{index}.{name}": value for name, value in state.get(parameter, {}).items()}
+    found |= {f"group.{number}.step": group["step"] for number, group in enumerate(groups) if "step" in group}
     found |= {f"session.{name}": tensor for name, tensor in session.tensors().items()}
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in found.items():
         if isinstance(value, Tensor):
+            value = whole(value)  # noqa: PLW2901
             shared = value.data_ptr() in seen and value.numel() > 0
             seen.add(value.data_ptr())
             tensors[name] = value.clone() if shared else value.contiguous()
@@ -66,6 +69,11 @@ def restore_training(session: Session, tensors: Mapping[str, Tensor]) -> None:
         raise _other(f"it has {fresh} parameters here")
     if missing := own.keys() - {key.removeprefix("session.") for key in tensors}:
         raise _other(f"it lacks {', '.join(sorted(missing))}")
+    parameters = [parameter for group in session.optimizer.param_groups for parameter in group["params"]]
+    for index, values in state.items():
+        state[index] = {
+            name: like(parameters[index], value) if isinstance(value, Tensor) else value for name, value in values.items()
+        }
     session.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -48,11 +49,12 @@ class World:
         micro = math.gcd(each, plan.micro_batch)
         return micro, each // micro
 
-    def batches(self, data: Sequences, seed: int, plan: TrainingPlan, position: int) -> Iterator[Batch]:
-        """Endless micro-batches of this process: of each step's sequences its contiguous part."""
+    def batches(self, data: Sequences, seed: int, plan: TrainingPlan, position: int) -> Iterable[Batch]:
+        """Endless micro-batches of this process from a position on: of each step's sequences its contiguous part."""
+        return MicroBatches(data, seed, plan.micro_batch, position) if self.size == 1 else self._own(data, seed, plan, position)
+
+    def _own(self, data: Sequences, seed: int, plan: TrainingPlan, position: int) -> Iterator[Batch]:
         micro, passes = self.share(plan)
-        if self.size == 1:
-            yield from MicroBatches(data, seed, micro, position)
         while True:
             own = iter(MicroBatches(data, seed, micro, position + self.rank * micro * passes))
             for _ in range(passes):
@@ -64,6 +66,11 @@ class World:
         if self.size > 1:
             dist.all_reduce(value)
         return value
+
+    def sum_array(self, values: np.ndarray) -> None:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(torch.from_numpy(values), group=self.control)
 
     def first(self, look: Callable[[], Any]) -> Any:
         """What `look` gives in the first process, as JSON values, to all."""
@@ -114,6 +121,10 @@ class _Led:
         told = self.world.first(look)
         return Decision(**told) if told else CONTINUE
 
+    def ask_for_decay(self, reason: str) -> None:
+        """See `hooks.Controller`."""
+        self.controller.ask_for_decay(reason)
+
     def state(self) -> Mapping[str, Any]:
         """See `hooks.Controller`."""
         return self.controller.state()
@@ -158,7 +169,8 @@ def join(meeting: Path, rank: int, size: int, parallel: Literal["ddp", "fsdp"]) 
         RuntimeError: not all of them came in time.
     """
     global _present  # a process joins one world, once
-    os.environ.pop("LOCAL_RANK", None)  # Trainer is to see a single process: what is shared among them is our business
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # Trainer is to see a single process: what is shared is our business
+        os.environ.pop(name, None)
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(rank)
