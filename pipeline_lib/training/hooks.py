@@ -34,6 +34,10 @@ class Controller(Protocol):
         """
         ...
 
+    def ask_for_decay(self, reason: str) -> None:
+        """Early stopping wants the final decay to begin: the next `on_step` may answer with `start_decay`."""
+        ...
+
     def state(self) -> Mapping[str, Any]:
         """Small JSON that goes beside a checkpoint (observed: it promises nothing)."""
         ...

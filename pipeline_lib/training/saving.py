@@ -35,7 +35,8 @@ from pipeline_lib.training.checkpoints import (
     require_room,
 )
 from pipeline_lib.training.images import Image
-from pipeline_lib.training.loop import Session
+from pipeline_lib.training.loop import Session, random_states, set_random_states
+from pipeline_lib.training.parallel import like, whole
 from pipeline_lib.training.schedule import Schedule
 from pipeline_lib.training.state import restore_training, training_tensors
 from pipeline_lib.workspace.faults import fault_point
@@ -103,11 +104,15 @@ class CheckpointWriter:
         """
         self.wait()
         self.root.mkdir(parents=True, exist_ok=True)
-        self._take({
-            "model.safetensors": weights_of(session.model),
+        parts = {
+            "model.safetensors": {name: whole(tensor) for name, tensor in weights_of(session.model).items()},
             "optimizer.safetensors": training_tensors(session),
-            "rng.safetensors": _generators(),
-        })  # fmt: skip
+            "rng.safetensors": random_states(),
+        }
+        if not session.world.main:  # it had to help to put sharded tensors together; the first process writes
+            self.step = session.step
+            return
+        self._take(parts)
         synchronize(session.device)
         require_room(self.root, sum(image.size for image in self._images.values()), self.retention)
         schedule = session.schedule
@@ -180,7 +185,7 @@ class CheckpointWriter:
         sync_file(beside / "config.json")
         files["config.json"] = facts_of(beside / "config.json")
         record = {**order.record, "files": files}
-        write_json(beside / OBSERVED, dict(order.observed))
+        write_json(beside / OBSERVED, {**order.observed, "digest": fingerprint_of(order.observed)})
         write_json(beside / RECORD, {**record, "digest": fingerprint_of(record)})
         target = self.root / f"step-{record['step']:08d}"
         fault_point("checkpoint.before_commit")
@@ -214,10 +219,7 @@ def restore(checkpoint: Checkpoint, session: Session, *, schedule: Schedule | No
     """
     load_weights(session.model, read_part(checkpoint, "model.safetensors"))
     restore_training(session, read_part(checkpoint, "optimizer.safetensors"))
-    generators = read_part(checkpoint, "rng.safetensors")
-    torch.random.set_rng_state(generators["cpu"])
-    if "cuda" in generators and torch.cuda.is_available():
-        torch.cuda.set_rng_state(generators["cuda"])
+    set_random_states(read_part(checkpoint, "rng.safetensors"))
     session.rates = dict(checkpoint.record["rates"])
     session.continue_at(checkpoint.step, schedule or Schedule(**checkpoint.record["schedule"]))
 
@@ -251,18 +253,10 @@ def load_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
         )  # fmt: skip
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(like(tensor, weights[name]))
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
     """Parameters and persistent buffers, tied ones once, under the names `from_pretrained` reads."""
     names = dict(model.named_parameters()).keys() | dict(model.named_buffers()).keys()
     return {name: tensor for name, tensor in model.state_dict(keep_vars=False).items() if name in names}
-
-
-def _generators() -> dict[str, Tensor]:
-    """Random states. Training draws from torch only."""
-    states = {"cpu": torch.random.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states

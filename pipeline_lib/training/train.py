@@ -11,32 +11,41 @@ from typing import Any
 import torch
 
 from pipeline_lib.config.model import ModelConfig, TrainConfig
-from pipeline_lib.errors import RefusedError, StageFailedError
+from pipeline_lib.errors import RefusedError
 from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes, release_memory, reset_peak_memory, training_device
 from pipeline_lib.packing.reader import PackedDataset
-from pipeline_lib.pretrained import read_model
 from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
-from pipeline_lib.training.checkpoints import Checkpoint, Retention, committed, kept, newest, publish_checkpoint, record_of
-from pipeline_lib.training.data import Batch, spread
+from pipeline_lib.training.checkpoints import (
+    Checkpoint,
+    Retention,
+    checkpoint_at,
+    committed,
+    kept,
+    newest,
+    publish_checkpoint,
+    record_of,
+)
+from pipeline_lib.training.data import spread
 from pipeline_lib.training.evaluate import DEV_SEQUENCES
+from pipeline_lib.training.export import publish_model
 from pipeline_lib.training.forks import check_fits, reference_of, source_of
 from pipeline_lib.training.journal import Journal, publish
+from pipeline_lib.training.launch import launch
+from pipeline_lib.training.learning import Learning
 from pipeline_lib.training.loop import Session, fit
-from pipeline_lib.training.model import adapt, build_model, count_parameters, export_model, flops_per_token
+from pipeline_lib.training.model import adapt, build_model, count_parameters, flops_per_token
 from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.origins import Origins
 from pipeline_lib.training.plan import TrainingPlan
 from pipeline_lib.training.recovery import Memory, Recovery, RollBack
 from pipeline_lib.training.samples import Prompts
 from pipeline_lib.training.saving import CheckpointWriter, restore
+from pipeline_lib.training.start import special_ids
 from pipeline_lib.training.watch import Watch
+from pipeline_lib.training.world import check_share, world
 from pipeline_lib.workspace.artifact import SummaryTable
-from pipeline_lib.workspace.files import link_or_copy
 from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.stage import Outcome, StageRun
-
-EXPORT_TOLERANCE = 1e-5  # of the largest logit, exported against trained
-MERGE_TOLERANCE = 1e-3  # likewise, adapters folded in against beside: another order of sums, TF32 on a GPU
 
 
 def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
@@ -47,9 +56,17 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
             the exported model is not the trained one.
         DiskLowError: a checkpoint does not fit, and nothing is left to remove; the earlier ones are intact.
         StoppedError: a stop was asked for; a checkpoint of the step just done is saved.
-        ConfigError: the model cannot be built.
+        ConfigError: the model cannot be built, or cannot be trained by so many processes.
         RefusedError: there is nothing to learn from.
     """
+    if train.processes > 1:
+        check_share(TrainingPlan.from_details(run.input("plan").details), train.processes, train.parallel, train.optimizer)
+        launch(run, train=train, model=model)  # what it leaves is the last checkpoint; the rest is done here
+    return train_rank(run, train=train, model=model)
+
+
+def train_rank(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
+    """`train` in this process, which may be one of several (`world`): then what it leaves is the last checkpoint."""
     while True:
         try:
             return _attempt(run, train, model)
@@ -60,10 +77,10 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
 
 def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     # 1. What the plan and the data say.
-    planned, packed = run.input("plan").details, run.input("fill_gaps").details
+    planned, packed, here = run.input("plan").details, run.input("fill_gaps").details, world()
     plan = TrainingPlan.from_details(planned)
     if plan.threads:
-        torch.set_num_threads(plan.threads)
+        torch.set_num_threads(max(1, plan.threads // here.size))
     reset_peak_memory(training_device())  # of a GPU: calibration and trials ran in this process too
     data, dev = open_side(run, "train"), open_side(run, "dev")
     if not len(data) or not len(dev):
@@ -80,7 +97,7 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     tokenizer_json = next((path for path in tokenizer_files if path.name == "tokenizer.json"), None)
     plain = build_model(
         model, vocabulary_size=vocabulary, sequence_length=length, seed=run.seed, tokenizer_file=tokenizer_json,
-        store_lookup=run.workspace.store.artifact, special_ids=_special_ids(packed),
+        store_lookup=run.workspace.store.artifact, special_ids=special_ids(packed),
     )  # fmt: skip
     net, merged = adapt(plain, train.lora)
     session = Session(net, plan, train, data, run.seed, run.keep("trainer"))
@@ -89,10 +106,15 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     # 3. Where an earlier attempt got to, or the run that this one goes on from.
     identity = {"data": data_digest, "tokenizer": run.input("pack").manifest.tables["tokenizer"]}
     checkpoints, memory = run.keep("checkpoints"), Memory(run.keep("trainer") / "recovery.json")
-    memory.settle(checkpoints)
-    found = newest(
-        checkpoints, data_digest=data_digest, plan=plan.to_json(), quarantine=run.workspace.quarantine_folder, event=run.event
-    )  # fmt: skip
+
+    def look() -> str:
+        memory.settle(checkpoints)
+        found = newest(
+            checkpoints, data_digest=data_digest, plan=plan.to_json(), quarantine=run.workspace.quarantine_folder, event=run.event
+        )  # fmt: skip
+        return found.folder.name if found else ""
+
+    found = checkpoint_at(checkpoints / name) if (name := here.first(look)) else None
     source = None if found else source_of(run.workspace, train.parent)
     if found:
         restore(found, session)
@@ -117,10 +139,13 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
         documents=watch.parts.documents,
     )  # fmt: skip
     dev_loss = DevLoss(session, dev_batches, metrics, watch.evaluated)
-    controller = run.use("controller")(planned, run.services.clock, run.services.deadline, run.services.adaptive)
+    controller = here.led(run.use("controller")(planned, run.services.clock, run.services.deadline, run.services.adaptive))
     if before := found or source:
         _resume(before, monitor, dev_loss, event, controller if found else None)
 
+    learning = Learning(session, lambda: dev_loss.curve, controller, event)
+    if before:
+        learning.restore(before.notes["learning"])
     growth = _Growth(data, event)
     retention = Retention(train.keep_checkpoints, train.milestone_every)
     writer = CheckpointWriter(checkpoints, identity=identity, retention=retention)
@@ -140,7 +165,8 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
         if not scheduled and (writer.step == session.step or (found and found.step == session.step)):
             return
         writer.save(
-            session, notes={"monitor": monitor.state(), "dev": dev_loss.state(), "recovery": recovery.state()},
+            session, notes={"monitor": monitor.state(), "dev": dev_loss.state(), "recovery": recovery.state(),
+                            "learning": learning.state()},
             metrics=_losses(monitor, dev_loss), observed={"controller": dict(controller.state())}, scheduled=scheduled,
         )  # fmt: skip
 
@@ -148,18 +174,23 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
         session, monitor, progress=run.progress, metrics=metrics, clock=run.services.clock, deadline=run.services.deadline
     )
     callbacks = [
-        *watch.callbacks, monitor, recovery, dev_loss, Window(session, controller, event), Saver(session, save, writer.check), tell,
-        Stop(session, run.services.should_stop, save), *_extensions(),
+        *watch.callbacks, monitor, recovery, dev_loss, *learning.callbacks, Window(session, controller, event),
+        Saver(session, save, writer.check), tell, Stop(session, here.any(run.services.should_stop), save), *_extensions(),
     ]  # fmt: skip
 
     # 5. Train.
     with journal, writer:
         fit(session, callbacks)
 
+    if here.size > 1:
+        return Outcome()
+
     # 6. Publish: model, last checkpoint, log.
     last = dev_loss.at_end()
     watch.flush()
-    _publish_model(run, merged, tokenizer_files, dev_batches[0], session)
+    inputs = {name: dev_batches[0][name][:1].to(session.device) for name in ("input_ids", "position_ids")}
+    folder, adapter = run.path("model", "config.json").parent, run.out / "adapter"
+    publish_model(session.model, merged, tokenizer_files, inputs, folder=folder, adapter=adapter)
     _publish_checkpoints(run, checkpoints, retention)
     publish(run.keep("journal"), run.observed)
     return _outcome(
@@ -206,12 +237,6 @@ def _observed_checkpoint(run: StageRun, folder: str, name: str) -> Path:
     return run.observed(f"checkpoints/{folder}/{name}")
 
 
-def _special_ids(packed: Mapping[str, Any]) -> dict[str, int]:
-    """Tokens that the model's configuration names; `stop` ends an answer, where the chat template has a token for that."""
-    stop = (packed["chat"] or {}).get("stop_id")
-    return {"eos": packed["eos_id"], "pad": packed["pad_id"], **({} if stop is None else {"stop": stop})}
-
-
 class _Events:
     """Events go to the artifact's manifest and, with their step, into the table of events."""
 
@@ -240,39 +265,6 @@ def _extensions() -> list[Any]:
     from pipeline_lib import extensions
 
     return [make() for make in extensions.extensions("callback").values()]
-
-
-def _publish_model(run: StageRun, merged: Callable[[], Any], tokenizer_files: list[Path], batch: Batch, session: Session) -> None:
-    """Merge, export, add the tokenizer, load it back as a user would; logits must stay those of the trained model."""
-    inputs = {name: batch[name][:1].to(session.device) for name in ("input_ids", "position_ids")}
-    attached = _logits(session.model, inputs)
-    model = merged()
-    trained = _logits(model, inputs)
-    if not (difference := _difference(attached, trained)) <= MERGE_TOLERANCE:
-        raise StageFailedError(
-            f"the model with its adapters merged is not the trained one: logits differ by {difference:.2g} of their size",
-            where="stage train", fix="peft cannot merge adapters into this model family; train it without train.lora",
-        )  # fmt: skip
-    folder = run.path("model", "config.json").parent
-    export_model(model, folder)
-    for path in tokenizer_files:
-        link_or_copy(path, folder / path.name)
-    loaded = _logits(read_model(folder).to(session.device), inputs)
-    if not (difference := _difference(trained, loaded)) <= EXPORT_TOLERANCE:
-        raise StageFailedError(
-            f"the exported model is not the trained one: logits differ by {difference:.2g} of their size",
-            where="stage train", fix="this model family cannot be saved and loaded by transformers without loss",
-        )  # fmt: skip
-
-
-def _logits(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model.eval()(**inputs, use_cache=False).logits
-    return logits
-
-
-def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
-    return float((expected - found).abs().max() / expected.abs().max())
 
 
 def _outcome(
