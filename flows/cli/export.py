@@ -31,7 +31,6 @@ def export(
     Refuses on a mismatch; then DIR is not written.
     """
     from pipeline_lib.export import export_run
-
     from pipeline_lib.workspace.runs import RunBook
 
     workspace = home()
