@@ -54,10 +54,8 @@ ALONG_THE_LINE = (
     "step.before_micro_batch:6",  # train, in the third step
     "checkpoint.copied",  # train
     "checkpoint.file_written:2",  # train
-    "checkpoint.before_commit",  # train
     "checkpoint.after_commit",  # train
-    "step.before_micro_batch:4",  # train, from its first checkpoint on
-    "checkpoint.before_commit:2",  # train
+    "checkpoint.before_commit:2",  # train, from its first checkpoint on
     "publish.before_manifest",  # train
     "publish.before_rename:2",  # train again, validate
     "promote.before_champion",

@@ -96,7 +96,7 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
         middle, most = statistics.median(tally.seconds), max(tally.seconds)
         book.add("median seconds from start to the interrupted stage", middle, "s", setup=f"imports included; at most {most:.1f}")
     if arguments.quick:
-        book.leave_out(f"{KILLS} kills and more (`--kills N`); a quick run takes six of the 30 places at commit points")
+        book.leave_out(f"{KILLS} kills and more (`--kills N`); a quick run takes six of the 28 places at commit points")
 
 
 def _spread(number: int) -> list[str]:
