@@ -28,6 +28,7 @@ from pipeline_lib.config.paths import allowed_roots, check_paths, refusal
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import ConfigError, RefusedError
 from pipeline_lib.extensions import check_extensions, check_modules
+from pipeline_lib.planning.graded import in_metrics
 from pipeline_lib.promotion import decide, promote
 from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
@@ -79,6 +80,8 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
         raise
     finally:
         close_run(workspace, run.record, run.outcome, error=error)
+        if run.record.graded:
+            run.services.tracker.metrics(in_metrics(run.record.graded))
         note_address(run.services.tracker, workspace, run.record)
         with _tracking(run):  # MLflow takes the model in while the report is written
             tell_what_was_made(run.services.tracker, workspace, run.record)

@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.window import deadline
 from pipeline_lib.errors import ConfigError, MillraceError, NotFoundError, StoppedError
+from pipeline_lib.planning.graded import grade
 from pipeline_lib.secrets import hide_passwords, mask, told
 from pipeline_lib.stages import BY_NAME, STAGES
 from pipeline_lib.workspace.artifact import ArtifactRef
@@ -258,11 +259,11 @@ def outcome_of(error: BaseException) -> str:
 
 
 def close_run(workspace: Workspace, record: RunRecord, outcome: str, *, error: str = "") -> RunRecord:
-    """End a run with its true outcome, and note what memory will recall it by."""
+    """End a run with its true outcome; note what memory will recall it by and how the plan's promises were kept."""
     record.outcome, record.error, record.ended = outcome, hide_passwords(error), datetime.now(UTC).isoformat()
     if record.attempts:
         record.attempts[-1].ended, record.attempts[-1].state = record.ended, outcome
-    record.features = features_of(workspace, record)
+    record.features, record.graded = features_of(workspace, record), grade(workspace, record)
     book = RunBook(workspace.runs_folder)
     book.save(record)
     book.let_go(record.run_id)

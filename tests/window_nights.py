@@ -121,8 +121,8 @@ def simulate(night: Night) -> Ended:
 
 
 def random_night(rng: random.Random) -> Night:
-    """A window of three minutes to twelve hours with random sizes, drift, and at most one of each: half the speed for a third of the
-    run, stalls within the margin, a kill in the first 85 % of the training time that is resumed within half of the margin.
+    """A window of three minutes to twelve hours with random sizes and drift, and at most one of each: half the speed for a third
+    of the run, stalls within the margin, a kill in the first 85 % of the training time, resumed within half of the margin.
     """
     total = rng.choice([180.0, 600.0, 1800.0, 43200.0])
     margin = total * rng.uniform(0.03, 0.05)

@@ -2,9 +2,9 @@
 
 The course is two numbers: the last step and the first step of the final decay. At bounded moments the controller measures the
 pace and moves the end; it starts the decay in time; only when not even a short decay can fit does it stop at once.
-Invariants, whatever the clock does: the end never passes the plan's `max_steps`; once the decay has begun its beginning stays, and
-it keeps at least `LEAST_DECAY` of all steps; a course needs no time that is not there, except for that shortest decay, which may
-use the margin but never the time reserved for what comes after training.
+Invariants, whatever the clock does: the end never passes the plan's `max_steps`; once the decay has begun its beginning
+stays, and it keeps at least `LEAST_DECAY` of all steps; a course needs no time that is not there, except for that shortest decay,
+which may use the margin but never the time reserved for what comes after training.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ class WindowController:
             return CONTINUE
         if self.asked and (step < self.start or self.linear):
             return self._as_asked(now)
-        if not self.adaptive:
-            return CONTINUE
+        return self._in_window(step, now) if self.adaptive else CONTINUE
+
+    def _in_window(self, step: int, now: float) -> Decision:
         pace = self.pace
         if now + self.closing + pace > self.last_moment:
             self.total = step
@@ -128,8 +129,10 @@ class WindowController:
 
     def state(self) -> dict[str, Any]:
         """Small JSON for a checkpoint."""
-        return {"total": self.total, "start": self.start, "most": self.most, "done": self.done, "measured": self.measured, "extra": self.extra,
-                "step_seconds": self.step_seconds, "asked": self.asked}  # fmt: skip
+        return {
+            "total": self.total, "start": self.start, "most": self.most, "done": self.done, "measured": self.measured,
+            "extra": self.extra, "step_seconds": self.step_seconds, "asked": self.asked,
+        }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`: the time since then is gone, the pace is believed until measured again."""
@@ -208,7 +211,7 @@ class WindowController:
         )  # fmt: skip
 
     def _one_more_is_enough(self, now: float) -> bool:
-        """Whether the step after the next might not fit, should the machine have become twice as slow: then the next is the last."""
+        """Whether the step after the next might not fit, had the machine become twice as slow: then the next is the last."""
         slowed = min(self.recent[-1], 2 * self.step_seconds) if self.recent else 0.0
         due = self.evaluate_every and (self.done + 1) % self.evaluate_every == 0
         return now + max(4 * self.step_seconds, 3 * slowed) + self.closing * (2 if due else 1) > self.last_moment

@@ -56,13 +56,12 @@ def look(
         high = min(high, max(remaining, left + fixed))
     free = min(remaining - left - fixed, margin)
     on_track = free >= margin / 2
-    return Outlook(
-        remaining, left + fixed, low, high, free, per_hour, on_track,
-        _advice(remaining - margin - left - fixed, free, margin, total, planned, most, left, pace),
-    )  # fmt: skip
+    unused = remaining - margin - left - fixed
+    advice = _advice(unused, free, margin=margin, total=total, planned=planned, most=most, left=left, pace=pace)
+    return Outlook(remaining, left + fixed, low, high, free, per_hour, on_track, advice)
 
 
-def _advice(unused: float, free: float, margin: float, total: int, planned: int, most: int, left: float, pace: float) -> str:
+def _advice(unused: float, free: float, *, margin: float, total: int, planned: int, most: int, left: float, pace: float) -> str:
     if free < 0:
         return (
             f"the deadline will be missed by {-free:.0f} s: stop other work on this machine; next time raise resources.max_hours"

@@ -13,6 +13,7 @@ from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.errors import RefusedError
 from pipeline_lib.planning import laws
 from pipeline_lib.planning.forecast import Promise, forecast_loss, widened
+from pipeline_lib.planning.graded import coverage
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
 from pipeline_lib.planning.profiles import choose_profile
 from pipeline_lib.planning.recalled import features_asked, in_words, recall
@@ -34,8 +35,10 @@ from pipeline_lib.training.forks import source_of
 from pipeline_lib.training.start import real_numbers
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.resolve import read_champion
+from pipeline_lib.workspace.runs import RunBook
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, StageRun
+from pipeline_lib.workspace.workspace import Workspace
 
 
 def plan(
@@ -54,23 +57,86 @@ def plan(
         RefusedError: window, memory or money do not allow it; the fix names the nearest plan that would.
     """
     data, calibrated, tuned = run.input("fill_gaps").details, run.input("calibrate").details, run.input("tune").details
-    profile = choose_profile(calibrated, resources)
-    window = window_of(
-        run.services,
-        resources,
-        validation=validation_seconds(
-            language_tokens + SUITE_TOKENS[level],
-            calibrated["evaluate_tokens_per_second"],
-            models=2 if read_champion(run.workspace).get("champion") else 1,
-        ),
-        start_up=calibrated["build_seconds"] + (0.0 if "transformers" in sys.modules else calibrated["import_seconds"]),
-    )
-    source = source_of(run.workspace, train.parent)
-    draft = draft_plan(data, calibrated, profile, window, plan=plan, train=train, source=source)
     real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
+    profile = choose_profile(calibrated, resources)
+    book = RunBook(run.workspace.runs_folder)
+    details = compose(
+        data,
+        calibrated,
+        tuned,
+        window_of(
+            run.services,
+            resources,
+            validation=validation_of(calibrated, run.workspace, language_tokens=language_tokens, level=level),
+            start_up=calibrated["build_seconds"] + (0.0 if "transformers" in sys.modules else calibrated["import_seconds"]),
+        ),
+        profile=profile,
+        plan=plan,
+        train=train,
+        resources=resources,
+        model=model,
+        real=real,
+        rows=rows,
+        source=source_of(run.workspace, train.parent),
+        kept=coverage(book.all()),
+    )
+    details["recalled"] = recall(
+        run, features_asked(real, train, data, count_parameters(real, rows).total), float(profile["tokens_per_second"])
+    )
+    for words in details["gave_up"]:
+        run.event("gave_up", what=words)
+    for words in details["warnings"]:
+        run.event("plan_warning", what=words)
+    metrics = {name: details[name] for name in ("steps", "tokens", "epochs", "learning_rate", "limit")}
+    return Outcome(metrics=metrics, summary=_summary(details), details=details)
+
+
+def validation_of(calibrated: Mapping[str, Any], workspace: Workspace, *, language_tokens: int, level: str) -> float:
+    """Seconds that validation will take: a champion is scored beside the new model."""
+    return validation_seconds(
+        language_tokens + SUITE_TOKENS[level],
+        calibrated["evaluate_tokens_per_second"],
+        models=2 if read_champion(workspace).get("champion") else 1,
+    )
+
+
+def compose(
+    data: Mapping[str, Any],
+    calibrated: Mapping[str, Any],
+    tuned: Mapping[str, Any],
+    window: Window | None,
+    *,
+    profile: Mapping[str, Any],
+    plan: PlanConfig,
+    train: TrainConfig,
+    resources: ResourcesConfig,
+    model: ModelConfig,
+    real: ModelConfig,
+    rows: int,
+    source: Checkpoint | None = None,
+    kept: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
+    """The whole plan as the details of the stage (README.md beside this file); asks nothing of a workspace.
+
+    Args:
+        data: details of `fill_gaps`, or an estimate of them.
+        calibrated: details of `calibrate`.
+        tuned: details of `tune`.
+        window: None without a deadline.
+        profile: the chosen one of the calibrated profiles.
+        plan, train, resources, model: configured.
+        real: the numbers of the model that is really trained.
+        rows: of its embedding.
+        source: the checkpoint that a fork goes on from.
+        kept: how past promises were kept, see `graded.coverage`.
+
+    Raises:
+        RefusedError: window or money do not allow it; the fix names the nearest plan that would.
+    """
+    draft = draft_plan(data, calibrated, profile, window, plan=plan, train=train, source=source)
     parameters = count_parameters(real, rows)
     tokens = draft.fit.steps * draft.batch_sequences * data["sequence_length"]
-    rate = _learning_rate(parameters.without_embeddings, tokens, tuned, model, train)
+    rate = _learning_rate(parameters.without_embeddings, tokens, tuned, model, train, batch_share=draft.batch_share)
     warm, short = warmup(draft.fit.steps, draft.most_steps, plan.warmup_share)
     shape = course(draft.fit.steps, schedule=train.schedule, warmup_steps=warm, decay_share=plan.decay_share)
     promises = _promises(draft, window, calibrated=calibrated, profile=profile, tuned=tuned, resources=resources, tokens=tokens)
@@ -84,9 +150,11 @@ def plan(
         optimizer=train.optimizer,
         lora=train.lora,
     )
-    asked = features_asked(real, train, data, parameters.total)
-    recalled = recall(run, asked, float(profile["tokens_per_second"]))
-    parts = window_parts(window, draft)
+    fastest = max((p["tokens_per_second"] for p in calibrated["profiles"] if not p["error"]), default=0.0)
+    gave_up = list(draft.gave_up)
+    if fastest > profile["tokens_per_second"]:
+        limit = f"{resources.memory_gib:g} GiB" if resources.memory_gib else "this machine's memory"
+        gave_up.insert(0, f"profile: {profile['tokens_per_second']:,.0f} of {fastest:,.0f} tokens/s, so that it fits {limit}")
     details: dict[str, Any] = {
         "steps": draft.fit.steps,
         "warmup_steps": shape.warmup_steps,
@@ -119,29 +187,14 @@ def plan(
         "batch_tokens_of_the_law": round(laws.step_law_batch_tokens(tokens)),
         "flops": laws.training_flops(parameters.total, tokens),
         "size_advice": laws.size_advice(parameters.without_embeddings, tokens),
-        "recalled": recalled,
-        "gave_up": draft.gave_up,
-        "window": [[part, round(seconds, 3)] for part, seconds in parts.items()],
+        "gave_up": gave_up,
+        "warnings": [short] if short else [],
+        "window": [[part, round(seconds, 3)] for part, seconds in window_parts(window, draft).items()],
         "memory_terms": estimate.terms,
-        "promises": {name: promise.to_json() for name, promise in promises.items()},
+        "profiles": calibrated["profiles"],
+        "promises": {name: promise.to_json() | {"kept": (kept or {}).get(name, {})} for name, promise in promises.items()},
     }
-    if source:
-        details |= _counted_on(source.step, details)
-    for words in draft.gave_up:
-        run.event("gave_up", what=words)
-    if short:
-        run.event("warmup_short", what=short)
-    return Outcome(
-        metrics={
-            "steps": details["steps"],
-            "tokens": tokens,
-            "epochs": details["epochs"],
-            "learning_rate": details["learning_rate"],
-            "limit": draft.fit.limit,
-        },
-        summary=_summary(parts, details),
-        details=details,
-    )
+    return details | _counted_on(source.step, details) if source else details
 
 
 @dataclass(frozen=True)
@@ -154,6 +207,7 @@ class Draft:
     fit: Fit
     most_steps: int  # the data and the configuration allow no more
     gave_up: list[str]
+    batch_share: float  # of the batch that was asked for
 
 
 def window_of(services: Services, resources: ResourcesConfig, *, validation: float, start_up: float) -> Window | None:
@@ -239,14 +293,17 @@ def draft_plan(
     if found.steps < 1 and window:
         _refuse_short_window(window, load)
     if batch < wanted:
-        gave_up.append(f"batch: {batch * length} of {wanted * length} tokens, so that {found.steps} steps fit")
+        gave_up.append(
+            f"batch: {batch * length:,} of {wanted * length:,} tokens, so that {found.steps} steps fit; the learning rate goes "
+            "with the square root"
+        )
     if found.limit == "window":
         passes = found.steps * batch / train_sequences
         gave_up.append(f"data: {passes:.2f} of {train.max_epochs:g} passes, the window ends before")
         if train.max_steps:
             gave_up.append(f"steps: {found.steps} of {train.max_steps}, the window ends before")
     most = min(epoch_steps, train.max_steps) if train.max_steps else epoch_steps
-    return Draft(batch, micro, load, found, most, gave_up)
+    return Draft(batch, micro, load, found, most, gave_up, batch / wanted)
 
 
 def _refuse_more_epochs(passes: float, most: float) -> None:
@@ -282,15 +339,24 @@ def _refuse_short_window(window: Window, load: Load) -> None:
     )
 
 
-def _learning_rate(parameters: int, tokens: int, tuned: Mapping[str, Any], model: ModelConfig, train: TrainConfig) -> laws.Chosen:
-    """The configured rate; else the law's for this much data times the factor that the search found best."""
+def _learning_rate(
+    parameters: int, tokens: int, tuned: Mapping[str, Any], model: ModelConfig, train: TrainConfig, *, batch_share: float
+) -> laws.Chosen:
+    """The configured rate; else the law's for this much data times the factor that the search found best.
+
+    All are meant for the batch that was asked for: a smaller one takes the rate times the square root of its share (Adam's noise
+    scale, Malladi et al. 2022, "On the SDEs and scaling rules for adaptive gradient algorithms").
+    """
     if train.learning_rate:
-        return laws.Chosen(train.learning_rate, "configured")
-    law = laws.learning_rate(parameters, tokens, start=model.start, lora=train.lora.rank > 0)
-    factor = float(tuned["best"].get("learning_rate_factor", 1.0))
-    if factor == 1.0:
-        return law
-    return replace(law, value=law.value * factor, why=f"{law.why}; × {factor:.3g} from the search")
+        found = laws.Chosen(train.learning_rate, "configured")
+    else:
+        found = laws.learning_rate(parameters, tokens, start=model.start, lora=train.lora.rank > 0)
+        if (factor := float(tuned["best"].get("learning_rate_factor", 1.0))) != 1.0:
+            found = replace(found, value=found.value * factor, why=f"{found.why}; × {factor:.3g} from the search")
+    if batch_share == 1.0:
+        return found
+    share = math.sqrt(batch_share)
+    return replace(found, value=found.value * share, why=f"{found.why}; × {share:.3g}, the root of the batch's share")
 
 
 def _promises(
@@ -368,8 +434,8 @@ def window_parts(window: Window | None, draft: Draft) -> dict[str, float]:
     return parts
 
 
-def _summary(parts: Mapping[str, float], details: Mapping[str, Any]) -> SummaryTable:
-    rows: list[list[str | float | int]] = [[part, round(seconds, 1)] for part, seconds in parts.items()]
+def _summary(details: Mapping[str, Any]) -> SummaryTable:
+    rows: list[list[str | float | int]] = [[part, round(seconds, 1)] for part, seconds in details["window"]]
     title = (
         f"{details['steps']} steps of {details['batch_sequences']} sequences, {details['epochs']:.2f} epochs, "
         f"learning rate {details['learning_rate']:.2e}; limit: {details['limit']}"

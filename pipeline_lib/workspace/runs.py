@@ -77,6 +77,7 @@ class RunRecord:
     machine: dict[str, Any] = field(default_factory=dict)
     # what memory recalls runs by: tokens, parameters, tokens/s, losses, seconds …
     features: dict[str, float | str] = field(default_factory=dict)
+    graded: dict[str, Any] = field(default_factory=dict)  # the plan's promises beside what came of them
     verdict: dict[str, Any] = field(default_factory=dict)  # the gate's
     report: str = ""  # path of the rendered report
     pinned: bool = False  # as of loading; a file beside the record is the truth, so that a live run cannot overwrite it

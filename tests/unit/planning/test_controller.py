@@ -1,4 +1,4 @@
-"""The window controller over a simulated clock: 300 random nights (the benchmark `window` has 10,000), and its single promises."""
+"""The window controller over a simulated clock: 300 random nights (10,000 in the benchmark `window`), and single promises."""
 
 import random
 import statistics

@@ -1,0 +1,109 @@
+"""Promises of the plan against what came of them, once a run is over; and how past promises were kept."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.errors import MillraceError
+
+if TYPE_CHECKING:
+    from pipeline_lib.workspace.runs import RunRecord
+    from pipeline_lib.workspace.workspace import Workspace
+
+MADE = "made"  # a training that was reused kept no promise of this run
+
+
+def grade(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
+    """Every promise of a run's plan beside what came of it, and the planned seconds beside the actual ones, by part.
+
+    Args:
+        workspace: where the run's artifacts lie.
+        record: a run that has ended.
+
+    Returns:
+        {"promises": {name: {value, low, high, unit, actual, error, inside}}, "parts": {part: {planned, actual}}, "time_error"};
+        `error` is (actual − promised) / promised. Empty where the run did not train by a plan of its own, or did not end well.
+    """
+    train, planned = record.ref("train"), record.ref("plan")
+    if record.outcome != "completed" or train is None or planned is None or record.stages["train"].state != MADE:
+        return {}
+    try:
+        plan, trained = workspace.store.manifest(planned.key).details, workspace.store.manifest(train.key)
+    except MillraceError:
+        return {}
+    begun = datetime.fromisoformat(record.window_from or record.started)
+    seconds = (datetime.fromisoformat(record.ended) - begun).total_seconds()
+    resources = record.config["resources"]
+    kwh = resources["watts"] * seconds / 3600 / 1000
+    actual = {
+        "expected_end_seconds": seconds if record.stages["plan"].state == MADE else None,
+        "final_dev_loss": trained.metrics.get("dev_loss"),
+        "peak_memory_bytes": trained.metrics.get("peak_memory_bytes"),
+        "energy_kwh": kwh,
+        "price": resources["price_per_hour"] * seconds / 3600 + resources["price_per_kwh"] * kwh,
+    }
+    promises = {
+        name: _graded(promise, float(actual[name]))
+        for name, promise in plan.get("promises", {}).items()
+        if actual.get(name) is not None
+    }
+    return {"promises": promises, **_parts(record, plan, seconds)}
+
+
+def _graded(promise: Mapping[str, Any], actual: float) -> dict[str, Any]:
+    told = {name: promise[name] for name in ("value", "low", "high", "unit")}
+    error = (actual - promise["value"]) / promise["value"] if promise["value"] else 0.0
+    return {**told, "actual": actual, "error": round(error, 5), "inside": promise["low"] <= actual <= promise["high"]}
+
+
+def _parts(record: RunRecord, plan: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Training, and what comes after it: the parts that a plan foresees. What lay before it had already happened."""
+    window = dict(plan.get("window", []))
+    if record.stages["plan"].state != MADE or "spent before the plan" not in window or len(record.attempts) > 1:
+        return {"parts": {}, "time_error": None}
+    apart = {"spent before the plan", "validation and report", "margin", "unused"}
+    training, after = sum(s for part, s in window.items() if part not in apart), window["validation and report"]
+    trained = record.stages["train"].seconds
+    parts = {
+        "training": {"planned": round(training, 3), "actual": round(trained, 3)},
+        "validation and report": {
+            "planned": round(after, 3),
+            "actual": round(max(seconds - window["spent before the plan"] - trained, 0.0), 3),
+        },
+    }
+    planned_seconds = training + after
+    return {
+        "parts": parts,
+        "time_error": round((seconds - window["spent before the plan"] - planned_seconds) / planned_seconds, 5),
+    }
+
+
+def coverage(records: Iterable[RunRecord]) -> dict[str, dict[str, float]]:
+    """How past promises were kept: {name: {"runs", "inside" (share of their 90 % intervals), "error" (median, absolute)}}."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        for name, graded in record.graded.get("promises", {}).items():
+            found.setdefault(name, []).append(graded)
+    return {
+        name: {
+            "runs": len(all_graded),
+            "inside": round(sum(g["inside"] for g in all_graded) / len(all_graded), 4),
+            "error": round(statistics.median(abs(g["error"]) for g in all_graded), 5),
+        }
+        for name, all_graded in found.items()
+    }
+
+
+def in_metrics(graded: Mapping[str, Any]) -> dict[str, float]:
+    """As numbers for the tracker: `plan_error/…` by promise and part, and the share of promises inside their interval."""
+    promises, parts = graded.get("promises", {}), graded.get("parts", {})
+    numbers = {f"plan_error/{name}": float(one["error"]) for name, one in promises.items()}
+    for part, one in parts.items():
+        if one["planned"]:
+            numbers[f"plan_error/{part.replace(' ', '_')}"] = (one["actual"] - one["planned"]) / one["planned"]
+    if promises:
+        numbers["plan_promises_inside"] = sum(one["inside"] for one in promises.values()) / len(promises)
+    return numbers
