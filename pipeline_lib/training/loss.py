@@ -101,6 +101,8 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, l
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if not torch.is_grad_enabled():  # which `needs_input_grad` does not know: an evaluation would make gradients for nobody
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     with torch.autocast(device, enabled=False):
         total, losses, hits = _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, bias, shifted(labels).flatten(), dtype)  # type: ignore[no-untyped-call]
     return total, losses.view_as(labels), hits.view_as(labels)
