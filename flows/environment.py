@@ -182,7 +182,12 @@ def quiet_logs(*, silent: bool = False) -> None:
 
 
 class _WarningsOnly(logging.Filter):
+    """Warnings, and errors with their traceback. What Prefect says of an error for people, for the task and again for the flow,
+    goes to its API only: the command that failed says it last."""
+
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR and record.name in {"prefect.flow_runs", "prefect.task_runs"}:
+            return record.exc_info is not None
         return record.levelno >= logging.WARNING
 
 

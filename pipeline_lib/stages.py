@@ -7,9 +7,9 @@ from pipeline_lib.workspace.stage import Stage
 STAGES: tuple[Stage, ...] = (
     Stage("suites", 2, "pure", "pipeline_lib.validation.suites:suites", sections=("suites",), seeded=True,
           outside="pipeline_lib.validation.suites:file_digests", extends=("suite",)),
-    Stage("ingest", 3, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",),
+    Stage("ingest", 4, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",),
           outside="pipeline_lib.corpus.sources:file_digests", forgets="pipeline_lib.corpus.barred:forgets", extends=("source",)),
-    Stage("score", 3, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
+    Stage("score", 4, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
           extends=("signal", "rule_set"), outside="pipeline_lib.quality.ngrams:file_digests"),
     Stage(
         "dedup", 5, "pure", "pipeline_lib.dedup.dedup:dedup", outside="pipeline_lib.dedup.embedding_model:file_digests",
@@ -33,9 +33,9 @@ STAGES: tuple[Stage, ...] = (
           reads={"ingest": ("documents",), "pack": ("rows", "ranges", "chunks", "tombstones", "tokenizer", "details")},
           sections=("fill_gaps",), intact="pipeline_lib.packing.fill:intact"),
     Stage(
-        "calibrate", 1, "recorded", "pipeline_lib.planning.calibrate:calibrate",
-        sections=("calibrate", "model", "train.optimizer", "train.precision", "train.lora", "pack.sequence_length",
-                  "tokenizer"),
+        "calibrate", 2, "recorded", "pipeline_lib.planning.calibrate:calibrate",
+        sections=("calibrate", "model", "train.optimizer", "train.precision", "train.attention", "train.compile",
+                  "train.activation_checkpointing", "train.lora", "pack.sequence_length", "tokenizer"),
         machine=True, extends=("model",), outside="pipeline_lib.planning.calibrate:file_digests",
     ),
     Stage("tune", 1, "recorded", "pipeline_lib.tuning.tune:tune",
@@ -46,7 +46,7 @@ STAGES: tuple[Stage, ...] = (
           reads={"fill_gaps": ("chunks", "details"), "calibrate": ("details",), "tune": ("details",)},
           sections=("plan", "model", "train", "resources", "validation.language_tokens", "suites.level"),
           outside="pipeline_lib.training.start:file_digests"),
-    Stage("train", 1, "pure", "pipeline_lib.training.train:train",
+    Stage("train", 2, "pure", "pipeline_lib.training.train:train",
           reads={"fill_gaps": ("chunks", "details"), "pack": ("tokenizer",), "plan": ("details",)},
           sections=("train", "model"), seeded=True, stoppable=True,
           uses={"controller": "pipeline_lib.planning.controller:WindowController"}, extends=("model", "callback"),

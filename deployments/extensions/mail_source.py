@@ -40,7 +40,7 @@ def mail(source: SourceConfig) -> Iterator[pa.RecordBatch]:
 
 
 def _rows(path: Path, source: SourceConfig) -> Iterator[dict[str, Any]]:
-    left = source.max_mb * 1e6
+    left = source.limit_mb * 1e6
     archive = mailbox.mbox(path, create=False)
     parser = BytesParser(EmailMessage, policy=default)
     for number, key in enumerate(archive.iterkeys()):

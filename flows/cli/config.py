@@ -38,17 +38,19 @@ def check(
     """Say everything that is wrong with a configuration, or that nothing is."""
     from flows.cli.pipelines import default_pipeline
     from pipeline_lib.config.load import load_config
+    from pipeline_lib.config.paths import missing_sources
     from pipeline_lib.config.window import deadline
     from pipeline_lib.errors import ConfigError
     from pipeline_lib.extensions import check_extensions
     from pipeline_lib.workspace.services import now
 
-    wrong = {}
+    wrong, missing = {}, []
     for file in files or [default_pipeline()]:
         try:
             config = load_config(file, overrides)
             deadline(config.resources, now())
             check_extensions(config)
+            missing += [f"{file}: source {name} has nothing at {path}" for name, path in missing_sources(config.ingest.sources)]
             if config.score.extra_rules:  # only then: DuckDB and compiled signals are slow to import
                 from pipeline_lib.quality.rules import rules_of
                 from pipeline_lib.quality.signals import signal_names
@@ -56,8 +58,10 @@ def check(
                 rules_of(config.score, signal_names())
         except ConfigError as error:
             wrong[str(file)] = str(error)
+    for line in [] if as_json else missing:
+        show.warn(f"WARNING: {line}; ingest would fail here")
     if as_json:
-        show.json_out({"ok": not wrong, "refused": wrong})
+        show.json_out({"ok": not wrong, "refused": wrong, "missing": missing})
     elif not wrong:
         show.say("fine: " + ", ".join(show.path(file) for file in files or [default_pipeline()]))
     if wrong:

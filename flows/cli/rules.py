@@ -47,11 +47,15 @@ def list_rules(
     if as_json:
         show.json_out(rows)
     else:
-        show.table(
-            ["set", "rule", "keeps", "domains"],
-            [list(row.values()) for row in rows],
-            "Rules (domain *: any other; conversations: `records: instruct`, whatever their domain)",
-        )
+        show.say("Domain *: any other; conversations: `records: instruct`, whatever their domain.")
+        for name in dict.fromkeys(row["set"] for row in rows):
+            own = [row for row in rows if row["set"] == name]
+            show.say()
+            show.table(
+                ["rule", "keeps"],
+                [[row["rule"], row["keeps"]] for row in own],
+                f"{name or 'extra_rules'}: {own[0]['domains'] or 'no domain in this configuration'}",
+            )
 
 
 def try_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import model_validator
@@ -54,8 +55,19 @@ class SourceConfig(Section):
         max_length=100,
     )
     url_column: str = setting("", "Column that holds the address; empty: `url`")
-    max_mb: float = setting(20.0, "Read at most this much text", unit="MB", gt=0, why="the quickstart finishes in minutes")
+    max_mb: float = setting(
+        0.0,
+        "Read at most this much text; 0: 20 MB of kind machine, everything of the others",
+        unit="MB",
+        ge=0,
+        why="the quickstart finishes in minutes, and nobody's own text is cut unasked",
+    )
     priority: int = setting(0, "Among duplicates, the source with the higher priority survives")
+
+    @property
+    def limit_mb(self) -> float:
+        """`max_mb`, with what 0 means."""
+        return self.max_mb or (20.0 if self.kind == "machine" else math.inf)
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> SourceConfig:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
 from pipeline_lib.config.walk import extra, texts
 from pipeline_lib.config.yaml_text import Place, Problem, dotted
 from pipeline_lib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline_lib.config.data import SourceConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -38,6 +42,12 @@ def allowed_roots(config_file: Path | None, workspace: Path | None = None) -> li
     more = [Path(part) for part in os.environ.get("MILLRACE_ALLOWED_ROOTS", "").split(os.pathsep) if part]
     first = [config_file.parent] if config_file else []
     return list(dict.fromkeys(path.expanduser().resolve() for path in [*first, Path.cwd(), home, *more]))
+
+
+def missing_sources(sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:
+    """(name, path) of each source on this machine where no file, folder or match of the glob is; remote ones are not asked."""
+    local = [source for source in sources if source.kind in {"files", "dataset"} and "://" not in source.path]
+    return [(s.name, s.path) for s in local if not Path(s.path).exists() and not any(glob.iglob(s.path, recursive=True))]  # noqa: PTH207
 
 
 def refusal(text: str, roots: Sequence[Path]) -> tuple[str, str]:

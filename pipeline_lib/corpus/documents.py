@@ -85,6 +85,7 @@ def refine(batch: pa.RecordBatch, part: Part, replaced: pa.Array) -> Refined:
             dates(_dated(rows, part.source.date_pattern)),
             _chosen("", rows.column("url"), ""),
             _metadata(rows.column("title")),
+            rows.column("file"),
             rows.column("file_digest"),
             rows.column("index"),
             rows.column("offset"),

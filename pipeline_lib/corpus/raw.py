@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +61,14 @@ def raw_batch(file: SourceFile, rows: int, **columns: Any) -> pa.RecordBatch:
 def problem_row(file: SourceFile, reason: str, data: bytes, index: int = -1, offset: int = -1) -> pa.RecordBatch:
     """One record that cannot be read."""
     return raw_batch(file, 1, problem=[reason], head=[head(data)], index=[index], offset=[offset])
+
+
+def problem_rows(file: SourceFile, reason: str, data: bytes, index: int, count: int) -> Iterator[pa.RecordBatch]:
+    """Records from number `index` on that cannot be read for the same reason; the first one tells it with `data`."""
+    for start in range(index, index + count, BATCH_ROWS):
+        rows = min(BATCH_ROWS, index + count - start)
+        heads = [head(data) if start == index else b"", *[b""] * (rows - 1)]
+        yield raw_batch(file, rows, problem=[reason] * rows, head=heads, index=range(start, start + rows))
 
 
 def names_of(source: SourceConfig) -> dict[str, str]:

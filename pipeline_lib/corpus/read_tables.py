@@ -20,6 +20,7 @@ from pipeline_lib.corpus.raw import (
     names_of,
     need_text_column,
     problem_row,
+    problem_rows,
     raw_batch,
 )
 from pipeline_lib.corpus.streams import HARMLESS, Caps
@@ -58,7 +59,8 @@ def read_parquet(file: SourceFile, source: SourceConfig, caps: Caps, longest: in
                         yield _batch(file, source, batch, index + done)
                     done += batch.num_rows
             except _BROKEN as error:
-                yield problem_row(file, BROKEN_GROUP, str(error).encode(), index + done)
+                lost = min(facts.num_rows - done, max(packed, 1))  # a footer that lies: a row has a byte at least
+                yield from problem_rows(file, BROKEN_GROUP, str(error).encode(), index + done, lost)
             index += facts.num_rows
 
 

@@ -13,23 +13,50 @@ import pyarrow.compute as pc
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 NOT_ALLOWED = "licence not allowed"
+FREE = "LicenseRef-unknown-"  # before the words of what SPDX does not know: nobody has said what they allow
 UNKNOWN = ("", "unknown", "none", "noassertion", "other", "n/a")  # what says nothing about a licence
 _OTHER = re.compile(r"[^A-Za-z0-9.-]+")
+_CREATIVE = re.compile(
+    r"(?:https?://creativecommons\.org/licenses/|creative commons )?(?:cc[ -])?"
+    r"(by(?:-nc)?(?:-sa|-nd)?)[ /-]v?([1-4]\.0)(?:[ /].*)?"
+)
+_SAID = {  # what people write instead of an identifier, in small letters and without "the" and "license"
+    "mit": "MIT", "expat": "MIT", "apache": "Apache-2.0", "apache 2": "Apache-2.0", "apache 2.0": "Apache-2.0",
+    "apache version 2.0": "Apache-2.0", "apache-2": "Apache-2.0", "apache software 2.0": "Apache-2.0", "isc": "ISC",
+    "bsd 2-clause": "BSD-2-Clause", "simplified bsd": "BSD-2-Clause", "bsd 3-clause": "BSD-3-Clause", "new bsd": "BSD-3-Clause",
+    "modified bsd": "BSD-3-Clause", "mozilla public 2.0": "MPL-2.0", "mozilla public 2.0 (mpl 2.0)": "MPL-2.0",
+    "mpl 2.0": "MPL-2.0", "gplv2": "GPL-2.0-only", "gpl v2": "GPL-2.0-only", "gplv3": "GPL-3.0-only", "gpl v3": "GPL-3.0-only",
+    "gnu general public v3": "GPL-3.0-only", "gplv3+": "GPL-3.0-or-later", "gplv2+": "GPL-2.0-or-later",
+    "lgplv3": "LGPL-3.0-only", "agplv3": "AGPL-3.0-only", "unlicense": "Unlicense", "unlicence": "Unlicense", "cc0": "CC0-1.0",
+    "cc0 1.0": "CC0-1.0", "creative commons zero": "CC0-1.0", "python software foundation": "PSF-2.0",
+}  # fmt: skip
 _TOKEN = re.compile(r"[()]|[^\s()]+")
 
 
 def canonical(licence: str) -> str:
     """A licence in the spelling of SPDX: `mit or apache-2.0` → `MIT OR Apache-2.0`.
 
-    What SPDX does not know keeps its words as a `LicenseRef-…`; what says nothing is "" (unknown).
+    Common names and addresses become their identifier (`Apache License 2.0`, `CC BY-SA 4.0`). Other free text keeps its words as
+    `LicenseRef-unknown-…`: it may be allowed or denied by name, and is as unknown as what says nothing (""). A `LicenseRef-…` of
+    the source's own is a licence that somebody knows.
     """
-    if licence.strip().casefold() in UNKNOWN:
+    plain = " ".join(licence.casefold().replace(",", " ").split())
+    if plain in UNKNOWN:
         return ""
+    if creative := _CREATIVE.fullmatch(plain):
+        return f"CC-{creative[1]}-{creative[2]}".upper()
+    if said := _SAID.get(plain.removeprefix("the ").replace("licence", "license").replace(" license", "").strip()):
+        return said
     try:
         return str(canonicalize_license_expression(licence.strip()))
     except InvalidLicenseExpression:
         words = _OTHER.sub("-", licence.strip()).strip("-.")[:80]
-        return f"LicenseRef-{words}" if words else ""
+        return f"{FREE}{words}" if words else ""
+
+
+def known(column: pa.Array) -> pa.Array:
+    """Of which values of a canonical column it is known what they allow."""
+    return pc.and_not(pc.not_equal(column, ""), pc.starts_with(column, FREE))
 
 
 def canonical_column(column: pa.Array) -> pa.Array:

@@ -111,7 +111,7 @@ def list_files(source: SourceConfig, max_file_gb: float = 100.0) -> list[SourceF
         StageFailedError: a remote file is too large.
     """
     if source.kind == "machine":
-        return machine_files(int(source.max_mb * 1e6))
+        return machine_files(int(source.limit_mb * 1e6))
     if source.kind == "dataset":
         found = dataset_files(source)
     else:
@@ -144,7 +144,7 @@ def _share(source: SourceConfig, files: Sequence[SourceFile]) -> float:
     On the ladder a growing source keeps its share, and so its shards, until the total has grown by a fifth.
     """
     share, total = 1.0, sum(f.size for f in files)
-    while share * total > source.max_mb * 1e6:
+    while share * total > source.limit_mb * 1e6:
         share *= 2**-0.25
     return round(share, 6)
 

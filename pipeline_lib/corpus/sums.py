@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline_lib.corpus.rights import known
+
 TOTALS = {
     "documents": "sum", "bytes": "sum", "dated": "sum", "licensed": "sum",
     "first": "min", "last": "max",  # years
@@ -24,7 +26,7 @@ def sums_of(documents: pa.RecordBatch | pa.Table) -> pa.Table:
         pa.repeat(pa.scalar(1), documents.num_rows),
         pc.binary_length(documents.column("text")),
         pc.is_valid(years).cast(pa.int64()),
-        pc.not_equal(documents.column("licence"), "").cast(pa.int64()),
+        known(documents.column("licence")).cast(pa.int64()),
         years,
         years,
     ]

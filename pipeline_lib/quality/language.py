@@ -388,6 +388,7 @@ def identify(data: Bytes, offsets: Offsets, model: LanguageModel | None) -> tupl
         data, offsets, model.rows, *model.words, model.shapes, model.likely, model.grams[0].view(np.uint32), model.grams[1],
         model.tree,
         model.children, model.ends, model.shortest, model.longest,
-        np.empty(_WIDTH, np.float32), np.empty(_WIDTH, np.float32), np.empty(depth, np.int64), np.empty(depth), labels, confidence,
+        np.empty(_WIDTH, np.float32), np.empty(_WIDTH, np.float32), np.empty(depth, np.int64), np.empty(depth),
+        labels, confidence,
     )  # fmt: skip
     return pa.array(model.labels).take(pa.array(labels)), confidence

@@ -615,8 +615,8 @@ def _ends_code(last, before):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    f"void({TEXT}, {OFFSETS}, {TABLE}, {SPECIALS}, i4[::1], u2[::1], i4[::1], u4[::1], {ROLLING}, u8[::1], i4[::1], u1[::1], i4[::1],"
-    " u8[::1], i4[::1], i4[::1], i4[::1], u1[::1], u1[::1], u8[:, ::1], f8[:, ::1])",
+    f"void({TEXT}, {OFFSETS}, {TABLE}, {SPECIALS}, i4[::1], u2[::1], i4[::1], u4[::1], {ROLLING}, u8[::1], i4[::1], u1[::1],"
+    " i4[::1], u8[::1], i4[::1], i4[::1], i4[::1], u1[::1], u1[::1], u8[:, ::1], f8[:, ::1])",
     **KERNEL,
 )
 def _measure(

@@ -23,6 +23,8 @@ from pipeline_lib.tables.schemas import DOC_ID
 
 CHARACTERS_PER_TOKEN = 4.0
 """Characters of English prose per token of a usual BPE vocabulary; what `est_tokens` assumes until a tokenizer is trained."""
+PAIRS = 8.0
+"""Pairs of words that `likeness` takes for independent evidence: a text has hundreds, and they depend on each other."""
 PREFIX = "ext_"  # of signals that extensions register
 PERSONAL = {"emails": EMAIL, "ip_addresses": IP, "phone_numbers": PHONE, "keys": KEY}
 
@@ -134,6 +136,12 @@ SIGNALS = (
         "reject_bigram_logp", "≤ 0", "bits per pair", "mean log2 p of pairs of words in the reject corpus", "arXiv 2409.09613"
     ),
     Signal(
+        "likeness",
+        "0 to 1",
+        "score",
+        "1 / (1 + 2^(8 × (reject − reference))) of the two signals of pairs; low: words in no order",
+    ),
+    Signal(
         "classifier",
         "0 to 1, null",
         "probability",
@@ -178,6 +186,7 @@ def signal_table(
     columns |= _personal(data, offsets)
     columns["language"], columns["language_confidence"] = identify(data, offsets, installed_model())
     columns |= likelihoods(data, offsets, ngrams or ngram_model(""))
+    columns["likeness"] = 1.0 / (1.0 + np.exp2(PAIRS * (columns["reject_bigram_logp"] - columns["reference_bigram_logp"])))
     columns |= _conversation(turns, len(texts))
     columns["est_tokens"] = np.maximum(1.0, np.rint(columns["characters"] / CHARACTERS_PER_TOKEN))
     columns["quality"] = quality(columns)
@@ -226,7 +235,7 @@ def quality(signals: Mapping[str, Any]) -> NDArray[np.float64]:
     - compressibility: 1 for compression ratios in [0.3, 0.85], falling to 0 at 0.1 (repetition) and 1.05 (noise)
     - words: alpha_word_share
     - language: stop_words / 8 for English and where the language is not known, else language_confidence
-    - likeness: how much likelier the pairs of words are in the reference than in the reject corpus, as 1 / (1 + 2^−bits per pair)
+    - likeness: how much likelier the pairs of words are in the reference than in the reject corpus
 
     With a classifier, the mean of this and of `classifier`. A combination by hand, to rank documents of one domain; a document
     without words has quality 0.
@@ -239,7 +248,7 @@ def quality(signals: Mapping[str, Any]) -> NDArray[np.float64]:
         np.interp(signals["compression_ratio"], (0.1, 0.3, 0.85, 1.05), (0.0, 1.0, 1.0, 0.0)),
         signals["alpha_word_share"],
         np.where(foreign, signals["language_confidence"], signals["stop_words"] / 8.0),
-        1.0 / (1.0 + np.exp2(signals["reject_bigram_logp"] - signals["reference_bigram_logp"])),
+        signals["likeness"],
     )
     mean: NDArray[np.float64] = np.mean(parts, axis=0)
     learned = signals["classifier"]

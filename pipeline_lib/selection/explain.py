@@ -23,8 +23,8 @@ HEX_DIGITS = 32
 _LOOKUPS: Mapping[str, tuple[str, str, str]] = {
     "document": (
         "ingest", "documents",
-        """SELECT source, url, kind, domain, licence, created_at, metadata, file_digest, record_index, byte_offset, byte_length,
-        text_hash, length(text) AS characters, left(text, 300) AS head FROM documents WHERE doc_id = $id""",
+        """SELECT source, url, kind, domain, licence, created_at, metadata, file, file_digest, record_index, byte_offset,
+        byte_length, text_hash, length(text) AS characters, left(text, 300) AS head FROM documents WHERE doc_id = $id""",
     ),
     "edits": ("ingest", "edits", "SELECT * EXCLUDE (doc_id) FROM edits WHERE doc_id = $id ORDER BY start LIMIT 100"),
     "signals": ("score", "signals", "SELECT * EXCLUDE (doc_id) FROM signals WHERE doc_id = $id"),
@@ -134,6 +134,8 @@ def _place(document: Mapping[str, Any]) -> str:
     """Where the source has it, as far as its reader knew: a number of -1 or null says nothing."""
     index, start, size = (document[name] for name in ("record_index", "byte_offset", "byte_length"))
     place = str(document["url"] or document["source"])
+    if document["file"]:
+        place += f", file {document['file']}"
     if index is not None and index >= 0:
         place += f", record {index}"
     if start is not None and size is not None and min(start, size) >= 0:

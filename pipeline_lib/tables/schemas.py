@@ -23,6 +23,7 @@ DOCUMENTS = _schema(
     ("created_at", pa.timestamp("s", tz="UTC")),  # null: unknown
     ("url", pa.string()),
     ("metadata", pa.string()),  # JSON object
+    ("file", pa.string()),  # relative to the source's root
     ("file_digest", pa.string()),
     ("record_index", pa.int64()),
     ("byte_offset", pa.int64()),

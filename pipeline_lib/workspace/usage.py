@@ -108,13 +108,14 @@ def free_bytes(workspace: Workspace) -> int:
 
 
 def source_bytes(source: SourceConfig) -> int:
-    """At most how much text a source will give: the size of its files where they can be seen, its limit otherwise."""
-    limit = int(source.max_mb * 1e6)
+    """At most how much text a source will give: the size of its files where they can be seen, its limit otherwise; 20 MB where
+    there is neither."""
+    limit = source.limit_mb * 1e6
     if source.kind != "files" or "://" in source.path:
-        return limit
+        return 20_000_000 if math.isinf(limit) else int(limit)
     path = Path(source.path)
     found = [path] if path.exists() else [Path(name) for name in glob.glob(source.path, recursive=True)]  # noqa: PTH207 - absolute
-    return min(limit, sum(folder_bytes(item) for item in found))
+    return int(min(limit, sum(folder_bytes(item) for item in found)))
 
 
 def model_parameters(config: PipelineConfig, workspace: Workspace | None = None) -> int:

@@ -35,9 +35,9 @@ from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks.figures import Book, bench_data
 
 PIECE = 1500  # characters of a document
-GOOD = 1200  # documents
+GOOD = 2400  # documents
 JUNK = 3  # planted documents for each good one
-BUDGET = 200_000  # tokens that a model is trained on
+BUDGET = 400_000  # tokens that a model is trained on; after half as many it knows little more than letters
 VOCABULARY, WIDTH, HEADS, DEPTH, CONTEXT, BATCH = 1024, 64, 2, 2, 64, 16
 RATE = 3e-3  # learning rate at its highest
 TEST_TOKENS = 30_000
@@ -91,7 +91,7 @@ def add_figures(book: Book, *, quick: bool = False, seeds: int = 5) -> None:
         setup = f"95 % interval {low:.4f} to {high:.4f}, {seeds} seeds, paired; {BUDGET:,} tokens each"
         book.add(f"test loss: {name} minus selected", statistics.mean(gains), "bits/byte", least=0, setup=setup)
         book.add("  lower end of its interval", low, "bits/byte", least=0 if name == "random of all" else None)
-    book.add("time of this comparison", time.perf_counter() - begin, "s", most=180)
+    book.add("time of this comparison", time.perf_counter() - begin, "s", most=300)
 
 
 def build(folder: Path, seed: int) -> Corpus:
@@ -172,7 +172,7 @@ def _pieces(page: str) -> Iterator[str]:
 
 
 def junk_documents(rng: np.random.Generator, good: list[str]) -> list[str]:
-    """As many documents as the good ones, of five kinds in turn. Two of them pass every rule: their words are good ones."""
+    """As many documents as the good ones, of five kinds in turn. The last one passes every rule: half of its words are good ones."""
     phrases = [" ".join(text.split()[:7]) for text in good[:12]]
 
     def shuffled(text: str) -> str:

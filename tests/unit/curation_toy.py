@@ -76,6 +76,7 @@ def ingest(run: StageRun, *, toy: ToyConfig) -> Outcome:
                 {"doc_id": doc_id(row["name"]), "kind": row.get("kind", "text"), "text": row["text"],
                  "source": row.get("source", "toy"),
                  "domain": row.get("domain", "prose"), "licence": "", "url": row["name"], "metadata": "{}", "file_digest": "",
+                 "file": row.get("read_from", ""),
                  "created_at": dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC) if day else None, "record_index": index,
                  "byte_offset": row.get("byte_offset", 0), "byte_length": len(row["text"].encode()),
                  "text_hash": bytes(blake3(normal.encode()).digest(length=16))}

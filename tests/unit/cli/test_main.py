@@ -127,6 +127,8 @@ def test_config_commands(tmp_path: Path) -> None:
     good.write_text("train: {learning_rate: 1e-3}\n")
     bad.write_text("train: {learning_rat: 1e-3}\n")
     assert millrace("config", "check", "good.yaml", home=tmp_path).stdout == "fine: good.yaml\n"
+    (tmp_path / "gone.yaml").write_text("ingest: {sources: [{name: news, kind: files, path: news/*.jsonl}]}\n")
+    assert "source news has nothing at " in millrace("config", "check", "gone.yaml", home=tmp_path).stderr
     checked = json.loads(millrace("config", "check", "good.yaml", "bad.yaml", "--json", home=tmp_path).stdout)
     assert checked["ok"] is False
     assert list(checked["refused"]) == ["bad.yaml"]

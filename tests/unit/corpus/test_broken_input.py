@@ -196,6 +196,7 @@ CASES = [
     Case("number-text.parquet", folder(a_jsonl=jsonl(ONE, TWO), b_parquet=parquet(pa.table({"text": [1, 2]}))), {NOT_TEXT: 2}),
     Case("bytes-text.parquet", parquet(pa.table({"text": [GOOD[0].encode(), b"\xff", GOOD[1].encode()]})), {NOT_UTF8: 1}),
     Case("no-arrow.arrow", folder(a_jsonl=jsonl(ONE, TWO), b_arrow=b"ARROW1\x00\x00 this is none ARROW1"), {FILE: 1}),
+    Case("three-broken-rows.parquet", lambda p: (p / "a.parquet").write_bytes(broken_pages()), {GROUP: 3}, GOOD[:1]),
     Case("wild-offsets.arrow", lambda p: (p / "a.arrow").write_bytes(wild_offsets()), {GROUP: 1}),
     Case("cut-stream.arrow", arrow(batch(*GOOD), batch("x" * 999), file=False)[:-500], {GROUP: 1}),
     # text
@@ -241,6 +242,13 @@ CASES = [
 def broken_page() -> bytes:
     """Three row groups; the header of the second's page is nonsense."""
     data = parquet(words(GOOD[0]), words("y" * 40), words(GOOD[1]))
+    at = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(1).column(0).data_page_offset
+    return data[:at] + b"\xff" * 8 + data[at + 8 :]
+
+
+def broken_pages() -> bytes:
+    """Two row groups, of which the second holds three rows that cannot be read."""
+    data = parquet(words(GOOD[0]), words("y" * 40, "z" * 40, "x" * 40))
     at = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(1).column(0).data_page_offset
     return data[:at] + b"\xff" * 8 + data[at + 8 :]
 

@@ -342,6 +342,21 @@ def test_a_sample_is_the_same_documents_whatever_the_workers(tmp_path: Path) -> 
     assert min(shares.values()) > 110  # 166 each expected
 
 
+def test_a_document_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "d" / "sub").mkdir(parents=True)
+    for name in ("a.jsonl", "sub/b.jsonl"):
+        (tmp_path / "d" / name).write_bytes(jsonl({"text": name}))
+    rows = table(ingest(tmp_path / "w", files(tmp_path / "d")), "documents").to_pylist()
+    assert {row["text"]: row["file"] for row in rows} == {"a.jsonl": "a.jsonl", "sub/b.jsonl": "sub/b.jsonl"}
+
+
+def test_text_of_ones_own_is_not_cut_unasked(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*({"text": f"{i} " * 40_000} for i in range(100, 250))))
+    made = ingest(tmp_path / "w", files(tmp_path / "a.jsonl"))
+    assert made.metrics["megabytes"] > 20
+    assert (made.metrics["documents"], made.metrics["left_out"]) == (150, 0)
+
+
 def test_max_mb_limits_by_hash_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(*({"text": f"{i} " * 100} for i in range(10_000))))
     made = ingest(tmp_path / "w", files(tmp_path / "a.jsonl", max_mb=1))

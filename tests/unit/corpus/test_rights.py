@@ -27,7 +27,10 @@ RECORDS = [
         ("mit", "MIT"), (" apache-2.0 ", "Apache-2.0"),
         ("mit or (apache-2.0 and cc-by-4.0)", "MIT OR (Apache-2.0 AND CC-BY-4.0)"),
         ("gpl-2.0-only with classpath-exception-2.0", "GPL-2.0-only WITH Classpath-exception-2.0"),
-        ("All rights reserved!", "LicenseRef-All-rights-reserved"), ("NOASSERTION", ""), ("", ""), ("***", ""),
+        ("All rights reserved!", "LicenseRef-unknown-All-rights-reserved"), ("NOASSERTION", ""), ("", ""), ("***", ""),
+        ("The MIT License", "MIT"), ("Apache License, Version 2.0", "Apache-2.0"), ("BSD 3-Clause License", "BSD-3-Clause"),
+        ("CC BY-SA 4.0", "CC-BY-SA-4.0"), ("https://creativecommons.org/licenses/by-nc-nd/3.0/us", "CC-BY-NC-ND-3.0"),
+        ("LicenseRef-Ours", "LicenseRef-Ours"), ("MIT-like", "LicenseRef-unknown-MIT-like"),
     ],
 )  # fmt: skip
 def test_one_spelling_for_each_licence(told: str, meant: str) -> None:
@@ -67,6 +70,6 @@ def test_what_is_not_allowed_is_told_and_not_kept(tmp_path: Path) -> None:
 
 def test_the_unknown_has_a_limit(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(*RECORDS))
-    assert ingest(tmp_path / "w", files(tmp_path / "a.jsonl"), unknown_licence_limit=2 / 7).metrics["documents"] == 7
-    with pytest.raises(RefusedError, match="2 of 7 documents"):
-        ingest(tmp_path / "w", files(tmp_path / "a.jsonl"), unknown_licence_limit=0.25)
+    assert ingest(tmp_path / "w", files(tmp_path / "a.jsonl"), unknown_licence_limit=3 / 7).metrics["documents"] == 7
+    with pytest.raises(RefusedError, match="3 of 7 documents"):
+        ingest(tmp_path / "w", files(tmp_path / "a.jsonl"), unknown_licence_limit=2 / 7)

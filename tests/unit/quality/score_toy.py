@@ -24,6 +24,13 @@ from pipeline_lib.workspace.services import Services, thread_mapper
 from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
 
+PROSE = (
+    "The old mill stands beside a quiet river, and its wheel has turned there for three hundred years.\n"
+    "Farmers from nearby valleys bring grain that must be ground before winter snow closes mountain roads.\n"
+    "A young miller learned to listen: stones sing one way with barley, quite another way with rye.\n"
+    "Visitors sometimes ask why nobody replaced all this timber by steel and electric motors long ago.\n"
+    "She answers that bread would have lost something no engineer could ever measure on any dial.\n"
+)
 STOPS = ("the", "be", "to", "of", "and", "that", "have", "with")
 QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"
 POINTS = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"

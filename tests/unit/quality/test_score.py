@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from score_toy import config, run, signals, table
+from score_toy import PROSE, config, run, signals, table
 
 from pipeline_lib.config.data import ScoreConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
@@ -15,13 +16,6 @@ from pipeline_lib.quality.rules import RULE_SETS, rules_of, verdicts
 from pipeline_lib.quality.signals import NAMES
 from pipeline_lib.workspace.workspace import Workspace
 
-PROSE = (
-    "The old mill stands beside a quiet river, and its wheel has turned there for three hundred years.\n"
-    "Farmers from nearby valleys bring grain that must be ground before winter snow closes mountain roads.\n"
-    "A young miller learned to listen: stones sing one way with barley, quite another way with rye.\n"
-    "Visitors sometimes ask why nobody replaced all this timber by steel and electric motors long ago.\n"
-    "She answers that bread would have lost something no engineer could ever measure on any dial.\n"
-)
 CODE = (
     "def mill(grain):\n    flour = [crush(seed) for seed in grain if seed.ripe]\n    return sift(flour, mesh=2)\n\n\n"
     + "".join(
@@ -39,6 +33,7 @@ LINES, PARAGRAPHS = (
     "A paragraph said over and over, to be sure.\n\n",
 )
 SHORT = PROSE.replace(" and ", " and\n") + "\n".join(f"see the {word}." for word in UNIQUE[:30])
+MOVED = np.random.default_rng(0).permutation(PROSE.replace(".", "").split() * 3).tolist()
 NO_STOPS = ". ".join(" ".join(UNIQUE[i : i + 9]) for i in range(0, 90, 9)) + "."
 GOPHER = {
     "word_count": "A short note, and that is all there is to be said. Really. Yes.",
@@ -73,6 +68,7 @@ BREAKS = {
         "newlines": "\n".join(PROSE.split()),
         "sentences": PROSE.replace(".", ","),
         "lorem_ipsum": PROSE + "Lorem ipsum dolor sit amet.",
+        "word_order": "\n".join(" ".join(MOVED[i : i + 12]) + "." for i in range(0, len(MOVED), 12)),
         "compressible": "again " * 5000,
     },
     "code": {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from score_toy import reference, signals
+from score_toy import PROSE, reference, signals
 
 from pipeline_lib.config.data import ScoreConfig
 from pipeline_lib.quality.rules import RULE_SETS, rules_of, verdicts
@@ -53,6 +53,12 @@ def copies(others: Sequence[str], copy: str, between: str = "\n", most: int = 60
     return [between.join([*others, *[copy] * n]) for n in range(1, most)]
 
 
+def ever_less_order(text: str) -> list[str]:
+    """The same words, of which ever more are moved."""
+    words, random = text.split(), np.random.default_rng(0)
+    return [" ".join([*random.permutation(words[:n]), *words[n:]]) for n in range(0, len(words), 2)]
+
+
 SIZES = [n + by for n in (16, 100, 1000, 200_000, 1_000_000) for by in (-2, -1, 0, 1, 2)]
 PLANTED: dict[str, list[str]] = {
     "words": ["mill " * (n + by) for n in (20, 50, 50_000, 100_000) for by in (-1, 0, 1)],
@@ -80,6 +86,7 @@ PLANTED: dict[str, list[str]] = {
     "short_line_share": lines(lambda line: line[:20]),
     "newlines_per_word": ["\n".join([*UNIQUE[:n], " ".join(UNIQUE[n:100])]) for n in range(100)],
     "sentences": [" ".join(f"{line}." for line in LONG[:n]) for n in range(1, 6)],
+    "likeness": ever_less_order(PROSE * 3),
     "compression_ratio": [NOISE[:100] + "again" * n for n in range(0, 4000, 5)] + [NOISE[:n] for n in range(1, 40)]
     + ["abcdefghijkl"[:n] for n in range(1, 12)] + [NOISE[:2000] + NOISE[:n] for n in range(40)],
     "bytes": ["x" * n for n in SIZES],

@@ -30,7 +30,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RunRecord]:
     rows = [
         document("good", " ".join(text), quality=0.9, created="2024-05-06"),
         document("near", " ".join(edited(rng, text, 0.01)), quality=0.1),
-        document("bad", "\x1b[31mred\u202e words of ann@example.org", failed="too_short"),
+        document("bad", "\x1b[31mred\u202e words of ann@example.org", failed="too_short", read_from="mail/a.jsonl"),
         document("null", " ".join(words(rng, 40)), byte_offset=None),
         document("parquet", " ".join(words(rng, 40)), byte_offset=-1),
         *[document(f"d{i}", " ".join(words(rng, 30))) for i in range(20)],
@@ -135,7 +135,7 @@ def test_text_is_shown_as_set(told: tuple[Run, RunRecord], examples: str, expect
     asked = dataclasses.replace(record, config={"report": {"examples": examples}})
     document = explain(run.workspace, asked, doc_id("bad").hex())["document"]
     assert document["head"].endswith(expected)
-    assert document["place"] == "bad, record 2, bytes 0 to 36"
+    assert document["place"] == "bad, file mail/a.jsonl, record 2, bytes 0 to 36"
 
 
 @pytest.mark.parametrize(("name", "record"), [("null", 3), ("parquet", 4)])
