@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from pipeline_lib.config.fields import Section, setting
+from pipeline_lib.config.profiles import ProfileConfig
 from pipeline_lib.config.recovery import RecoveryConfig
 
 Optimizer = Literal["adamw", "muon", "adafactor", "adamw_8bit", "lamb", "lars"]
@@ -192,8 +193,14 @@ class TrainConfig(Section):
 class CalibrateConfig(Section):
     """Measure what this machine does with this model."""
 
-    seconds: float = setting(8.0, "Time for all measurements together", unit="seconds", gt=0, le=3600)
+    seconds: float = setting(
+        8.0, "Time for all measurements together; never more than 3 % of a window of half an hour, or 10 s of a shorter one",
+        unit="seconds", gt=0, le=3600,
+    )  # fmt: skip
     micro_batches: list[int] = setting(lambda: [4, 8, 16], "Micro-batch sizes to try", unit="sequences", min_length=1)
+    profiles: dict[str, ProfileConfig] = setting(
+        dict, "Profiles of your own, beside or in place of fast, balanced, quality and memory_efficient"
+    )
 
 
 class TuneConfig(Section):
@@ -213,6 +220,9 @@ class PlanConfig(Section):
     """Fit the training into the window."""
 
     priority: Literal["speed", "balanced", "quality"] = setting("balanced", "What gives way first when time is short")
+    profile: str = setting(
+        "auto", "How the machine is used: fast, balanced, quality, memory_efficient or one of calibrate.profiles; auto: by priority"
+    )
     decay_share: float = setting(
         0.2, "Share of the steps in the final decay", unit="share", gt=0, le=1, why="WSD with a 10-20 % (1-sqrt) decay"
     )

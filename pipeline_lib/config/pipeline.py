@@ -20,7 +20,9 @@ from pipeline_lib.config.model import (
     ValidationConfig,
 )
 from pipeline_lib.config.presets import PresetConfig
+from pipeline_lib.config.profiles import all_profiles, check_profile
 from pipeline_lib.config.resources import ExecutionConfig, KeepConfig, ResourcesConfig, TrackingConfig
+from pipeline_lib.errors import ConfigError
 
 
 class PipelineConfig(Section):
@@ -55,6 +57,14 @@ class PipelineConfig(Section):
     execution: ExecutionConfig = setting(ExecutionConfig, "Workers and extensions")
     tracking: TrackingConfig = setting(TrackingConfig, "MLflow")
     keep: KeepConfig = setting(KeepConfig, "Garbage collection")
+
+    @model_validator(mode="after")
+    def _profile_exists(self) -> PipelineConfig:
+        try:
+            check_profile(self.plan.profile, all_profiles(self.calibrate.profiles))
+        except ConfigError as error:
+            raise ValueError(f"plan.profile: {error.what}; {error.fix}") from None
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import gc
 import shutil
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.hardware.peaks import published_peak
@@ -79,7 +83,7 @@ def describe() -> Machine:
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 natively (AVX-512 BF16, AMX, Arm BF16)."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as handle:  # noqa: PTH123 - not a data file
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as handle:
             flags = next((line for line in handle if line.startswith(("flags", "Features"))), "")
     except OSError:
         return False
@@ -143,20 +147,53 @@ def _matmul_flops(device: str, precision: str, threads: int) -> float:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory since the process began (CPU: resident) or since `reset_peak_memory` (GPU: allocated)."""
+    """Peak memory since `reset_peak_memory`: resident memory of this process, or what is allocated on a GPU.
+
+    Where the system cannot count a process's peak anew (other than Linux), of the process since it began.
+    """
     import torch
 
-    from pipeline_lib.workspace.peak import process_peak_bytes as resident
+    from pipeline_lib.workspace.peak import process_peak_bytes
 
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else resident()
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _status_bytes("VmHWM") or process_peak_bytes()
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start counting a GPU's peak anew; a process's resident peak cannot be reset."""
+    """Give free memory back to the system and count the peak anew."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        return
+    _trim()
+    with contextlib.suppress(OSError):  # proc(5): 5 resets the peak resident size
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, after giving back what is free."""
+    import psutil
+
+    _trim()
+    return int(psutil.Process().memory_info().rss)
+
+
+def _trim() -> None:
+    """glibc keeps freed memory; elsewhere there is nothing to ask for."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status_bytes(name: str) -> int:
+    """A size of /proc/self/status, 0 where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def synchronize(device: torch.device) -> None:
@@ -178,8 +215,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 def release_memory(device: torch.device) -> None:
     """Give back what is no longer used, cycles included: after memory ran out."""
-    import gc
-
     import torch
 
     gc.collect()

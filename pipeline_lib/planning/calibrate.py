@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
-from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig, Optimizer, Precision, TokenizerConfig
-from pipeline_lib.errors import RefusedError, StageFailedError
-from pipeline_lib.hardware.machine import training_memory_bytes
-from pipeline_lib.planning.memory import estimate_memory
-from pipeline_lib.planning.profiles import GIB, USABLE_SHARE
+from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig, Optimizer, Precision, TokenizerConfig, TrainConfig
+from pipeline_lib.errors import ConfigError, RefusedError, StageFailedError
+from pipeline_lib.hardware.machine import resident_bytes, training_device, training_memory_bytes
+from pipeline_lib.planning.memory import Device, count_parameters, estimate_memory
+from pipeline_lib.planning.profiles import GIB, USABLE_SHARE, Point
+from pipeline_lib.planning.recalled import features_asked, first_guess
 from pipeline_lib.tokens import load as tokens
 from pipeline_lib.training import start
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.machine import usable_cores
+from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 MOST_STEPS = 50  # the median of more is no better than the machine's drift
 CLEARLY_SLOWER = 0.85  # beyond the usual drift of 8–12 %
+VARIANTS = 2  # as many shares of the time are left for them
+WINDOW_SHARE, LONG_WINDOW, SHORT_WINDOW_SECONDS = 0.03, 1800.0, 10.0  # what calibration may cost of a window
 
 
 def calibrate(
@@ -29,77 +34,168 @@ def calibrate(
     model: ModelConfig,
     optimizer: Optimizer,
     precision: Literal["auto", "fp32", "bf16", "fp16"],
+    attention: str,
+    compile: bool,
+    activation_checkpointing: bool,
     lora: LoraConfig,
     sequence_length: int,
     tokenizer: TokenizerConfig,
 ) -> Outcome:
-    """Measure every profile (micro-batch × precision) within `calibrate.seconds`; a profile that fails is a result.
+    """Measure points (micro-batch × precision) in the time allowed, then variants of the fastest; a point that fails is a result.
 
-    The time covers building the model, steps, one evaluation and one checkpoint a profile, not the import of torch. Small
-    micro-batches go first: a process's peak memory on a CPU only grows. A precision that is clearly slower on one micro-batch is
-    not tried on the others. Profiles left when the time is up are marked as not measured; the first one always is.
+    The time covers building the model, steps, one evaluation and one checkpoint a point, not the import of torch. A precision
+    that is clearly slower on one micro-batch is not tried on the others. Points left when the time is up are marked as not
+    measured; the first one always is. Variants: activations computed twice, on the smallest micro-batch; half of the threads;
+    another attention that keeps documents apart. What profiles (`profiles.py`) make of all that, `plan` decides within the run's
+    memory.
 
     Raises:
         ConfigError: model.start or tokenizer.source cannot be read.
         RefusedError: no profile can fit into this machine's memory.
-        StageFailedError: every profile failed.
+        StageFailedError: every point failed.
     """
     precisions: list[Precision] = ["bf16", "fp32"] if precision == "auto" else [precision]
     entries = tokenizer.vocabulary_size
     if tokenizer.source != "train":
         entries = tokens.read_facts(tokens.source_folder(tokenizer.source, run.workspace)).vocabulary_size
     real, rows = start.real_numbers(model, entries, run.workspace.store.artifact)
-    profiles: list[dict[str, Any]] = []
-    for micro, kind in product(sorted(set(calibrate.micro_batches)), precisions):
-        needed = estimate_memory(
-            real, vocabulary_size=rows, sequence_length=sequence_length, micro_batch=micro, precision=kind,
-            optimizer=optimizer, lora=lora,
-        ).total  # fmt: skip
-        profiles.append({"micro_batch": micro, "precision": kind, "estimated_bytes": needed, "error": ""})
-    _mark_too_large(profiles)
-    from pipeline_lib.training.measure import measure
-
+    device: Device = "cuda" if training_device().type == "cuda" else "cpu"
+    bench = Bench(
+        run, calibrate, model, real, entries, rows, sequence_length, optimizer, lora, usable_cores(),
+        "" if attention == "auto" else attention, compile, device,
+    )  # fmt: skip
+    points = [
+        bench.point(micro, kind, again=activation_checkpointing)
+        for micro, kind in product(sorted(set(calibrate.micro_batches)), precisions)
+    ]
+    leanest = bench.point(points[0]["micro_batch"], points[0]["precision"], again=True)
+    _refuse_too_large([*points, leanest])
     imported = _import_everything(precisions)
-    threads = usable_cores()
-    begin = time.monotonic()
-    for index, profile in enumerate(profiles):
-        run.progress(index, len(profiles), "profiles", f"micro-batch {profile['micro_batch']}, {profile['precision']}")
-        measured = [p for p in profiles if "seconds" in p]
-        slowest = max((p["seconds"] - p["timed_seconds"] for p in measured), default=0.0)
-        left = calibrate.seconds - (time.monotonic() - begin)
-        if profile["error"]:
-            continue
-        if faster := _faster_precision(measured, profile["precision"]):
-            profile["error"] = f"not measured: {faster} was faster with the same micro-batch"
-            continue
-        if measured and left < 1.2 * slowest:
-            profile["error"] = "not measured: the time for calibration was over"
-            continue
-        coming = [p for p in profiles[index:] if not p["error"] and not _faster_precision(measured, p["precision"])]
-        started = time.monotonic()
+    bench.program_bytes = resident_bytes() if device == "cpu" else 0
+    asked = features_asked(
+        real, TrainConfig(optimizer=optimizer), {"vocabulary_size": rows, "sequence_length": sequence_length},
+        count_parameters(real, rows).total,
+    )  # fmt: skip
+    guess = first_guess(run, asked)
+    bench.begin()
+    for index, point in enumerate(points):
+        run.progress(index, len(points), "points", f"micro-batch {point['micro_batch']}, {point['precision']}")
+        coming = [p for p in points[index:] if not p["error"] and not _faster_precision(points, p["precision"])]
+        if not point["error"] and (faster := _faster_precision(points, point["precision"])):
+            point["error"] = f"not measured: {faster} was faster with the same micro-batch"
+        bench.measure(point, share=1 / max(len(coming) + VARIANTS, 1), must=not _measured(points))
+    if not _measured(points):
+        reasons = "; ".join(f"{p['micro_batch']} × {p['precision']}: {p['error']}" for p in points)
+        raise StageFailedError(f"no profile could be measured ({reasons})", where="stage calibrate", fix="see the reasons")
+    fastest = max(_measured(points), key=lambda point: point["tokens_per_second"])
+    variants = _variants(bench, leanest, fastest, auto_attention=attention == "auto", again=activation_checkpointing)
+    return _outcome(bench, points, variants, fastest, imported=imported, guess=guess)
+
+
+@dataclass
+class Bench:
+    """Measures points, all of one model, within the time allowed."""
+
+    run: StageRun
+    config: CalibrateConfig
+    model: ModelConfig
+    real: ModelConfig  # the numbers of a start
+    entries: int  # of the tokenizer
+    rows: int  # of the embedding
+    sequence_length: int
+    optimizer: Optimizer
+    lora: LoraConfig
+    threads: int
+    attention: str
+    compile: bool
+    device: Device
+    program_bytes: int = 0
+    slowest: float = 0.0  # seconds around the steps of a point
+    started: float = 0.0
+    allowed: float = 0.0
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self.started, self.allowed = time.monotonic(), seconds_allowed(self.run.services, self.config.seconds)
+
+    @property
+    def taken(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.started
+
+    def point(self, micro_batch: int, precision: str, *, again: bool) -> Point:
+        """A point with its estimate; marked when this machine cannot hold it."""
+        estimate = estimate_memory(
+            self.real, vocabulary_size=self.rows, sequence_length=self.sequence_length, micro_batch=micro_batch,
+            precision=precision, optimizer=self.optimizer, lora=self.lora, checkpointing=again, device=self.device,
+        )  # fmt: skip
+        usable = USABLE_SHARE * training_memory_bytes()
+        error = f"needs about {estimate.total / GIB:.1f} GiB" if estimate.total > usable else ""
+        return {
+            "micro_batch": micro_batch, "precision": precision, "activation_checkpointing": again, "error": error,
+            "estimated_bytes": estimate.total, "memory_terms": estimate.terms,
+        }  # fmt: skip
+
+    def measure(self, point: Point, *, share: float, must: bool = False, threads: int = 0, attention: str | None = None) -> None:
+        """Measure a point with this share of the time that is left, and write what was seen into it; nothing without time.
+
+        Args:
+            point: see `point`; one with an error is left alone.
+            share: of the time left.
+            must: also when there is no time.
+            threads: in place of all.
+            attention: in place of the configured one.
+        """
+        left = self.allowed - self.taken
+        if point["error"]:
+            return
+        if not must and left < 1.2 * self.slowest:
+            point["error"] = "not measured: the time for calibration was over"
+            return
+        from pipeline_lib.training.measure import measure
+
+        begin = time.monotonic()
         try:
             seen = measure(
-                model, vocabulary_size=entries, sequence_length=sequence_length, micro_batch=profile["micro_batch"],
-                n_steps=MOST_STEPS, precision=profile["precision"], optimizer=optimizer, lora=lora,
-                seconds=max(left / len(coming) - slowest, 0.2), threads=threads, store_lookup=run.workspace.store.artifact,
+                self.model, vocabulary_size=self.entries, sequence_length=self.sequence_length,
+                micro_batch=point["micro_batch"], n_steps=MOST_STEPS, precision=point["precision"], optimizer=self.optimizer,
+                lora=self.lora, seconds=max(left * share - self.slowest, 0.2), threads=threads or self.threads,
+                store_lookup=self.run.workspace.store.artifact, compile=self.compile,
+                attention=self.attention if attention is None else attention,
+                activation_checkpointing=point["activation_checkpointing"],
             )  # fmt: skip
-        except (RuntimeError, ValueError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
-            profile["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-            run.event("profile_failed", **{name: profile[name] for name in ("micro_batch", "precision", "error")})
-            continue
-        profile |= {
+        except (RuntimeError, ValueError, MemoryError, ConfigError) as error:  # torch's out-of-memory is a RuntimeError
+            point["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+            self.run.event("profile_failed", **{name: point[name] for name in ("micro_batch", "precision", "error")})
+            return
+        seconds, steps = time.monotonic() - begin, math.fsum(seen.step_seconds)
+        self.slowest = max(self.slowest, seconds - steps)
+        terms = point["memory_terms"] | ({"program": self.program_bytes} if self.program_bytes else {})
+        point |= {
             "tokens_per_second": round(seen.tokens_per_second, 1),
             "interval": _interval(seen.step_seconds),
             "steps": len(seen.step_seconds),
-            "timed_seconds": round(math.fsum(seen.step_seconds), 3),
+            "timed_seconds": round(steps, 3),
             "peak_memory_bytes": seen.peak_memory_bytes,
+            "estimated_bytes": sum(terms.values()),
+            "memory_terms": terms,
+            "memory_error": round(sum(terms.values()) / seen.peak_memory_bytes - 1, 4),
             "parameters": seen.parameters,
             "flops_per_token": seen.flops_per_token,
             "evaluate_tokens_per_second": round(seen.evaluate_tokens_per_second, 1),
             "save_seconds": round(seen.save_seconds, 4),
-            "seconds": round(time.monotonic() - started, 3),
+            "fetch_seconds": round(seen.fetch_seconds, 6),
+            "first_step_seconds": round(seen.first_step_seconds, 4),
+            "seconds": round(seconds, 3),
         }
-    return _outcome(profiles, threads, imported, time.monotonic() - begin)
+
+
+def seconds_allowed(services: Services, configured: float) -> float:
+    """Time for measuring: as configured, at most 3 % of a window of half an hour or more, 10 s of a shorter one."""
+    if services.deadline is None:
+        return configured
+    window = (services.deadline - (services.started or services.clock())).total_seconds()
+    return min(configured, WINDOW_SHARE * window if window >= LONG_WINDOW else SHORT_WINDOW_SECONDS)
 
 
 def file_digests(*, model: ModelConfig, tokenizer: TokenizerConfig, **others: object) -> dict[str, str]:
@@ -108,14 +204,10 @@ def file_digests(*, model: ModelConfig, tokenizer: TokenizerConfig, **others: ob
     return {**start.file_digests(model=model), **entries}
 
 
-def _mark_too_large(profiles: list[dict[str, Any]]) -> None:
-    """Mark the profiles that this machine cannot hold; refuse before any work when it can hold none."""
-    machine = USABLE_SHARE * training_memory_bytes()
-    for profile in profiles:
-        if profile["estimated_bytes"] > machine:
-            profile["error"] = f"needs about {profile['estimated_bytes'] / GIB:.1f} GiB"
-    if all(profile["error"] for profile in profiles):
-        least = min(profile["estimated_bytes"] for profile in profiles)
+def _refuse_too_large(points: list[Point]) -> None:
+    """Refuse before any work when this machine can hold no point."""
+    if all(point["error"] for point in points):
+        least, machine = min(point["estimated_bytes"] for point in points), USABLE_SHARE * training_memory_bytes()
         raise RefusedError(
             f"training needs about {least / GIB:.1f} GiB even with the smallest profile, this machine gives {machine / GIB:.1f}",
             where="stage calibrate",
@@ -123,13 +215,46 @@ def _mark_too_large(profiles: list[dict[str, Any]]) -> None:
         )
 
 
-def _faster_precision(measured: list[dict[str, Any]], precision: str) -> str:
+def _measured(points: list[Point]) -> list[Point]:
+    return [point for point in points if "tokens_per_second" in point]
+
+
+def _faster_precision(points: list[Point], precision: str) -> str:
     """The precision that beat this one clearly on the same micro-batch, or "": it will not be beaten on a larger one."""
-    rates = {(p["micro_batch"], p["precision"]): p["tokens_per_second"] for p in measured}
+    rates = {(p["micro_batch"], p["precision"]): p["tokens_per_second"] for p in _measured(points)}
     for (micro, other), rate in rates.items():
         if other != precision and rates.get((micro, precision), rate) < CLEARLY_SLOWER * rate:
             return str(other)
     return ""
+
+
+def _variants(bench: Bench, leanest: Point, fastest: Point, *, auto_attention: bool, again: bool) -> list[Point]:
+    """The leanest point; and the fastest one with half of the threads, and with another attention, while there is time.
+
+    What is clearly faster stays: `bench.threads` and `bench.attention` are then those.
+    """
+    variants = []
+    if not again:
+        lean = bench.point(leanest["micro_batch"], fastest["precision"], again=True)
+        bench.measure(lean, share=1 / VARIANTS)
+        if lean["error"].startswith("not measured"):  # a third pass through the layers: 4/3 of the time (Chen et al. 2016)
+            lean |= {"error": "", "tokens_per_second": round(0.75 * fastest["tokens_per_second"], 1), "note": "estimated"}
+        variants.append(lean)
+    trials: list[tuple[str, dict[str, Any]]] = []
+    if bench.device == "cpu" and bench.threads > 1:
+        trials.append((f"{bench.threads // 2} threads", {"threads": bench.threads // 2}))
+    if auto_attention and bench.device == "cpu":
+        trials.append(("eager attention", {"attention": "eager"}))
+    for left, (what, changes) in zip(range(len(trials), 0, -1), trials, strict=True):
+        trial = {
+            **bench.point(fastest["micro_batch"], fastest["precision"], again=fastest["activation_checkpointing"]), "trial": what,
+        }  # fmt: skip
+        bench.measure(trial, share=1 / left, **changes)
+        if trial.get("tokens_per_second", 0.0) * CLEARLY_SLOWER > fastest["tokens_per_second"]:
+            bench.threads, bench.attention = changes.get("threads", bench.threads), changes.get("attention", bench.attention)
+            fastest |= {name: trial[name] for name in ("tokens_per_second", "interval", "peak_memory_bytes")}
+        bench.run.event("variant", what=what, **{k: trial[k] for k in ("tokens_per_second", "error") if k in trial})
+    return variants
 
 
 def _import_everything(precisions: list[Precision]) -> float:
@@ -146,15 +271,15 @@ def _import_everything(precisions: list[Precision]) -> float:
     return time.monotonic() - begin
 
 
-def _outcome(profiles: list[dict[str, Any]], threads: int, imported: float, taken: float) -> Outcome:
-    measured = [profile for profile in profiles if not profile["error"]]
-    if not measured:
-        reasons = "; ".join(f"{p['micro_batch']} × {p['precision']}: {p['error']}" for p in profiles)
-        raise StageFailedError(f"no profile could be measured ({reasons})", where="stage calibrate", fix="see the reasons")
-    chosen = max(measured, key=lambda profile: profile["tokens_per_second"])
+def _outcome(
+    bench: Bench, points: list[Point], variants: list[Point], chosen: Point, *, imported: float, guess: dict[str, Any]
+) -> Outcome:
     building = max(chosen["seconds"] - chosen["timed_seconds"] - chosen["save_seconds"], 0.0)
+    usual = chosen["micro_batch"] * bench.sequence_length / chosen["tokens_per_second"]  # seconds of a step
     details = {
-        "profiles": [_shown(profile) for profile in profiles],
+        "profiles": [_shown(point) for point in points],
+        "variants": [_shown(point) for point in variants],
+        "policies": {name: policy.model_dump(mode="json") for name, policy in bench.config.profiles.items()},
         "chosen": {name: chosen[name] for name in ("micro_batch", "precision", "tokens_per_second", "interval")},
         "interval": chosen["interval"],
         # A forward pass alone is never slower than a step: one slow moment must not look like a slow machine.
@@ -163,26 +288,37 @@ def _outcome(profiles: list[dict[str, Any]], threads: int, imported: float, take
         "import_seconds": round(imported, 3),
         "startup_seconds": round(imported + building, 3),
         "build_seconds": round(building, 3),
+        "compile_seconds": round(max(chosen["first_step_seconds"] - usual, 0.0), 3) if bench.compile else 0.0,
         "parameters": chosen["parameters"],
         "flops_per_token": chosen["flops_per_token"],
         "peak_memory_bytes": chosen["peak_memory_bytes"],
-        "threads": threads,
+        "memory": {name: chosen[name] for name in ("memory_terms", "estimated_bytes", "peak_memory_bytes", "memory_error")},
+        "data_wait_share": round(chosen["fetch_seconds"] / usual, 4),
+        "threads": bench.threads,
+        "attention": bench.attention,
+        "sequence_length": bench.sequence_length,
+        "guess": guess,
+        "seconds": round(bench.taken, 3),
+        "seconds_allowed": round(bench.allowed, 3),
     }
-    rows = [
-        [p["micro_batch"], p["precision"], round(p["tokens_per_second"]), round(p["peak_memory_bytes"] / GIB, 2), ""]
-        if not p["error"]
-        else [p["micro_batch"], p["precision"], 0, round(p["estimated_bytes"] / GIB, 2), p["error"]]
-        for p in profiles
-    ]
+    rows: list[list[str | float | int]] = []
+    for p in [*points, *variants]:
+        peak = p.get("peak_memory_bytes", 0)
+        found = (round(peak / GIB, 2), f"{p['memory_error']:+.0%}") if peak else ("", "")
+        twice, rate = "yes" if p["activation_checkpointing"] else "", round(p.get("tokens_per_second", 0))
+        estimated, note = round(p["estimated_bytes"] / GIB, 2), p["error"] or p.get("note", "")
+        rows.append([p["micro_batch"], p["precision"], twice, rate, estimated, *found, note])
+    columns = ("micro-batch", "precision", "activations twice", "tokens/s", "estimated GiB", "measured GiB", "error", "note")
     return Outcome(
         metrics={
             "tokens_per_second": chosen["tokens_per_second"],
             "micro_batch": chosen["micro_batch"],
             "precision": chosen["precision"],
             "parameters": chosen["parameters"],
-            "measuring_seconds": round(taken, 2),
+            "memory_error": chosen["memory_error"],
+            "measuring_seconds": round(bench.taken, 2),
         },
-        summary=SummaryTable(("micro-batch", "precision", "tokens/s", "peak GiB", "note"), rows, "Profiles of this machine"),
+        summary=SummaryTable(columns, rows, "What this machine does with this model"),
         details=details,
     )
 

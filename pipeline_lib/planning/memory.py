@@ -105,6 +105,8 @@ def estimate_memory(
       again (Chen et al. 2016), twice: once saved, once as gradients on the way.
     - loss: the chunk of logits in work, its log-softmax and gradient, the gradients of the hidden states and of the head.
     - gradients: fp32. In a step of one micro-batch they come as activations go, and only what is more than these is added.
+    - checkpoint: the copy of weights and optimizer from which checkpoints are written, in the process's memory from the first one
+      on.
     - allocator: see `HOLES_BYTES`; an accelerator's allocator keeps blocks of few sizes, and nothing is added for it.
 
     Args:
@@ -143,6 +145,7 @@ def estimate_memory(
         "optimizer": optimizer_bytes(optimizer, model, trainable, lora),
         "activations": activations,
         "loss": loss,
+        "checkpoint": 4 * count.total + optimizer_bytes(optimizer, model, trainable, lora) if device == "cpu" else 0,
         "allocator": holes if device == "cpu" else 0,
     }
     return MemoryEstimate({name: round(value) for name, value in terms.items()})

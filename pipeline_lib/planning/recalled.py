@@ -39,6 +39,20 @@ def features_asked(model: ModelConfig, train: TrainConfig, data: Mapping[str, An
     }
 
 
+def first_guess(run: StageRun, asked: Mapping[str, float | str]) -> dict[str, Any]:
+    """Tokens a second that past runs like this one let expect before anything is measured; {} when none can tell.
+
+    Returns:
+        {"value", "low", "high", "runs"}.
+    """
+    past = [record for record in RunBook(run.workspace.runs_folder).all() if record.outcome != "running"]
+    guess = guess_throughput(asked, past)
+    if guess is None:
+        return {}
+    numbers = {"value": round(guess.value, 1), "low": round(guess.low, 1), "high": round(guess.high, 1)}
+    return {**numbers, "runs": list(guess.runs)}
+
+
 def recall(run: StageRun, asked: Mapping[str, float | str], calibrated_rate: float) -> dict[str, Any]:
     """The most similar past runs, the speed they let expect, and what was calibrated against it (1: the same).
 
@@ -55,7 +69,7 @@ def recall(run: StageRun, asked: Mapping[str, float | str], calibrated_rate: flo
     """
     past = [record for record in RunBook(run.workspace.runs_folder).all() if record.outcome != "running"]
     like = nearest(asked, LIKE_RUNS, past)
-    guess = guess_throughput(asked, past)
+    guess = first_guess(run, asked)
     found: dict[str, Any] = {
         "asked": dict(asked),
         "runs": [
@@ -66,12 +80,11 @@ def recall(run: StageRun, asked: Mapping[str, float | str], calibrated_rate: flo
         "calibrated_share": 1.0,
     }
     if guess:
-        share = calibrated_rate / guess.value
-        numbers = {"value": round(guess.value, 1), "low": round(guess.low, 1), "high": round(guess.high, 1)}
-        found |= {"tokens_per_second": {**numbers, "runs": list(guess.runs)}, "calibrated_share": round(share, 4)}
+        share = calibrated_rate / guess["value"]
+        found |= {"tokens_per_second": guess, "calibrated_share": round(share, 4)}
         if abs(share - 1) > UNLIKE_SPEED:
             why = "is the machine busy?" if share < 1 else "it was busy then, or has changed"
-            run.event("speed_differs", calibrated=round(calibrated_rate, 1), recalled=numbers["value"], why=why)
+            run.event("speed_differs", calibrated=round(calibrated_rate, 1), recalled=guess["value"], why=why)
     return found
 
 

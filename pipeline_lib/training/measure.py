@@ -27,11 +27,13 @@ class Measurement:
 
     tokens_per_second: float  # median step
     step_seconds: list[float]  # without the first step
-    peak_memory_bytes: int  # GPU: of this measurement; CPU: of the process so far
+    peak_memory_bytes: int  # of this measurement: process (CPU) or allocator (GPU)
     parameters: int
     flops_per_token: float
     evaluate_tokens_per_second: float
     save_seconds: float  # one checkpoint: weights, optimizer, digests, sync
+    fetch_seconds: float  # one micro-batch, read and stacked
+    first_step_seconds: float  # with what is compiled or allocated only once
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,11 @@ def measure(
     seconds: float | None = None,
     threads: int | None = None,
     store_lookup: Lookup | None = None,
+    attention: str = "",
+    activation_checkpointing: bool = False,
+    compile: bool = False,
 ) -> Measurement:
-    """Train a few steps of one micro-batch each and time them; then time an evaluation and a checkpoint.
+    """Train a few steps of one micro-batch each and time them; then an evaluation, a checkpoint, and a step beside its copy.
 
     Args:
         model: what to build (a `start` needs `store_lookup` when it is a reference).
@@ -78,10 +83,13 @@ def measure(
         seconds: stop after this long, whatever `n_steps` says; at least one step is timed.
         threads: CPU threads; torch's own choice when None.
         store_lookup: see `build_model`.
+        attention: as in a plan.
+        activation_checkpointing: as in training.
+        compile: as in training.
     """
     import torch
 
-    from pipeline_lib.training.data import RandomSequences, spread
+    from pipeline_lib.training.data import MicroBatches, RandomSequences, spread
     from pipeline_lib.training.evaluate import mean_loss
     from pipeline_lib.training.loop import Session, fit
     from pipeline_lib.training.model import adapt, build_model, count_parameters, flops_per_token
@@ -98,11 +106,17 @@ def measure(
     plan = TrainingPlan(
         steps=WARM_UP_STEPS + n_steps, warmup_steps=0, decay_steps=0, schedule="wsd", learning_rate=learning_rate,
         weight_decay=0.0, batch_sequences=micro_batch, micro_batch=micro_batch, precision=precision, evaluate_every=0,
-        save_every=0,
+        save_every=0, attention=attention,
     )  # fmt: skip
+    config = TrainConfig(
+        optimizer=optimizer, lora=lora or LoraConfig(), activation_checkpointing=activation_checkpointing, compile=compile
+    )
     data = dataset or RandomSequences(vocabulary_size, sequence_length)
+    begin = time.perf_counter()
+    next(iter(MicroBatches(data, 0, micro_batch)))
+    fetched = time.perf_counter() - begin
     with tempfile.TemporaryDirectory(prefix="millrace-measure-") as folder:
-        session = Session(net, plan, TrainConfig(optimizer=optimizer), data, 0, Path(folder))
+        session = Session(net, plan, config, data, 0, Path(folder))
         pace = Pace(session, seconds)
         fit(session, [pace])
         steps = pace.step_seconds[WARM_UP_STEPS:] or pace.step_seconds
@@ -114,7 +128,11 @@ def measure(
         begin = time.perf_counter()
         with CheckpointWriter(Path(folder), identity={"data": ""}) as writer:
             writer.save(session, notes={})
-        saved = time.perf_counter() - begin
+            writer.wait()
+            saved = time.perf_counter() - begin
+            # From its first checkpoint on, a training holds a copy of its state.
+            session.follow(session.schedule.moved(session.step, session.step + 1, session.step + 1))
+            fit(session, [])
     evaluated_tokens = sum(batch["input_ids"].numel() for batch in batches)
     return Measurement(
         tokens_per_second=micro_batch * sequence_length / median(steps),
@@ -124,6 +142,8 @@ def measure(
         flops_per_token=flops_per_token(net, sequence_length),
         evaluate_tokens_per_second=evaluated_tokens / evaluated,
         save_seconds=saved,
+        fetch_seconds=fetched,
+        first_step_seconds=pace.step_seconds[0],
     )
 
 

@@ -30,6 +30,7 @@ class TrainingPlan:
     seconds_per_step: float = 0.0  # predicted; progress shows the remaining time before it has measured
     tokens_per_second: float = 0.0  # predicted
     attention: str = ""  # "": as the family has it
+    activation_checkpointing: bool = False  # the profile's; `train.activation_checkpointing` asks for it too
     threads: int = 0  # CPU threads; 0: as torch finds them
 
     def __post_init__(self) -> None:
