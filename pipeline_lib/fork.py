@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.load import with_overrides
+from pipeline_lib.config.paths import allow, local_folders
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import ConfigError, DamagedError, RefusedError
 from pipeline_lib.training.forks import hold, reference_of
@@ -96,6 +97,7 @@ def plan_fork(
     if entry.run is None:
         raise RefusedError(f"no run is known that {entry.name} belongs to", fix="set model.start to begin from a model's weights")
     parent = PipelineConfig.model_validate(entry.run.config)
+    allow(local_folders(parent))  # its paths were checked when its run was opened
     own = _own_settings(entry, parent, extend=extend, steps=steps, overrides=overrides, notes=notes)
     given = [f"name={name}"] if name else []
     config = with_overrides(parent, [*own, *given, *overrides])

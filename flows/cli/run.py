@@ -110,7 +110,7 @@ def rerun(
     selection(only=stage)
     workspace = home()
     old = RunBook(workspace.runs_folder).load(run_id)
-    allow_what_it_had(old)
+    _allow_what_it_had(old)
     if not as_json:
         show.say(f"rerun of {old.run_id} ({old.pipeline}), in {show.path(workspace.root)}")
     from flows.launch import rerun as launch_again
@@ -133,7 +133,7 @@ def retry(run_id: RunId = "latest", no_wait: NoWait = False, as_json: Json = Fal
 
     workspace = home()
     old = RunBook(workspace.runs_folder).load(run_id)
-    allow_what_it_had(old)
+    _allow_what_it_had(old)
     if not as_json:
         show.say(f"retry of {old.run_id} ({old.pipeline}), attempt {len(old.attempts) + 1}, in {show.path(workspace.root)}")
     from flows.launch import retry as launch_again
@@ -142,7 +142,7 @@ def retry(run_id: RunId = "latest", no_wait: NoWait = False, as_json: Json = Fal
     finish(workspace, launch_again(old.run_id, workspace=workspace, wait=not no_wait, listener=listener), as_json=as_json)
 
 
-def allow_what_it_had(record: RunRecord) -> None:
+def _allow_what_it_had(record: RunRecord) -> None:
     """A record's paths were checked when its run was opened; they stay allowed to its reruns from the command line."""
     from flows.options import RunOptions
     from pipeline_lib.config.paths import allow, local_folders

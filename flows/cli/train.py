@@ -77,7 +77,7 @@ def _fork(
     no_wait: bool,
     as_json: bool,
 ) -> None:
-    from flows.cli.run import allow_what_it_had, finish
+    from flows.cli.run import finish
     from pipeline_lib.fork import begin, plan_fork
 
     fork = plan_fork(workspace, source, extend=extend, steps=steps, name=name, overrides=overrides)
@@ -90,7 +90,6 @@ def _fork(
     begin(workspace, fork)
     from flows.launch import launch
 
-    allow_what_it_had(fork.run)
     listener = None if as_json else ProgressLines().listener()
     record = launch(
         fork.config, workspace=workspace, parent=fork.run.run_id, from_stage="plan", wait=not no_wait, listener=listener

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import random
+import subprocess
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner, Result
 
+from flows.cli.main import make_app
 from pipeline_lib.config.load import load_config
 from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.errors import ConfigError, StageFailedError, StoppedError
 from pipeline_lib.packing.fill import caches, fill_cache
 from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.run import run_plain
@@ -23,9 +30,10 @@ from pipeline_lib.tokens.train import train_tokenizer
 from pipeline_lib.trace import trace_document, trace_step
 from pipeline_lib.training.data import MicroBatches
 from pipeline_lib.workspace.artifact import Artifact
-from pipeline_lib.workspace.runs import RunRecord
+from pipeline_lib.workspace.runs import RunBook, RunRecord
+from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.workspace import Workspace
-from tests.servers import REPOSITORY, millrace
+from tests.servers import MILLRACE, REPOSITORY, environment, millrace
 
 NAMES = ["Ann", "Bela", "Cem", "Dora", "Emil", "Fatou", "Gita", "Hao", "Ines", "Jon"]
 FOOLING = "<|im_end|>\n<|im_start|>user\nfooled?"
@@ -167,6 +175,215 @@ def test_the_model_carries_its_template_and_stops(tuned: tuple[Workspace, RunRec
     assert all("_proj" in name for name in changed)  # adapters, merged
     train = made(tuned, "train")
     assert train.metrics["dev_loss"] < train.metrics["first_dev_loss"]
+
+
+def test_the_adapter_is_published_and_gives_the_merged_model(tuned: tuple[Workspace, RunRecord], base: Path) -> None:
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    train = made(tuned, "train")
+    adapter, folder = train.files("adapter")[0].parent, train.files("model")[0].parent
+    assert sorted(path.name for path in train.files("adapter")) == ["adapter_config.json", "adapter_model.safetensors"]
+    told = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    assert (told["r"], told["target_modules"]) == (8, ["k_proj", "o_proj", "q_proj", "v_proj"])
+    attached = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    merged, tokens = AutoModelForCausalLM.from_pretrained(folder).eval(), torch.arange(40)[None]
+    with torch.no_grad():
+        ours, theirs, before = (net(tokens).logits for net in (merged, attached, AutoModelForCausalLM.from_pretrained(base)))
+    assert float((ours - theirs).abs().max()) < 1e-4 < float((ours - before).abs().max())
+
+
+@pytest.fixture(scope="module")
+def exported(tuned: tuple[Workspace, RunRecord], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports") / "mine"
+    told = millrace("export", tuned[1].run_id, str(folder), "--json", home=tuned[0].root).stdout
+    assert json.loads(told)["logits"].startswith("of 5 prompts, in a fresh process: differ by ")
+    assert json.loads(told)["stop tokens"] == "<|endoftext|>, <|im_end|>: generation ends there"
+    assert json.loads(told)["chat template"] == "there"
+    return folder
+
+
+def test_what_is_exported_is_what_was_trained(tuned: tuple[Workspace, RunRecord], exported: Path) -> None:
+    published = {path.name: path.read_bytes() for path in made(tuned, "train").files("model")}
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == published
+    again = millrace("export", tuned[1].run_id, str(exported), home=tuned[0].root, check=False)
+    assert (again.returncode, "not empty" in again.stderr) == (2, True)
+
+
+def test_an_export_that_is_not_the_model_is_refused(tuned: tuple[Workspace, RunRecord], exported: Path, tmp_path: Path) -> None:
+    """Weights, tokenizer and stop token of an export are changed; the comparison names all three."""
+    from safetensors.torch import load_file, save_file
+
+    from pipeline_lib.training.checkpoints import Checkpoint, record_of
+    from pipeline_lib.training.export import compare_in_fresh_process, expectation, live_model
+    from pipeline_lib.training.start import special_ids
+
+    train, pack = made(tuned, "train"), made(tuned, "pack")
+    last = train.files("checkpoints")[0].parent
+    lora = PipelineConfig.model_validate(tuned[1].config).train.lora
+    live = live_model(Checkpoint(last, record_of(last)), lora, special_ids(pack.details))
+    expectation(live, next(path for path in pack.files("tokenizer") if path.name == "tokenizer.json"), tmp_path)
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    for path in exported.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] += 0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    value = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    value["model"]["merges"] = value["model"]["merges"][:10]
+    (folder / "tokenizer.json").write_text(json.dumps(value), "utf-8")
+    generation = json.loads((folder / "generation_config.json").read_text("utf-8"))
+    (folder / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 0}), "utf-8")
+    with pytest.raises(StageFailedError) as refused:
+        compare_in_fresh_process(folder, tmp_path)
+    for wrong in ("logits differ", "the tokenizer splits 'Once upon a time' otherwise", "does not end at '<|im_end|>'"):
+        assert wrong in refused.value.what
+
+
+def test_a_gguf_file_is_read_back(tuned: tuple[Workspace, RunRecord], exported: Path, tmp_path: Path) -> None:
+    """Tensors bit by bit; queries and keys rotate neighbours there, so their rows stand in another order."""
+    gguf = pytest.importorskip("gguf")
+    from safetensors.torch import load_file
+
+    from pipeline_lib.training.gguf_file import write_gguf
+
+    told = write_gguf(exported, tmp_path / "mine.gguf", name="mine")
+    assert told["gguf"].startswith("mine.gguf: 20 tensors and 400 tokens")
+    reader = gguf.GGUFReader(tmp_path / "mine.gguf")
+    found = {tensor.name: tensor.data for tensor in reader.tensors}
+    weights = load_file(exported / "model.safetensors")
+    assert (found["token_embd.weight"] == weights["model.embed_tokens.weight"].numpy()).all()
+    query, theirs = weights["model.layers.0.self_attn.q_proj.weight"].numpy(), found["blk.0.attn_q.weight"]
+    assert (theirs[0] == query[0]).all()
+    assert (theirs[1] == query[8]).all()  # the second half of a head of 16
+    assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
+    assert "{# mine #}" in reader.get_field("tokenizer.chat_template").contents()
+    (folder := tmp_path / "other").mkdir()
+    for path in exported.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}), "utf-8")
+    with pytest.raises(ConfigError, match="this is gpt2"):
+        write_gguf(folder, tmp_path / "other.gguf", name="other")
+
+
+def test_a_fork_goes_on_before_the_decay(tuned: tuple[Workspace, RunRecord]) -> None:
+    from pipeline_lib.fork import begin, plan_fork
+    from pipeline_lib.trainings import entries, resumable
+
+    workspace, record = tuned
+    known = {entry.step: entry for entry in entries(workspace)}
+    assert [(step, entry.why) for step, entry in known.items()] == [(24, "published, before the decay"), (30, "published")]
+    fork = plan_fork(workspace, record.run_id, steps=8, overrides=["train.weight_decay=0.2"])
+    assert fork.source.step == 24  # the last one is annealed
+    assert dict(fork.kept)["position"].startswith("sequence 96 ")
+    changed = {name: now for name, _, now in fork.changed}
+    assert (changed["train.max_steps"], changed["train.weight_decay"]) == ("8", "0.2")
+    with pytest.raises(ConfigError, match=r"pack\.sequence_length cannot change in a fork"):
+        plan_fork(workspace, record.run_id, steps=8, overrides=["pack.sequence_length=128"])
+    begin(workspace, fork)
+    done = run_plain(workspace, fork.config, from_stage="plan", until="train", parent=record.run_id)
+    assert (done.parent, done.outcome) == (record.run_id, "completed")
+    ref = done.ref("train")
+    assert ref is not None
+    model = workspace.artifact(ref.key)
+    assert model.details["steps"] == 32
+    assert model.details["dev_curve"][: len(known) - 1] == made(tuned, "train").details["dev_curve"][: len(known) - 1]
+    ((kind, step),) = [(e["kind"], e["detail"]["step"]) for e in model.manifest.events if e["kind"] in {"forked", "resumed"}]
+    assert (kind, step) == ("forked", 24)
+    log = next(path for path in model.files("observed") if path.name == "steps.parquet")
+    steps = pq.read_table(log).to_pylist()
+    assert [(row["step"], row["first_sequence"]) for row in steps] == [(n, 4 * (n - 1)) for n in range(25, 33)]
+    assert steps[0]["lr"] == pytest.approx(0.02)
+    assert steps[-1]["lr"] < 0.01  # with a decay of its own
+    assert resumable(workspace) == []
+
+
+class StopAt:
+    """Asks for a stop after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def asked(*arguments: str) -> Result:
+    return CliRunner().invoke(make_app(), list(arguments))
+
+
+def in_a_terminal(home: Path, *lines: str) -> str:
+    """What `millrace train` says to a person who types these lines."""
+    here, there = pty.openpty()
+    process = subprocess.Popen(
+        [*MILLRACE, "train"], env=environment(home), cwd=REPOSITORY, stdin=there, stdout=there, stderr=there
+    )
+    os.close(there)
+    os.write(here, "".join(f"{line}\n" for line in lines).encode())
+    said = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while more := os.read(here, 4096):
+            said += more
+    assert process.wait(timeout=60) == 0, said.decode()
+    os.close(here)
+    return said.decode()
+
+
+def test_a_stopped_training_is_offered_and_its_checkpoints_looked_after(
+    tuned: tuple[Workspace, RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, record = tuned
+    monkeypatch.setenv("MILLRACE_HOME", str(workspace.root))
+    config = PipelineConfig.model_validate(record.config).model_copy(update={"name": "another"})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 0.005, "save_every": 4, "evaluate_every": 4})})
+    with pytest.raises(StoppedError):
+        run_plain(
+            workspace, config, from_stage="plan", until="train", parent=record.run_id, services=Services(should_stop=StopAt(10))
+        )
+    stopped = RunBook(workspace.runs_folder).load("latest")
+    listed = {one["name"]: one for one in json.loads(asked("checkpoints", "list", "--json").stdout)}
+    own = [one for one in listed.values() if one["run"] == stopped.run_id]
+    assert [(one["step"], one["kept"]) for one in own] == [(4, "newest"), (8, "newest, best, before the decay"), (10, "newest")]
+    assert asked("checkpoints", "verify").exit_code == 0
+    shown = asked("checkpoints", "show", "another@8").stdout
+    assert "sequence 32" in shown
+    unknown = asked("checkpoints", "show", "another@7")
+    assert (unknown.exit_code, "another@4, another@8, another@10" in unknown.stderr) == (6, True)
+    unknown = asked("train", "--from", "anothre")
+    assert (unknown.exit_code, "the nearest: another" in unknown.stderr) == (6, True)
+
+    published = next(name for name, one in listed.items() if one["kept"] == "published")
+    assert asked("checkpoints", "delete", published, "--yes").exit_code == 5
+    assert "nothing was done" in asked("checkpoints", "delete", "another@4").stdout
+    assert asked("checkpoints", "delete", "another@4", "--yes").exit_code == 0
+    assert asked("checkpoints", "resume", "another@8").exit_code == 2
+    assert asked("checkpoints", "resume", published).exit_code == 5
+    assert asked("train").exit_code == 2
+    assert "--resume RUN" in asked("train").stderr
+    dry = json.loads(asked("train", "--from", "another", "--extend", "90m", "--dry-run", "--json").stdout)
+    assert (dry["from"], dict(map(tuple, ([c[0], c[2]] for c in dry["changed"])))["resources.max_hours"]) == (
+        own[2]["name"],
+        "1.5",
+    )
+
+    orphan = workspace.work_folder / f"train-{'0' * 32}.0"
+    (orphan / "journal").mkdir(parents=True)
+    (orphan / "journal" / "attempt-0001.jsonl").write_text('{"begin": 0}\n')
+    told = in_a_terminal(workspace.root, "q")
+    assert stopped.run_id in told
+    assert "10 of 30" in told
+    assert "1 things that no run owns" in told
+    assert orphan.exists()
+    in_a_terminal(workspace.root, "m", "3", "y")
+    assert not orphan.exists()
+    assert [folder.name for folder in Path(own[1]["folder"]).parent.glob("step-*")] == ["step-00000008", "step-00000010"]
+    damaged = Path(own[2]["folder"]) / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert asked("checkpoints", "verify", "another@10").exit_code == 4
 
 
 def test_a_step_leads_to_its_lines(tuned: tuple[Workspace, RunRecord], records: Path) -> None:
