@@ -31,8 +31,7 @@ class Announcer:
         now = time.monotonic()
         if now - self.lined >= LINE_SECONDS:
             self.lined = now
-            note = f" · {progress.note}" if progress.note else ""
-            self.log(f"{progress.done:,.6g} of {progress.total:,.6g} {progress.unit}{note}")
+            self.log(progress.line())
         if now - self.barred >= BAR_SECONDS and progress.total > 0:
             self.barred = now
             self._show(min(100.0, 100.0 * progress.done / progress.total), progress.stage)

@@ -80,6 +80,14 @@ class Progress:
     unit: str
     note: str = ""
 
+    def line(self) -> str:
+        """For people: `Step 770/26,235 (2.9%) | loss 5.583 | …` of a training, `12 of 40 files · 3 MB/s` of others."""
+        if self.unit == "steps" and self.total:
+            step = f"Step {self.done:,.0f}/{self.total:,.0f} ({100 * self.done / self.total:.1f}%)"
+            return f"{step} | {self.note}" if self.note else step
+        of = f" of {self.total:,.6g}" if self.total else ""
+        return f"{self.done:,.6g}{of} {self.unit}" + (f" · {self.note}" if self.note else "")
+
 
 def now() -> datetime:
     """The wall clock, UTC; recorded stages and events only."""
