@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.pipeline import PipelineConfig
-from pipeline_lib.errors import BusyError, MillraceError, NotFoundError, RefusedError
+from pipeline_lib.errors import BusyError, ConfigError, MillraceError, NotFoundError, RefusedError
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.training.checkpoints import LEAST_KEPT, RECORD, Retention, committed, damage, kept, record_of
 from pipeline_lib.workspace.files import remove_tree
@@ -88,13 +88,16 @@ def entries(workspace: Workspace) -> list[Entry]:
 
 
 def find(workspace: Workspace, text: str) -> Entry:
-    """The checkpoint that a person means: RUN@STEP, or RUN (its newest); RUN is an id, its beginning, `latest`, or a name.
+    """The checkpoint that is meant: RUN@STEP, RUN (its newest), or its folder; RUN is an id, its beginning, `latest`, a name.
 
     Raises:
+        ConfigError: a path of something else.
         NotFoundError: there is none; the nearest are named.
     """
-    run, _, step = text.partition("@")
     known = entries(workspace)
+    if Path(text).exists() and ("/" in text or Path(text).suffix):
+        return _at_path(known, Path(text))
+    run, _, step = text.partition("@")
     own = [entry for entry in known if _is_of(entry, run, workspace)]
     if not own:
         names = sorted({name for entry in known if entry.run for name in (entry.run.run_id, entry.run.pipeline)})
@@ -112,6 +115,17 @@ def find(workspace: Workspace, text: str) -> Entry:
             fix="the nearest: " + ", ".join(f"{run}@{one}" for one in sorted(near_steps)),
         )
     return exact[-1]
+
+
+def _at_path(known: list[Entry], path: Path) -> Entry:
+    for entry in known:
+        if entry.folder == path.absolute():
+            return entry
+    raise ConfigError(
+        "is no checkpoint of this workspace", where=str(path),
+        fix="to begin from weights, set model.start to a folder with config.json and *.safetensors (pickled weights are never "
+        f"loaded); {NAMED}",
+    )  # fmt: skip
 
 
 def resumable(workspace: Workspace) -> list[Entry]:

@@ -339,7 +339,8 @@ def test_a_stopped_training_is_offered_and_its_checkpoints_looked_after(
     workspace, record = tuned
     monkeypatch.setenv("MILLRACE_HOME", str(workspace.root))
     config = PipelineConfig.model_validate(record.config).model_copy(update={"name": "another"})
-    config = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 0.005, "save_every": 4, "evaluate_every": 4})})
+    changes = {"learning_rate": 0.005, "save_every": 4, "evaluate_every": 4}
+    config = config.model_copy(update={"train": config.train.model_copy(update=changes)})
     with pytest.raises(StoppedError):
         run_plain(
             workspace, config, from_stage="plan", until="train", parent=record.run_id, services=Services(should_stop=StopAt(10))
@@ -355,6 +356,10 @@ def test_a_stopped_training_is_offered_and_its_checkpoints_looked_after(
     assert (unknown.exit_code, "another@4, another@8, another@10" in unknown.stderr) == (6, True)
     unknown = asked("train", "--from", "anothre")
     assert (unknown.exit_code, "the nearest: another" in unknown.stderr) == (6, True)
+
+    (tmp_path / "weights.bin").write_bytes(b"\x80\x04.")
+    pickled = asked("train", "--from", str(tmp_path / "weights.bin"))
+    assert (pickled.exit_code, "pickled weights are never loaded" in pickled.stderr) == (2, True)
 
     published = next(name for name, one in listed.items() if one["kept"] == "published")
     assert asked("checkpoints", "delete", published, "--yes").exit_code == 5
