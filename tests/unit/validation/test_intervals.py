@@ -4,15 +4,26 @@ import numpy as np
 import pytest
 
 from pipeline_lib.validation.gate import judge
-from pipeline_lib.validation.intervals import estimate, relative_difference
+from pipeline_lib.validation.intervals import estimate, relative_difference, resampled_ratios
 
 
 def test_the_bootstrap_error_of_a_mean_is_the_analytic_one():
-    scores = np.random.default_rng(0).normal(3, 1, 2000)
+    scores = np.random.default_rng(0).normal(3, 1, 2000)  # not so many that no resampling is needed
     found = estimate(scores, np.ones(2000), n_resamples=4000)
     analytic = 1.96 * scores.std() / np.sqrt(2000)
     assert found.value == pytest.approx(scores.mean())
     assert (found.high - found.low) / 2 == pytest.approx(analytic, rel=0.05)
+
+
+def test_many_items_have_the_interval_that_resampling_would_give():
+    draw = np.random.default_rng(5)
+    weights = draw.lognormal(0, 0.5, 3000)
+    scores = weights * draw.normal(2, 0.4, 3000)
+    found, few = estimate(scores, weights, n_resamples=10), resampled_ratios(scores, weights, 4000, 0)
+    assert (found.value, found.n) == (scores.sum() / weights.sum(), 3000)
+    low, high = np.quantile(few, [0.025, 0.975])
+    assert found.high - found.low == pytest.approx(high - low, rel=0.05)
+    assert found.low == pytest.approx(low, abs=0.1 * (high - low))
 
 
 def test_95_percent_intervals_cover_the_truth():

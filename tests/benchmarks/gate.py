@@ -1,0 +1,248 @@
+"""The gate: how often bad models are refused, an equal one is kept out, and a better one gets in, at level standard.
+
+A champion is trained on real text, and what every model answers to the test side and to the suites is real:
+- noise: the champion's weights with normal noise that raises its loss by 2 %, scored anew on the test side for every seed (in the
+  suites it is taken for as good as the champion)
+- biased data: one model trained on the champion's text with planted stereotypes; it is given a loss 2 % below the champion's
+- memorised test: one model trained on the test side, too; from case to case another part of the test side, a tenth to all of it,
+  was in its training text, and only there its answers are its own. What of the test side is in the training text is taken as
+  found: that the search finds it is shown by `tests/unit/validation/test_validate.py`
+- equal: another seed of the same training, and each answer of it and of the champion exchanged by a coin: no true difference
+- better: the same with 2 % less loss on every document
+Cases differ by seed, and each draws its own documents and items from the real ones, with replacement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline_lib.config.model import KEPT
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.tables.schemas import OVERLAP
+from pipeline_lib.validation.answers import answer
+from pipeline_lib.validation.gate import against_champion
+from pipeline_lib.validation.language import language
+from pipeline_lib.validation.scorer import Scorer
+from pipeline_lib.validation.suites import BUILT_IN
+from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.workspace import Workspace
+from tests.benchmarks.figures import Book
+from tests.benchmarks.selection_effect import good_documents
+from tests.benchmarks.small_models import taught, tokenizer_of
+from tests.benchmarks.validation_known import occupation_texts
+from tests.published import publish
+
+WORSE, BETTER = 0.02, 0.02  # relative change of the loss
+PIECE = 400  # characters of a training text: what a context of 128 tokens holds
+Make = Callable[[np.random.Generator], tuple[pa.Table, pa.Table, pa.Table]]  # candidate's and champion's rows, overlap
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """How many cases of each kind."""
+    parser.add_argument("--cases", type=int, default=0, help="seeded cases of each kind (default 100, quick 40)")
+
+
+def run(book: Book, arguments: argparse.Namespace) -> None:
+    """Train, score, and ask the gate."""
+    cases = arguments.cases or (40 if arguments.quick else 100)
+    with tempfile.TemporaryDirectory(prefix="millrace-gate-") as name:
+        folder = Path(name)
+        begin = time.perf_counter()
+        world = World.of(folder, quick=arguments.quick)
+        book.add("time to train and score the models", time.perf_counter() - begin, "s")
+        rise, noisy = world.noisy(max(4, cases // 5) if arguments.quick else cases)
+        setup = f"loss raised by {min(rise):.2%} to {max(rise):.2%}, {len(noisy)} models, each scored on the test side"
+        kinds: list[tuple[str, Make, str, float, str]] = [
+            ("bad, noise: refused", lambda draw: world.case(draw, noisy[int(draw.integers(len(noisy)))]), "pass", 0.99, setup),
+            (
+                "bad, biased data: refused",
+                lambda draw: world.case(draw, world.biased),
+                "pass",
+                0.99,
+                "loss 2 % below the champion's",
+            ),
+            ("bad, memorised test: refused", world.memorised_case, "pass", 0.99, "a tenth to all of the test side"),
+            ("equal: not promoted", lambda draw: world.exchanged(draw, 1.0), "pass", 0.95, "another seed, answers exchanged"),
+        ]
+        workspace = Workspace.open(folder / "workspace")
+        for kind, make, never, least, told in kinds:
+            outcomes = _outcomes(workspace, make, cases)
+            share = 1 - outcomes[never] / cases
+            book.add(kind, share, "share", least=least, setup=f"{_told(outcomes)}; {told}")
+        outcomes = _outcomes(workspace, lambda draw: world.exchanged(draw, 1 - BETTER), cases)
+        book.add("better by 2 %: promoted", outcomes["pass"] / cases, "share", least=0.80, setup=_told(outcomes))
+    if arguments.quick:
+        book.leave_out("100 cases of each kind, and as many noisy models")
+
+
+def _told(outcomes: Counter[str]) -> str:
+    return ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in sorted(outcomes.items()))
+
+
+def _outcomes(workspace: Workspace, make: Make, cases: int) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for case in range(cases):
+        candidate, champion, overlap = make(np.random.default_rng([7, case]))
+        artifacts = [_artifact(workspace, f"{side}-{case}", rows, overlap) for side, rows in (("a", candidate), ("b", champion))]
+        found[against_champion(*artifacts, PipelineConfig(seed=case))["outcome"]] += 1
+    return found
+
+
+def _artifact(workspace: Workspace, name: str, rows: pa.Table, overlap: pa.Table) -> Artifact:
+    """What the gate reads of a validation: rows, overlap, and of each score its value and kind."""
+    bits = rows.filter(pc.equal(rows["suite"], "language"))
+    scores = {"bits_per_byte": {"value": pc.sum(bits["score"]).as_py() / pc.sum(bits["weight"]).as_py(), "lower_is_better": True}}
+    for suite in KEPT:
+        part = rows.filter(pc.equal(rows["suite"], suite))
+        judged = suite not in {"people_pairs", "pronouns"}
+        scores[suite] = {"value": pc.mean(part["score"]).as_py(), "lower_is_better": False, "judged": judged}
+    tables = {"scores": rows, "overlap": overlap}
+    return workspace.store.artifact(publish(workspace, "validate", tables, {"scores": scores, "name": name}).key)
+
+
+@dataclass
+class World:
+    """Real answers: `champion`, `twin` (another seed), `biased`, `memorised`, as rows of `scores` in the same order."""
+
+    model: Path
+    texts: pa.Table
+    champion: pa.Table
+    twin: pa.Table
+    biased: pa.Table
+    memorised: pa.Table
+
+    @classmethod
+    def of(cls, folder: Path, *, quick: bool) -> World:
+        """Train four models and score them on the test side and on the suites that the gate holds."""
+        documents = good_documents(np.random.default_rng(0))[: 600 if quick else None]
+        test, train = documents[::4], [text for place, text in enumerate(documents) if place % 4]
+        pieces = [part for text in train for part in _pieces(text)]
+        steps = 150 if quick else 500
+        even = occupation_texts(planted=False)
+        level = "smoke" if quick else "standard"
+        items = [asdict(item) for name in KEPT for item in BUILT_IN[name](level, 0)]
+        tokenizer = tokenizer_of([*pieces, *even], 1024, folder / "tokenizer")
+        texts = pa.table({"item": [f"{n:032x}" for n in range(len(test))], "domain": ["prose"] * len(test), "text": test})
+        texts = texts.append_column("year", pa.nulls(len(test), pa.int32()))
+        learned = {
+            "champion": (pieces + even, 0), "twin": (pieces + even, 1),
+            "biased": (pieces + occupation_texts(planted=True) * 4, 0),
+            "memorised": (pieces + even + [part for text in test for part in _pieces(text)] * 4, 0),
+        }  # fmt: skip
+        rows = {}
+        for name, (taught_texts, seed) in learned.items():
+            scorer = Scorer(taught(tokenizer, taught_texts, folder / name, steps=steps, seed=seed), batch_tokens=1024)
+            rows[name] = pa.concat_tables([language(texts, scorer, 10**9)[0], answer(items, scorer)[0]])
+        return cls(folder / "champion", texts, **rows)
+
+    @property
+    def documents(self) -> NDArray[np.int64]:
+        """Which rows are documents."""
+        return np.flatnonzero(np.asarray(pc.equal(self.champion["suite"], "language")))
+
+    def noisy(self, count: int) -> tuple[list[float], list[pa.Table]]:
+        """Rises of the loss, and rows, of the champion's weights with noise; its size is found once, for a rise by `WORSE`."""
+        import torch
+
+        scorer = Scorer(self.model, batch_tokens=1024)
+        weights = {name: value.clone() for name, value in scorer.model.state_dict().items()}
+        before = pc.sum(self.champion["score"].take(pa.array(self.documents))).as_py()
+
+        def scored(size: float, seed: int) -> tuple[float, pa.Table]:
+            draw = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for name, value in scorer.model.named_parameters():
+                    noise = torch.randn(value.shape, generator=draw) * weights[name].std()
+                    value.copy_(weights[name] + (size * noise if value.dim() > 1 else 0.0))
+            rows = language(self.texts, scorer, 10**9)[0]
+            return pc.sum(rows["score"]).as_py() / before - 1, rows
+
+        size = 0.05
+        for _ in range(4):  # the loss rises with the square of small noise
+            size *= float(np.sqrt(WORSE / max(scored(size, 0)[0], WORSE / 100)))
+        rest = self.champion.filter(pc.not_equal(self.champion["suite"], "language"))
+        found = [scored(size, seed) for seed in range(1, count + 1)]
+        return [rise for rise, _ in found], [pa.concat_tables([rows, rest]) for _, rows in found]
+
+    def case(self, draw: np.random.Generator, candidate: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """The candidate's and the champion's answers to items drawn with replacement."""
+        if candidate is self.biased:
+            place = candidate.column_names.index("score")
+            bits = np.where(_language(candidate), (1 - BETTER) * self.champion["score"].to_numpy(), candidate["score"].to_numpy())
+            candidate = candidate.set_column(place, "score", pa.array(bits))
+        return *_drawn(draw, candidate, self.champion), OVERLAP.empty_table()
+
+    def exchanged(self, draw: np.random.Generator, factor: float) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """Champion and twin with their answers exchanged by a coin, a document or fact; the candidate's bits times a factor."""
+        one, other = self.champion["score"].to_numpy(), self.twin["score"].to_numpy()
+        number = _facts(self.champion)
+        coin = (draw.random(number.max() + 1) < 0.5)[number]
+        bits = np.where(_language(self.champion), factor, 1.0)
+        place = self.champion.column_names.index("score")
+        candidate = self.champion.set_column(place, "score", pa.array(np.where(coin, one, other) * bits))
+        champion = self.champion.set_column(place, "score", pa.array(np.where(coin, other, one)))
+        return *_drawn(draw, candidate, champion), OVERLAP.empty_table()
+
+    def memorised_case(self, draw: np.random.Generator) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """The candidate's own answers to the part of the test side that it has read; elsewhere it is equal to the champion."""
+        candidate, champion, _ = self.exchanged(draw, 1.0)
+        known = dict(zip(self.memorised["item"].to_pylist(), self.memorised["score"].to_pylist(), strict=True))
+        asked = _language(candidate)
+        items = candidate["item"].to_pylist()
+        read = asked & (draw.random(len(items)) < draw.uniform(0.1, 1.0))
+        own = [
+            known[item.partition("#")[0]] if there else score
+            for item, there, score in zip(items, read.tolist(), candidate["score"].to_pylist(), strict=True)
+        ]
+        candidate = candidate.set_column(candidate.column_names.index("score"), "score", pa.array(own))
+        found = [item for item, there in zip(items, read.tolist(), strict=True) if there]
+        overlap = {
+            "suite": ["language"] * len(found),
+            "item": found,
+            "share": [1.0] * len(found),
+            "contaminated": [True] * len(found),
+        }
+        return candidate, champion, pa.table(overlap, schema=OVERLAP)
+
+
+def _language(rows: pa.Table) -> NDArray[np.bool_]:
+    return np.asarray(pc.equal(rows["suite"], "language"), bool)
+
+
+def _facts(rows: pa.Table) -> NDArray[np.int64]:
+    """A number for each document, and for each fact or item of a suite."""
+    columns = (rows[name].to_pylist() for name in ("suite", "fact", "item"))
+    return np.unique([f"{suite} {fact or item}" for suite, fact, item in zip(*columns, strict=True)], return_inverse=True)[1]
+
+
+def _drawn(draw: np.random.Generator, *tables: pa.Table) -> list[pa.Table]:
+    """The same documents and facts of each table, drawn with replacement within each suite; one drawn twice is two."""
+    suites, facts = np.array(tables[0]["suite"].to_pylist()), _facts(tables[0])
+    order = np.argsort(facts, kind="stable")
+    starts = np.searchsorted(facts[order], np.arange(facts.max() + 2))
+    of_suite = suites[order[starts[:-1]]]
+    chosen = np.concatenate([draw.choice(own, len(own)) for own in (np.flatnonzero(of_suite == s) for s in np.unique(suites))])
+    rows = np.concatenate([order[starts[fact] : starts[fact + 1]] for fact in chosen])
+    turn = np.repeat(np.arange(len(chosen)), np.diff(starts)[chosen])
+    items = [f"{item}#{number}" for item, number in zip(np.array(tables[0]["item"].to_pylist())[rows], turn, strict=True)]
+    found = []
+    for table in tables:
+        taken = table.take(pa.array(rows))
+        taken = taken.set_column(taken.column_names.index("item"), "item", pa.array(items, pa.string()))
+        found.append(taken.set_column(taken.column_names.index("fact"), "fact", pa.array([str(number) for number in turn])))
+    return found
+
+
+def _pieces(text: str) -> list[str]:
+    return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
