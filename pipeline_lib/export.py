@@ -85,12 +85,12 @@ def _export(
     to: str,
     write: Callable[[Any, Sequence[Path], Path], None],
 ) -> dict[str, str]:
-    from pipeline_lib.training.export import compare_in_fresh_process, expectation, live_model
-
     folder = folder.expanduser().absolute()
     _check_target(folder, source)
     if reason := damage(source):
         raise DamagedError(reason, where=str(source), fix="`millrace checkpoints list` names the others")
+    from pipeline_lib.training.export import compare_in_fresh_process, expectation, live_model
+
     pack = _packed(workspace, run)
     tokenizer = pack.files("tokenizer")
     config = PipelineConfig.model_validate(run.config)

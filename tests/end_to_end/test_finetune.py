@@ -197,7 +197,11 @@ def test_the_adapter_is_published_and_gives_the_merged_model(tuned: tuple[Worksp
 @pytest.fixture(scope="module")
 def exported(tuned: tuple[Workspace, RunRecord], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports") / "mine"
-    told = millrace("export", tuned[1].run_id, str(folder), "--json", home=tuned[0].root).stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MILLRACE_HOME", str(tuned[0].root))
+        told = asked("export", tuned[1].run_id, str(folder), "--json").stdout
+        again = asked("export", tuned[1].run_id, str(folder))
+    assert (again.exit_code, "not empty" in again.stderr) == (2, True)
     assert json.loads(told)["logits"].startswith("of 5 prompts, in a fresh process: differ by ")
     assert json.loads(told)["stop tokens"] == "<|endoftext|>, <|im_end|>: generation ends there"
     assert json.loads(told)["chat template"] == "there"
@@ -207,8 +211,6 @@ def exported(tuned: tuple[Workspace, RunRecord], tmp_path_factory: pytest.TempPa
 def test_what_is_exported_is_what_was_trained(tuned: tuple[Workspace, RunRecord], exported: Path) -> None:
     published = {path.name: path.read_bytes() for path in made(tuned, "train").files("model")}
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == published
-    again = millrace("export", tuned[1].run_id, str(exported), home=tuned[0].root, check=False)
-    assert (again.returncode, "not empty" in again.stderr) == (2, True)
 
 
 def test_an_export_that_is_not_the_model_is_refused(tuned: tuple[Workspace, RunRecord], exported: Path, tmp_path: Path) -> None:
@@ -385,7 +387,7 @@ def test_a_stopped_training_is_offered_and_its_checkpoints_looked_after(
     assert orphan.exists()
     in_a_terminal(workspace.root, "m", "3", "y")
     assert not orphan.exists()
-    assert [folder.name for folder in Path(own[1]["folder"]).parent.glob("step-*")] == ["step-00000008", "step-00000010"]
+    assert sorted(folder.name for folder in Path(own[1]["folder"]).parent.glob("step-*")) == ["step-00000008", "step-00000010"]
     damaged = Path(own[2]["folder"]) / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert asked("checkpoints", "verify", "another@10").exit_code == 4
