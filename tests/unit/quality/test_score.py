@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from score_toy import PROSE, config, run, signals, table
+from score_toy import PLAIN, PROSE, config, run, signals, table
 
 from pipeline_lib.config.data import ScoreConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
@@ -33,7 +33,7 @@ LINES, PARAGRAPHS = (
     "A paragraph said over and over, to be sure.\n\n",
 )
 SHORT = PROSE.replace(" and ", " and\n") + "\n".join(f"see the {word}." for word in UNIQUE[:30])
-MOVED = np.random.default_rng(0).permutation(PROSE.replace(".", "").split() * 3).tolist()
+MOVED = np.random.default_rng(0).permutation(PLAIN.replace(".", "").split()).tolist()
 NO_STOPS = ". ".join(" ".join(UNIQUE[i : i + 9]) for i in range(0, 90, 9)) + "."
 GOPHER = {
     "word_count": "A short note, and that is all there is to be said. Really. Yes.",

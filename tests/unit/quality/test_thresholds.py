@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from score_toy import PROSE, reference, signals
+from score_toy import PLAIN, reference, signals
 
 from pipeline_lib.config.data import ScoreConfig
 from pipeline_lib.quality.rules import RULE_SETS, rules_of, verdicts
@@ -86,7 +86,7 @@ PLANTED: dict[str, list[str]] = {
     "short_line_share": lines(lambda line: line[:20]),
     "newlines_per_word": ["\n".join([*UNIQUE[:n], " ".join(UNIQUE[n:100])]) for n in range(100)],
     "sentences": [" ".join(f"{line}." for line in LONG[:n]) for n in range(1, 6)],
-    "likeness": ever_less_order(PROSE * 3),
+    "likeness": ever_less_order(PLAIN),
     "compression_ratio": [NOISE[:100] + "again" * n for n in range(0, 4000, 5)] + [NOISE[:n] for n in range(1, 40)]
     + ["abcdefghijkl"[:n] for n in range(1, 12)] + [NOISE[:2000] + NOISE[:n] for n in range(40)],
     "bytes": ["x" * n for n in SIZES],
