@@ -32,12 +32,13 @@ PROSE = (
     "She answers that bread would have lost something no engineer could ever measure on any dial.\n"
 )
 PLAIN = (  # words that any English text has, in their order
-    "It is one of the first things that the user of a module has to know: the value of the argument is used as the name of the file, "
-    "and if the file is not there, an error is raised. When the function is called with a list of names, each of the names in the "
-    "list is read in the same order as it is given. The result is the same as that of the other method, but it can be used for more "
-    "than one of the values at the same time. If there is no such name in the list, the default value is returned to the user, as it "
-    "would be if the method had been called with no arguments at all. This is what should be used by most of the programs that have "
-    "to read a number of files, because it does not need to know how many of them there are in the directory."
+    "It is one of the first things that the user of a module has to know: the value of the argument is used as the name of "
+    "the file, and if the file is not there, an error is raised. When the function is called with a list of names, each of "
+    "the names in the list is read in the same order as it is given. The result is the same as that of the other method, "
+    "but it can be used for more than one of the values at the same time. If there is no such name in the list, the default"
+    " value is returned to the user, as it would be if the method had been called with no arguments at all. This is what "
+    "should be used by most of the programs that have to read a number of files, because it does not need to know how many "
+    "of them there are in the directory."
 )
 STOPS = ("the", "be", "to", "of", "and", "that", "have", "with")
 QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"

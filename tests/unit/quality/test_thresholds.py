@@ -55,8 +55,9 @@ def copies(others: Sequence[str], copy: str, between: str = "\n", most: int = 60
 
 def ever_less_order(text: str) -> list[str]:
     """The same words, of which ever more are moved."""
-    words, random = text.split(), np.random.default_rng(0)
-    return [" ".join([*random.permutation(words[:n]), *words[n:]]) for n in range(0, len(words), 2)]
+    words = text.split()
+    draws = [np.random.default_rng(seed) for seed in range(4)]
+    return [" ".join([*draw.permutation(words[:n]), *words[n:]]) for draw in draws for n in range(0, len(words), 2)]
 
 
 SIZES = [n + by for n in (16, 100, 1000, 200_000, 1_000_000) for by in (-2, -1, 0, 1, 2)]
