@@ -92,7 +92,7 @@ class LoraConfig(Section):
     dropout: float = setting(0.05, "Dropout on the adapter's input", ge=0, lt=1)
     targets: list[str] = setting(lambda: ["q_proj", "k_proj", "v_proj", "o_proj"], "Module names the adapter is put on")
     quantize: Literal["none", "4bit"] = setting(
-        "none", "4bit: the frozen weights in NF4 (QLoRA); needs a GPU of NVIDIA and the extra `eightbit`"
+        "none", "4bit: the frozen weights in NF4 (QLoRA); refused where no GPU of NVIDIA can hold them so"
     )
 
 
@@ -188,6 +188,12 @@ class TrainConfig(Section):
         600.0, "With several processes: without any sign of life for so long, all are ended and launched again", unit="seconds",
         gt=1, identity=False,
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _decay_can_begin(self) -> TrainConfig:
+        if self.schedule == "cosine" and self.early_stopping.patience:
+            raise ValueError("early_stopping begins the decay, and a cosine decays from the start; use schedule wsd or linear")
+        return self
 
 
 class CalibrateConfig(Section):

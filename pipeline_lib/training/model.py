@@ -172,18 +172,12 @@ class Adapted:
     def __init__(self, model: Any, lora: LoraConfig) -> None:
         import peft
 
+        _check_lora(model, lora)
         config = peft.LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,  # type: ignore[arg-type] # a float works
             target_modules=list(lora.targets), task_type="CAUSAL_LM",
         )  # fmt: skip
-        try:
-            self._wrapped = peft.get_peft_model(model, config)
-        except ValueError as error:
-            linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
-            raise ConfigError(
-                f"no module of this model is called {' or '.join(lora.targets)}", where="train.lora.targets",
-                fix=f"its linear modules are {', '.join(linear)}",
-            ) from error  # fmt: skip
+        self._wrapped = peft.get_peft_model(model, config)
         self.model = self._wrapped.get_base_model()
 
     def merge(self, adapter: Path | None = None) -> Any:
@@ -200,6 +194,23 @@ class Adapted:
         told = read_json(folder / "adapter_config.json")
         told |= {"target_modules": sorted(told["target_modules"]), "base_model_name_or_path": None}  # peft writes a set's order
         write_json(folder / "adapter_config.json", told)
+
+
+def _check_lora(model: Any, lora: LoraConfig) -> None:
+    if lora.quantize != "none":
+        raise ConfigError(
+            "weights in 4 bits (QLoRA) need a GPU of NVIDIA and the library bitsandbytes; "
+            + ("no such GPU is here" if not torch.cuda.is_available() else "merging and exporting them is not built"),
+            where="train.lora.quantize", fix="set train.lora.quantize to none: LoRA on the weights as they are",
+        )  # fmt: skip
+    known = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    # peft leaves out silently what it does not find, as long as it finds one.
+    if missing := [target for target in lora.targets if target.rpartition(".")[2] not in known]:
+        near = {found for target in missing for found in difflib.get_close_matches(target, sorted(known), n=1)}
+        raise ConfigError(
+            f"no module of this model is called {' or '.join(missing)}", where="train.lora.targets",
+            fix=(f"did you mean {' or '.join(sorted(near))}? " if near else "") + f"its linear modules are {', '.join(sorted(known))}",
+        )  # fmt: skip
 
 
 def adapt(model: Any, lora: LoraConfig) -> tuple[Any, Callable[..., Any]]:
