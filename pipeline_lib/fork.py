@@ -170,9 +170,8 @@ def _passes(entry: Entry) -> float:
 
 def _kept(entry: Entry) -> list[tuple[str, str]]:
     record = entry.record
-    loss = record["metrics"].get("dev_loss")
     kept = [
-        ("weights", f"of step {entry.step:,}" + (f", dev loss {loss:.4g}" if loss is not None else "")),
+        ("weights", f"of step {entry.step:,}" + (f", dev loss {entry.dev_loss}" if entry.dev_loss else "")),
         ("optimizer", "its moments, and the loss scale and clipping window where there are any"),
         ("position", f"sequence {record['position']:,} of the same order of the same data"),
         ("random numbers", "their state"),

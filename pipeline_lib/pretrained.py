@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging as logging_of_python
 import threading
 import warnings
 from pathlib import Path
@@ -20,6 +21,7 @@ def quiet() -> None:
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging_of_python.getLogger("bitsandbytes").setLevel(logging_of_python.ERROR)  # warns of missing GPU kernels
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 

@@ -53,6 +53,16 @@ class Entry:
         """Part of an artifact, not of work in progress."""
         return self.why.startswith(PUBLISHED)
 
+    @property
+    def dev_loss(self) -> str:
+        """The dev loss, for people: with its step where that is another one."""
+        metrics = self.record.get("metrics", {})
+        if metrics.get("dev_loss") is None:
+            return ""
+        return f"{metrics['dev_loss']:.4g}" + (
+            "" if metrics.get("dev_step") == self.step else f" at {metrics.get('dev_step', 0):.0f}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         metrics = self.record.get("metrics", {})
@@ -63,6 +73,7 @@ class Entry:
             "step": self.step,
             "steps": int(self.record["schedule"]["total_steps"]) if self.record else None,
             "dev_loss": metrics.get("dev_loss"),
+            "dev_step": metrics.get("dev_step"),  # the evaluation before the checkpoint, or at it
             "train_loss": metrics.get("train_loss"),
             "date": self.date.isoformat(),
             "kept": self.why,

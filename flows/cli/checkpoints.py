@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,7 @@ def show(name: Name, as_json: Json = False) -> None:
     facts = [
         ["step", f"{entry.step:,} of {schedule['total_steps']:,}"],
         ["position in the data", f"sequence {record['position']:,}"],
-        ["losses", ", ".join(f"{key} {value:.4g}" for key, value in record["metrics"].items() if value is not None)],
+        ["losses", f"train {record['metrics'].get('train_loss') or math.nan:.4g}, dev {entry.dev_loss or 'not evaluated yet'}"],
         ["learning rate", f"{record['learning_rate']:.3g} ({schedule['kind']}, decay from step {schedule['decay_start']:,})"],
         ["data", record["data"]],
         ["tokenizer", record.get("tokenizer", "")],
@@ -145,6 +146,6 @@ def _row(entry: Entry) -> list[out.Cell]:
     facts = entry.to_json()
     steps = f"{facts['steps']:,}" if facts["steps"] else "?"
     return [
-        entry.name, facts["pipeline"] or "(no run)", steps, facts["dev_loss"], f"{entry.date:%Y-%m-%d %H:%M}",
+        entry.name, facts["pipeline"] or "(no run)", steps, entry.dev_loss, f"{entry.date:%Y-%m-%d %H:%M}",
         out.size(facts["bytes"]), entry.why,
     ]  # fmt: skip

@@ -204,6 +204,6 @@ def _manage(workspace: Workspace, lost: list[Path]) -> None:
 def _line(number: int, entry: Entry) -> list[show.Cell]:
     facts = entry.to_json()
     return [
-        number, facts["run"], facts["pipeline"], f"{entry.step:,} of {facts['steps']:,}", facts["dev_loss"],
+        number, facts["run"], facts["pipeline"], f"{entry.step:,} of {facts['steps']:,}", entry.dev_loss,
         f"{entry.date:%Y-%m-%d %H:%M}",
     ]  # fmt: skip

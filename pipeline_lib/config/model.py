@@ -162,6 +162,7 @@ class TrainConfig(Section):
     parent: str = setting(
         "none",
         "`checkpoint:<digest>`: go on from this checkpoint, in a run of its own (`millrace train --from` sets it); or `none`",
+        pattern=r"^(none|checkpoint:[0-9a-f]{32})$",
     )
     keep_checkpoints: int = setting(
         2, "Newest checkpoints that are kept while training; the last one is published", ge=2, identity=False
