@@ -59,7 +59,8 @@ class Entry:
         metrics = self.record.get("metrics", {})
         if metrics.get("dev_loss") is None:
             return ""
-        return f"{metrics['dev_loss']:.4g}" + (
+        place = metrics.get("dev_step", 0)
+        return f"{metrics['dev_loss']:.4g}" + ("" if place == self.step else f" at {place:.0f}")
             "" if metrics.get("dev_step") == self.step else f" at {metrics.get('dev_step', 0):.0f}"
         )
 
