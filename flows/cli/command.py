@@ -20,6 +20,7 @@ from pipeline_lib.errors import MillraceError
 from pipeline_lib.secrets import told
 
 if TYPE_CHECKING:
+    from pipeline_lib.workspace.runs import RunRecord
     from pipeline_lib.workspace.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,6 +96,26 @@ def _how_to_go_on() -> str:
     if not mine:
         return "Type the same command again to go on."
     return f"Go on with: millrace retry {mine[-1].run_id}"
+
+
+def run_with(workspace: Workspace, run: str, stage: str) -> RunRecord:
+    """The run that is asked for; for `latest`, where that one did not come as far as `stage`, the newest that did, and a line
+    that says so.
+
+    Raises:
+        NotFoundError: there is no such run.
+    """
+    from pipeline_lib.workspace.runs import RunBook
+
+    book = RunBook(workspace.runs_folder)
+    record = book.load(run)
+    if run != "latest" or record.ref(stage):
+        return record
+    for other in reversed(list(book.all())):
+        if other.ref(stage):
+            show.warn(f"the latest run, {record.run_id} ({record.outcome}), has no {stage}; this is {other.run_id}")
+            return other
+    return record
 
 
 def home() -> Workspace:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import show
-from flows.cli.command import LOOK, Json, command, home
+from flows.cli.command import LOOK, Json, command, home, run_with
 from flows.cli.trace import document_table
 
 
@@ -26,10 +26,9 @@ def explain_document(
     """Explain one document: its source, signals, rule decisions, duplicates, side and selection, and the steps that read it."""
     from pipeline_lib.selection.explain import explain
     from pipeline_lib.trace import trace_document
-    from pipeline_lib.workspace.runs import RunBook
 
     workspace = home()
-    record = RunBook(workspace.runs_folder).load(run)
+    record = run_with(workspace, run, "ingest")
     found: dict[str, Any] = explain(workspace, record, doc_id, source=source)
     found["packed"] = trace_document(workspace, record, found["doc_id"]) if record.ref("fill_gaps") else None
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli import show
-from flows.cli.command import CARE, Json, command, home
+from flows.cli.command import CARE, Json, command, home, run_with
 
 Files = Annotated[list[Path], typer.Option(help="Text file, or JSONL with `text`; may be repeated.")]
 
@@ -34,13 +34,12 @@ def fit_ngrams(
     """
     from pipeline_lib.errors import NotFoundError
     from pipeline_lib.quality.fit import documents_by_decision, fit_model, texts_of
-    from pipeline_lib.workspace.runs import RunBook
 
     if reference:
         sides = texts_of(reference), texts_of(reject)
     else:
         workspace = home()
-        record = RunBook(workspace.runs_folder).load(run)
+        record = run_with(workspace, run, "score")
         refs = [ref for stage in ("ingest", "score") if (ref := record.ref(stage))]
         if len(refs) < 2:
             raise NotFoundError("the run has no scored documents", where=record.run_id, fix="`millrace runs` lists others")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.cli import show
-from flows.cli.command import LOOK, Json, Set, command, home
+from flows.cli.command import LOOK, Json, Set, command, home, run_with
 
 
 def register(app: typer.Typer) -> None:
@@ -71,10 +71,9 @@ def try_out(
     """
     from pipeline_lib.errors import NotFoundError
     from pipeline_lib.quality.tryout import try_rule
-    from pipeline_lib.workspace.runs import RunBook
 
     workspace = home()
-    record = RunBook(workspace.runs_folder).load(run)
+    record = run_with(workspace, run, "score")
     ingest, score = record.ref("ingest"), record.ref("score")
     if ingest is None or score is None:
         raise NotFoundError(f"run {record.run_id} has no scored documents", fix="let it run: `millrace run --until score`")

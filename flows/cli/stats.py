@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli import show
-from flows.cli.command import LOOK, Json, RunId, command, home
+from flows.cli.command import LOOK, Json, RunId, command, home, run_with
 
 
 def register(app: typer.Typer) -> None:
@@ -27,10 +27,9 @@ def stats(
 
     from pipeline_lib.errors import NotFoundError
     from pipeline_lib.quality.statistics import told
-    from pipeline_lib.workspace.runs import RunBook
 
     workspace = home()
-    record = RunBook(workspace.runs_folder).load(run_id)
+    record = run_with(workspace, run_id, "score")
     ref = record.ref("score")
     if ref is None:
         raise NotFoundError(f"run {record.run_id} has no scored documents", fix="let it run: `millrace run --until score`")

@@ -65,6 +65,17 @@ class NgramModel:
     digest: str
 
 
+def _small() -> NDArray[np.uint8]:
+    """Each byte of a word in small letters; 0: no byte of a word."""
+    table = np.arange(256, dtype=np.uint8)
+    table[0x41:0x5B] |= 0x20
+    table[[byte for byte in range(128) if not chr(byte).isalnum()]] = 0
+    return table
+
+
+_SMALL = _small()
+
+
 @njit(f"i8({TEXT}, i8, i8, i4[::1])", **KERNEL)
 def _buckets(data, at, end, out):  # type: ignore[no-untyped-def]
     """Write two buckets a word, (unigram, bigram with the word before, or −1); returns the number of words."""
@@ -72,10 +83,8 @@ def _buckets(data, at, end, out):  # type: ignore[no-untyped-def]
     while at < end:
         value, start = _BASIS, at
         while at < end:
-            byte = data[at]
-            if 0x41 <= byte <= 0x5A:
-                byte |= np.uint8(0x20)
-            elif not (0x61 <= byte <= 0x7A or byte >= 0x80 or 0x30 <= byte <= 0x39):
+            byte = _SMALL[np.uint64(data[np.uint64(at)])]
+            if byte == 0:
                 break
             value = (value ^ np.uint64(byte)) * _PRIME
             at += 1

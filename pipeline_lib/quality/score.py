@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipeline_lib.quality.ngrams import ngram_model
 from pipeline_lib.quality.rules import Rules, rule_numbers, rules_of, verdicts
 from pipeline_lib.quality.signals import TEXT_NAMES, signal_names, signal_table
 from pipeline_lib.quality.statistics import summarise
-from pipeline_lib.tables.parquet import write_batches, write_table
+from pipeline_lib.tables.parquet import TableWriter, write_table
 from pipeline_lib.tables.schemas import DECISIONS
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.shards import Shard
@@ -98,16 +98,12 @@ def measure_file(file: DocumentsFile, folder: Path, *, modules: Sequence[str], n
     begin = time.perf_counter()
     schema = signal_table(pa.array([], pa.binary(16)), pa.array([], pa.large_string())).schema
     model = ngram_model(ngrams)
-    with pq.ParquetFile(file.path) as parquet:
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=["doc_id", "text", "turns"], use_threads=False):
-                table = signal_table(batch.column("doc_id"), batch.column("text"), batch.column("turns"), ngrams=model)
-                counts["documents"] += table.num_rows
-                counts["bytes"] += int(np.sum(table.column("bytes").to_numpy()))
-                yield from table.to_batches()
-
-        write_batches(batches(), schema, folder / "signals.parquet")
+    with pq.ParquetFile(file.path) as parquet, TableWriter(schema, folder / "signals.parquet") as signals:
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=["doc_id", "text", "turns"], use_threads=False):
+            table = signal_table(batch.column("doc_id"), batch.column("text"), batch.column("turns"), ngrams=model)
+            counts["documents"] += table.num_rows
+            counts["bytes"] += int(np.sum(table.column("bytes").to_numpy()))
+            signals.add(table)
     return {**counts, "seconds": round(time.perf_counter() - begin, 4)}
 
 
@@ -115,14 +111,15 @@ def decide_file(pair: tuple[DocumentsFile, Shard], folder: Path, *, rules: Rules
     """Write `decisions` for one file of documents; count what each rule dropped, and what it alone dropped."""
     file, shard = pair
     columns = pq.read_table(file.path, columns=["domain", "kind", "source", "licence"])
-    domains, kinds = (columns.column(name).to_numpy() for name in ("domain", "kind"))
+    coded = [columns.column(name).combine_chunks().dictionary_encode() for name in ("domain", "kind")]
+    (domains, domain_names), (kinds, kind_names) = ((one.indices.to_numpy(), one.dictionary.to_pylist()) for one in coded)
     signals = pq.read_table(shard.files["signals"])
     failed = ~verdicts(signals, rules.rules)
-    for kind in np.unique(kinds):
-        for domain in np.unique(domains):
+    for k, kind in enumerate(kind_names):
+        for d, domain in enumerate(domain_names):
             applies = np.zeros(len(rules.rules), bool)
             applies[list(rule_numbers(rules, domain, kind))] = True
-            failed[(domains == domain) & (kinds == kind)] &= applies
+            failed[(domains == d) & (kinds == k)] &= applies
     number = failed.sum(axis=1)
     write_table(_decisions(signals, failed, rules), folder / "decisions.parquet")
     cells = {name: columns[name] for name in ("source", "domain", "licence")}

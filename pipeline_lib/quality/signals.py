@@ -241,7 +241,7 @@ def quality(signals: Mapping[str, Any]) -> NDArray[np.float64]:
     without words has quality 0.
     """
     repeated = np.max([signals[f"{name}_char_share"] for name in ("duplicate_line", "duplicate_5gram", "top_2gram")], axis=0)
-    foreign = np.array([code not in {"en", ""} for code in signals["language"].to_pylist()], bool)
+    foreign = ~pc.is_in(signals["language"], value_set=pa.array(["en", ""])).to_numpy(zero_copy_only=False)
     parts = (
         np.minimum(np.log1p(signals["words"]) / np.log(301.0), 1.0),
         np.clip(1.0 - repeated, 0.0, 1.0),

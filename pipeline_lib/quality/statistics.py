@@ -130,10 +130,12 @@ def _rules(failed: NDArray[np.bool_], rules: Sequence[str], cell: NDArray[np.int
 
 def buckets_of(values: NDArray[np.float64]) -> NDArray[np.int64]:
     """The bucket of each value: 0 for 0, growing with the value."""
-    size = np.abs(values)
-    zero = size < SMALLEST
-    steps = np.ceil(np.log(np.where(zero, 1.0, size)) / np.log(GROWTH)).astype(np.int64)
-    return np.where(zero, 0, np.sign(values).astype(np.int64) * (steps + ZERO))
+    found = np.zeros(len(values), np.int64)
+    there = np.flatnonzero(np.abs(values) >= SMALLEST)  # most signals are 0 in most documents
+    some = values[there]
+    steps = np.ceil(np.log(np.abs(some)) / np.log(GROWTH)).astype(np.int64)
+    found[there] = np.where(some > 0, steps + ZERO, -(steps + ZERO))
+    return found
 
 
 def value_of(bucket: int) -> float:

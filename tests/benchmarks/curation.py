@@ -217,11 +217,11 @@ def _documents(book: Book, folder: Path, short: list[str], arguments: argparse.N
         book.add(
             name + "peak memory to select", found["select"]["peak"] / 2**30, "GiB", setup="dedup and split in the same process"
         )
-        per_document[count] = (found["ingest"]["seconds"] + found["score"]["seconds"] + found["select"]["seconds"]) / count
+        per_document[count] = sum(found[name]["cpu"] for name in ("ingest", "score", "select")) / count
     if arguments.documents:
         ratio = per_document[arguments.documents] / per_document[QUICK_MILLION]
         name = f"cost of a document, {arguments.documents:,} against {QUICK_MILLION:,}"
-        book.add(name, ratio, "times", most=1.1, setup="ingest, score and select; what each process does once is counted")
+        book.add(name, ratio, "times", most=1.1, setup="CPU time of ingest, score and select, all that each stage does")
     else:
         book.leave_out("ten million documents (--documents 10000000)")
     if arguments.quick:

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from flows.cli.command import RUN, command
+from flows.cli.command import RUN, command, run_with
 from flows.cli.main import make_app
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.run import open_run, run_plain
@@ -91,6 +91,16 @@ def test_sql_cuts_long_texts_shows_bytes_that_are_text_and_says_how_ids_are_comp
 def test_rules_list_names_what_decides_about_conversations(record: RunRecord) -> None:
     rows = read("rules", "list")
     assert {row["domains"] for row in rows if row["set"] == "instruct"} == {"(conversations)"}  # type: ignore[attr-defined]
+
+
+def test_latest_is_the_newest_run_that_came_so_far(
+    workspace: Workspace, record: RunRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunBook(workspace.runs_folder).save(RunRecord("29991231-235959-00000000", "toy", outcome="failed"))
+    assert run_with(workspace, "latest", "suites").run_id == record.run_id
+    assert f"29991231-235959-00000000 (failed), has no suites; this is {record.run_id}" in capsys.readouterr().err
+    assert run_with(workspace, "2999", "suites").outcome == "failed"  # what is named is taken
+    assert run_with(workspace, "latest", "score").outcome == "failed"
 
 
 def test_config_check_reads_rules(workspace: Workspace) -> None:
