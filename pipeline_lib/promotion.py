@@ -9,6 +9,7 @@ from typing import Any
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError, RefusedError
 from pipeline_lib.stages import BY_NAME
+from pipeline_lib.validation.compare import forgotten
 from pipeline_lib.validation.gate import GATE_VERSION, against_champion, against_chance
 from pipeline_lib.workspace.artifact import Artifact, ArtifactRef
 from pipeline_lib.workspace.faults import fault_point
@@ -75,7 +76,8 @@ def _against(
     inputs = {name: ref for name in BY_NAME["validate"].reads if (ref := record.ref(name))} | {"train": reference}
     scored = execute(workspace, BY_NAME["validate"], config, inputs, services=services)
     selection = workspace.store.artifact(champion["select"]).files("selection") if "select" in champion else []
-    return against_champion(candidate, workspace.store.artifact(scored.key), config, selection=selection)
+    other = workspace.store.artifact(scored.key)
+    return {**against_champion(candidate, other, config, selection=selection), "forgotten": forgotten(candidate, other)}
 
 
 def _not_worse_than_earlier(
@@ -130,6 +132,7 @@ def promote(workspace: Workspace, record: RunRecord, verdict: Mapping[str, Any],
     entry = {
         "digest": train.digest, "run_id": record.run_id, "promoted": now().isoformat(), "by": by,
         **{name: ref.key for name in ("train", "pack", "select") if (ref := record.ref(name))},
+        "forgot": verdict.get("forgotten", {}).get("share", 0.0),
     }  # fmt: skip
     fault_point("promote.before_champion")
     state = {"champion": entry, "previous": former, "history": [*state.get("history", []), former][-HISTORY:] if former else []}

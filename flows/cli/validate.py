@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from flows.cli import show
 from flows.cli.command import LOOK, Json, RunId, command, home
-from pipeline_lib.errors import NotFoundError
+from pipeline_lib.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from pipeline_lib.workspace.artifact import Artifact
@@ -69,28 +69,35 @@ def compare(
     other: Annotated[str, typer.Argument(metavar="OTHER", help="The run to compare with: the earlier one.")],
     *,
     suite: Suite = "",
+    by: Annotated[str, typer.Option("--by", metavar="WHAT", help="task, domain, source, fact or item.")] = "task",
     limit: Limit = 20,
     as_json: Json = False,
 ) -> None:
     """Compare two models: change by task with its interval, losses first, then the items that were forgotten."""
-    from pipeline_lib.validation.compare import forgetting, regressions
+    from pipeline_lib.validation.compare import By, forgetting, regressions
 
     workspace = home()
     one, two = _record(workspace, run), _record(workspace, other)
     mine, before = _output(workspace, one, "validate"), _output(workspace, two, "validate")
-    tasks = [row for row in forgetting(mine, before) if not suite or row["suite"] == suite]
-    items = regressions(mine, before, _output(workspace, one, "suites"), suite=suite, limit=limit)
+    if by not in get_args(By):
+        raise ConfigError(f"--by {by!r} is not known", fix=f"one of: {', '.join(get_args(By))}")
+    suites, documents = _output(workspace, one, "suites"), _output(workspace, one, "ingest").files("documents")
+    grouped = forgetting(mine, before, by=cast("By", by), suites=suites, documents=documents)
+    tasks = [row for row in grouped if not suite or row["suite"] == suite][
+        : None if by in {"task", "domain", "source"} else limit
+    ]
+    items = regressions(mine, before, suites, suite=suite, limit=limit)
     if as_json:
         show.json_out({"tasks": tasks, "forgotten": items})
         return
     cells: list[list[show.Cell]] = [
         [
-            row["suite"], row["task"], round(row["before"], 4), round(row["now"], 4),
+            row["suite"], row[by], round(row["before"], 4), round(row["now"], 4),
             f"{row['change']['low']:+.4f} to {row['change']['high']:+.4f}", row["lost"], row["won"], row["items"],
         ]
         for row in tasks
     ]  # fmt: skip
-    show.table(["suite", "task", two.run_id, one.run_id, "95 % interval of the change", "lost", "won", "items"], cells)
+    show.table(["suite", by, two.run_id, one.run_id, "95 % interval of the change", "lost", "won", "items"], cells)
     show.say()
     _items(items, as_json=False)
 

@@ -327,6 +327,15 @@ class SelectConfig(Section):
         lt=1,
         why="keeps the model from forgetting what earlier nights taught",
     )
+    replay_most: float = setting(
+        0.0,
+        "With `parent: previous`: the share rises from `replay_share` up to this with what the champion forgot at its promotion "
+        "(share of the tasks surely lost; a quarter of them: all of it); not above `replay_share`: it does not",
+        unit="share",
+        ge=0,
+        lt=1,
+        identity=False,
+    )
 
     @model_validator(mode="after")
     def _shares_of_something(self) -> SelectConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.errors import DamagedError, NotFoundError, StageFailedError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 CHAMPION_ENTRY = ("train", "digest", "run_id", "promoted", "by")  # what promotion writes; "pack" and "select" where there are
 BEHIND_SELECT = ("dedup", "split")  # inputs of the champion's selection
+MUCH_FORGOTTEN = 0.25  # share of the tasks surely lost, from which on the most is replayed
 PREFIX = "artifact:"  # "artifact:<key>#<output digest>"
 
 
@@ -77,11 +79,20 @@ def write_champion(workspace: Workspace, value: dict[str, Any]) -> None:
     write_json(workspace.root / "champion.json", value)
 
 
+def _replayed(config: PipelineConfig, champion: Mapping[str, Any]) -> float:
+    """The share of old text, raised towards `replay_most` by what the champion forgot of its predecessor when it was promoted."""
+    least, most = config.select.replay_share, config.select.replay_most
+    if config.select.parent != "previous" or most <= least:
+        return least
+    return round(least + (most - least) * min(1.0, champion.get("forgot", 0.0) / MUCH_FORGOTTEN), 3)
+
+
 def resolve(config: PipelineConfig, workspace: Workspace) -> tuple[PipelineConfig, dict[str, str]]:
     """Replace `champion` and `previous` by references. The returned mapping says what each name stood for.
 
     Without a champion (the first night), `tokenizer.source` falls back to `train`, `model.start` to `scratch`, `parent` to
     `none`, and the mapping says so. `dedup.parent` and `split.parent` are what the champion's selection was made from.
+    `select.replay_share` follows what the champion forgot.
 
     Raises:
         NotFoundError: the champion names an artifact that is gone.
@@ -95,7 +106,7 @@ def resolve(config: PipelineConfig, workspace: Workspace) -> tuple[PipelineConfi
         "split.parent": ("previous", "split", "none"),
     }
     champion = read_champion(workspace).get("champion", {})
-    changes: dict[str, dict[str, str]] = {}
+    changes: dict[str, dict[str, Any]] = {}
     resolved: dict[str, str] = {}
     for dotted, (word, stage, fallback) in wanted.items():
         section, _, name = dotted.partition(".")
@@ -115,5 +126,8 @@ def resolve(config: PipelineConfig, workspace: Workspace) -> tuple[PipelineConfi
                 ) from error
         changes.setdefault(section, {})[name] = value
         resolved[f"{dotted}={word}"] = value
+    if (share := _replayed(config, champion)) != config.select.replay_share:
+        changes.setdefault("select", {})["replay_share"] = share
+        resolved["select.replay_share"] = str(share)
     updated = {section: getattr(config, section).model_copy(update=values) for section, values in changes.items()}
     return config.model_copy(update=updated), resolved

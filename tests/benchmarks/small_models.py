@@ -16,7 +16,7 @@ from pipeline_lib.tokens.train import train_tokenizer
 
 CONTEXT = 128
 BATCH_TOKENS = 2048
-SMALL = ModelConfig(width=128, depth=3, heads=4, ffn_width=384)
+SMALL = ModelConfig(width=96, depth=2, heads=4, ffn_width=288)
 
 
 def tokenizer_of(texts: Sequence[str], vocabulary_size: int, folder: Path) -> Path:
@@ -45,7 +45,7 @@ def taught(
     folder: Path,
     *,
     steps: int,
-    rate: float = 3e-3,
+    rate: float = 4e-3,
     model: ModelConfig = SMALL,
     seed: int = 0,
 ) -> Path:

@@ -124,8 +124,7 @@ def _oracle(book: Book, folder: Path, model: Path, items: Sequence[Mapping[str, 
 
 def known_models(book: Book, folder: Path, *, quick: bool) -> None:
     """What the suites see in models that were taught something known."""
-    steps = 200 if quick else 900
-    for domain, true, shuffled in known.earth(folder, steps=steps, per_relation=40 if quick else 100_000):
+    for domain, true, shuffled in known.earth(folder, steps=500 if quick else 800, per_relation=80):
         _apart(book, f"earth, {domain}: true against shuffled facts", true, shuffled, "right")
     planted, even = known.bias(folder, steps=60)
     _apart(book, "bias: planted against even", planted, even, "stereotyped")
