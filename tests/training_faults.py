@@ -10,6 +10,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from transformers import TrainerCallback
 
 from pipeline_lib.extensions import extend
+from pipeline_lib.training import checkpoints
 from pipeline_lib.training.world import world
 
 
@@ -29,6 +31,7 @@ class Faults(TrainerCallback):
     def __init__(self, faults: list[Mapping[str, Any]], marks: Path | None) -> None:
         self.faults, self.marks = faults, marks
         self.hooks: list[Any] = []
+        self.limited = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step after `global_step` done ones is about to begin."""
@@ -41,6 +44,9 @@ class Faults(TrainerCallback):
         """Everything works again."""
         while self.hooks:
             self.hooks.pop().remove()
+        if self.limited:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            self.limited = False
 
     def _happened(self, number: int, step: int, fault: Mapping[str, Any]) -> bool:
         if not fault.get("once", True) or self.marks is None:
@@ -84,9 +90,21 @@ class Faults(TrainerCallback):
         self.hooks.append(model.get_input_embeddings().register_forward_pre_hook(greedy))
 
     def address_space(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
-        """From here on the process may have `mib` more than it has now."""
+        """During this step the process may have only `mib` more than it has now."""
         have = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (have + fault["mib"] * 2**20, resource.RLIM_INFINITY))
+        self.limited = True
+
+    def fill_disk(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
+        """Somebody else writes until only `leave_mib` are free where the workspace lies."""
+        home = Path(os.environ["MILLRACE_TEST_HOME"])
+        too_much = shutil.disk_usage(home).free - int(fault["leave_mib"] * 2**20)
+        with (home / "somebody-elses-file").open("wb") as handle:
+            os.posix_fallocate(handle.fileno(), 0, max(too_much, 1))
+
+    def no_room(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
+        """From here on a checkpoint wants more room beside it than any disk has."""
+        checkpoints.SPARE_BYTES = 1 << 60
 
     def terminate(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
         """Somebody asks this process to stop."""

@@ -19,12 +19,12 @@ from pipeline_lib.errors import EXIT_CODES
 
 NOUNS = (
     "servers", "config", "run", "workspace", "runs", "report", "explain", "stats", "rules", "fit_ngrams", "trace", "dedup",
-    "validate", "models", "cache", "forget", "checkpoints", "train", "export", "presets", "metrics",
+    "validate", "models", "cache", "forget", "checkpoints", "train", "export", "presets", "metrics", "policies", "plan", "init",
 )  # fmt: skip
 
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
-    "doctor", "presets", "config", "run", "status", "show", "runs", "report", "metrics", "rerun", "retry", "train", "up", "down",
+    "doctor", "init", "presets", "config", "plan", "run", "status", "show", "runs", "report", "metrics", "rerun", "retry", "train", "up", "down",
     "approve", "champion", "promote", "rollback", "export", "sql", "explain", "stats", "rules", "fit-ngrams", "trace", "dedup",
     "validate", "du", "verify", "cache", "checkpoints", "gc", "forget", "pin", "unpin",
 )  # fmt: skip

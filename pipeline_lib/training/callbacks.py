@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from transformers import TrainerCallback
@@ -146,11 +145,10 @@ class Tell(TrainerCallback):
         *,
         progress: Callable[[float, float, str, str], None],
         metrics: Callable[..., None],
-        clock: Callable[[], datetime],
-        deadline: datetime | None,
+        outlook: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.session, self.monitor, self.progress, self.metrics = session, monitor, progress, metrics
-        self.clock, self.deadline, self.last = clock, deadline, 0.0
+        self.outlook, self.last = outlook, 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """At most a line a second, and some hundred points a curve."""
@@ -158,20 +156,33 @@ class Tell(TrainerCallback):
         if not row:
             return
         if session.finished or session.step % max(1, session.schedule.total_steps // POINTS) == 0:
-            self.metrics(_curves(row, self.monitor), step=session.step)
+            self.metrics({**_curves(row, self.monitor), **_window_curves(self.outlook())}, step=session.step)
         if session.finished or time.monotonic() - self.last >= TELL_SECONDS:
             self.last = time.monotonic()
             self.progress(session.step, session.schedule.total_steps, "steps", self.note())
 
     def note(self) -> str:
-        """`loss 5.583 | 106,212 tok/s | ETA 04:23 | window +00:37`; the window is what is left after the last step."""
-        rate = self.monitor.tokens_per_second or 1e-9
+        """`loss 5.583 | 106,212 tok/s | MFU 41% | 3,900 steps/h | ETA 04:23 | window +00:37`, and advice where the window is in danger.
+
+        The window is what will be left of it at the end of the whole run.
+        """
+        rate, window = self.monitor.tokens_per_second or 1e-9, self.outlook()
         left = (self.session.schedule.total_steps - self.session.step) * self.monitor.tokens_per_step / rate
-        parts = [f"loss {self.monitor.smooth_loss:.3f}", f"{rate:,.0f} tok/s", f"ETA {clock_time(left)}"]
-        if self.deadline is not None:
-            slack = (self.deadline - self.clock()).total_seconds() - left
+        share = rate * self.monitor.flops_per_token / self.monitor.peak.flops
+        parts = [f"loss {self.monitor.smooth_loss:.3f}", f"{rate:,.0f} tok/s", f"MFU {share:.0%}"]
+        if window:
+            parts.append(f"{window['steps_per_hour']:,.0f} steps/h")
+        parts.append(f"ETA {clock_time(left)}")
+        if window and window["remaining_seconds"] is not None:
+            slack = window["remaining_seconds"] - window["end_seconds"]
             parts.append(f"window {'+' if slack >= 0 else '-'}{clock_time(abs(slack))}")
+            parts += [window["advice"]] if window["advice"] else []
         return " | ".join(parts)
+
+
+def _window_curves(window: Mapping[str, Any]) -> dict[str, float]:
+    names = ("remaining_seconds", "end_seconds", "end_low", "end_high", "margin_seconds", "steps_per_hour", "on_track")
+    return {f"window/{name}": float(window[name]) for name in names if window.get(name) is not None}
 
 
 def _curves(row: Mapping[str, Any], monitor: Monitor) -> dict[str, float]:

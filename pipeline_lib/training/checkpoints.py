@@ -49,10 +49,11 @@ class Checkpoint:
 
     @property
     def observed(self) -> dict[str, Any]:
-        """What depends on the clock; empty when it cannot be read."""
+        """What depends on the clock; empty when it is not what was written."""
         try:
-            return dict(read_json(self.folder / OBSERVED))
-        except (OSError, ValueError):
+            told: dict[str, Any] = dict(read_json(self.folder / OBSERVED))
+            return told if told.pop("digest") == fingerprint_of(told) else {}
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     @property
@@ -172,6 +173,11 @@ def facts_of(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "digest": file_digest(path)}
 
 
+def checkpoint_at(folder: Path) -> Checkpoint:
+    """A checkpoint that `newest` has found intact."""
+    return Checkpoint(folder, read_json(folder / RECORD))
+
+
 def newest(
     root: Path,
     *,
@@ -213,6 +219,18 @@ def set_aside(folder: Path, quarantine: Path, reason: str) -> Path:
     shutil.move(folder, aside)
     write_json(aside / "reason.json", {"checkpoint": str(folder), "reason": reason})
     return aside
+
+
+def quarantined(quarantine: Path, root: Path) -> list[Path]:
+    """Damaged checkpoints that were set aside from a folder of checkpoints."""
+    return [path.parent for path in sorted(quarantine.glob("checkpoint-step-*/reason.json")) if _set_aside_from(path, root)]
+
+
+def _set_aside_from(reason: Path, root: Path) -> bool:
+    try:
+        return Path(read_json(reason)["checkpoint"]).parent == root
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def publish_checkpoint(folder: Path, place: Callable[[str], Path]) -> None:

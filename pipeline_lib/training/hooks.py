@@ -38,6 +38,10 @@ class Controller(Protocol):
         """Early stopping wants the final decay to begin: the next `on_step` may answer with `start_decay`."""
         ...
 
+    def outlook(self) -> Mapping[str, Any]:
+        """Where the training stands in its window, for people: the keys of `planning.outlook.Outlook`, or {}."""
+        ...
+
     def state(self) -> Mapping[str, Any]:
         """Small JSON that goes beside a checkpoint (observed: it promises nothing)."""
         ...

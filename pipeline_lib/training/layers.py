@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from pipeline_lib.training.loop import Session
+from pipeline_lib.training.parallel import whole
 
 SEEN_STEPS = 200  # of a training
 EVERY_STEPS = 20  # at least between two looks: a look reads every gradient once more
@@ -47,7 +48,7 @@ class Layers(TrainerCallback):
             return
         gradients = [[p.grad for p in group if p.grad is not None] for group in self.groups.values()]
         none = torch.zeros(1, device=self.session.device)
-        self._norms = [torch.stack(torch._foreach_norm(group or [none])).norm() for group in gradients]
+        self._norms = [whole(torch.stack(torch._foreach_norm(group or [none])).norm()) for group in gradients]
         self._before = [_some(parameter).clone() for group in self.groups.values() for parameter in group]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -59,8 +60,8 @@ class Layers(TrainerCallback):
         for group in self.groups.values():
             old = [next(before) for _ in group]
             moved = torch._foreach_sub([_some(parameter) for parameter in group], old)
-            updates.append(torch.stack(torch._foreach_norm(moved)).norm())
-            weights.append(torch.stack(torch._foreach_norm(old)).norm())
+            updates.append(whole(torch.stack(torch._foreach_norm(moved)).norm()))
+            weights.append(whole(torch.stack(torch._foreach_norm(old)).norm()))
         norms = torch.stack(self._norms)
         unclipped = norms * (self.session.grad_norm / norms.norm())  # clipping has scaled all of them alike
         self._pending.append((self.session.step + 1, torch.stack([unclipped, torch.stack(updates), torch.stack(weights)])))

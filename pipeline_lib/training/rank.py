@@ -57,9 +57,9 @@ class Order:
         return asdict(self)
 
 
-def say(kind: Say, **what: Any) -> None:
+def say(said: Say, /, **what: Any) -> None:
     """One line to the parent."""
-    sys.stdout.write(json.dumps({"say": kind, **what}, default=str) + "\n")
+    sys.stdout.write(json.dumps({"say": said, **what}, default=str) + "\n")
     sys.stdout.flush()
 
 

@@ -8,6 +8,7 @@ training sees again, so a killed training recovers in the same way as one that w
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import TrainerCallback
 from pipeline_lib.config.recovery import LADDER_ENDS, Policy
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.training.adjustments import Adjustment, Adjustments
-from pipeline_lib.training.checkpoints import committed, record_of
+from pipeline_lib.training.checkpoints import LEAST_KEPT, DiskLowError, committed, quarantined, record_of
 from pipeline_lib.training.loop import Session
 from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.policies import Ledger
@@ -77,6 +78,7 @@ class Recovery(TrainerCallback):
         table: the policies.
         memory: see `Memory`; settled already.
         checkpoints: the folder of checkpoints.
+        quarantine: where damaged ones of them are.
         wait: until none of them is under way.
         notes: what the checkpoint that the session was restored from keeps of this; None: a beginning.
         event: told of every action, with evidence and cost.
@@ -90,11 +92,13 @@ class Recovery(TrainerCallback):
         table: tuple[Policy, ...],
         memory: Memory,
         checkpoints: Path,
+        quarantine: Path,
         wait: Callable[[], None],
         notes: Mapping[str, Any] | None,
         event: Callable[..., None],
     ) -> None:
         self.session, self.monitor, self.memory, self.checkpoints, self.wait, self.event = session, monitor, memory, checkpoints, wait, event
+        self.quarantine = quarantine
         self.ledger = Ledger(table)
         self.decays = [float(group.get("weight_decay", 0.0)) for group in session.optimizer.param_groups]
         if notes:
@@ -197,6 +201,29 @@ class Recovery(TrainerCallback):
     def _write(self) -> None:
         if self.session.world.main:
             self.memory.write(self.state())
+
+    def make_room(self, error: DiskLowError) -> None:
+        """Remove what a training can do without, so that the next checkpoint fits: all but the newest ones, and damaged ones.
+
+        Raises:
+            DiskLowError: the one that is given, when nothing is left to remove: the training stops cleanly.
+        """
+        signal = Signal("disk_low", self.session.step, {"error": error.what})
+        before = shutil.disk_usage(self.checkpoints).free
+        policy = None if self.session.parallel.sharded else self.ledger.take("disk_low", signal.step)  # saving is everybody's work
+        removed = self._prune() if policy and policy.action == "prune" else []
+        if not policy or not removed:
+            self.event("training_failed", step=signal.step, signal=signal.signal, evidence=dict(signal.evidence),
+                       tried=self.ledger.tried(signal.signal), fix=error.fix)  # fmt: skip
+            raise error
+        self._tell(policy, signal, removed=removed, freed_bytes=max(shutil.disk_usage(self.checkpoints).free - before, 0))
+
+    def _prune(self) -> list[str]:
+        """Names of what was removed."""
+        doomed = [*committed(self.checkpoints)[:-LEAST_KEPT], *quarantined(self.quarantine, self.checkpoints)]
+        for folder in doomed:
+            remove_tree(folder)
+        return [folder.name for folder in doomed]
 
     def relieve(self, error: Exception) -> None:
         """Halve the micro-batch, now and from here on.

@@ -17,6 +17,7 @@ from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
 from pipeline_lib.training.checkpoints import (
     Checkpoint,
+    DiskLowError,
     Retention,
     checkpoint_at,
     committed,
@@ -101,7 +102,6 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     )  # fmt: skip
     net, merged = adapt(plain, train.lora)
     session = Session(net, plan, train, data, run.seed, run.keep("trainer"))
-    leak = session.isolation.leak
 
     # 3. Where an earlier attempt got to, or the run that this one goes on from.
     identity = {"data": data_digest, "tokenizer": run.input("pack").manifest.tables["tokenizer"]}
@@ -152,7 +152,7 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
 
     recovery = Recovery(
         session, monitor, table=train.recovery.table(), memory=memory, checkpoints=checkpoints, wait=writer.wait,
-        notes=before.notes["recovery"] if before else None, event=event,
+        quarantine=run.workspace.quarantine_folder, notes=before.notes["recovery"] if before else None, event=event,
     )  # fmt: skip
 
     def save(scheduled: bool) -> None:
@@ -164,23 +164,39 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
             dev_loss.at_end()
         if not scheduled and (writer.step == session.step or (found and found.step == session.step)):
             return
-        writer.save(
-            session, notes={"monitor": monitor.state(), "dev": dev_loss.state(), "recovery": recovery.state(),
-                            "learning": learning.state()},
-            metrics=_losses(monitor, dev_loss), observed={"controller": dict(controller.state())}, scheduled=scheduled,
-        )  # fmt: skip
+        while True:
+            try:
+                writer.save(
+                    session, notes={"monitor": monitor.state(), "dev": dev_loss.state(), "recovery": recovery.state(),
+                                    "learning": learning.state()},
+                    metrics=_losses(monitor, dev_loss), observed={"controller": dict(controller.state())}, scheduled=scheduled,
+                )  # fmt: skip
+            except DiskLowError as error:
+                recovery.make_room(error)
+            else:
+                return
+
+    def check(look: Callable[[], None] = writer.check) -> None:
+        """What did not fit behind training's back is saved again, as of now, when there is room for it."""
+        try:
+            look()
+        except DiskLowError as error:
+            recovery.make_room(error)
+            save(True)
+            check(look)
 
     tell = Tell(
-        session, monitor, progress=run.progress, metrics=metrics, clock=run.services.clock, deadline=run.services.deadline
+        session, monitor, progress=run.progress, metrics=metrics, outlook=controller.outlook
     )
     callbacks = [
         *watch.callbacks, monitor, recovery, dev_loss, *learning.callbacks, Window(session, controller, event),
-        Saver(session, save, writer.check), tell, Stop(session, here.any(run.services.should_stop), save), *_extensions(),
+        Saver(session, save, check), tell, Stop(session, here.any(run.services.should_stop), save), *_extensions(),
     ]  # fmt: skip
 
     # 5. Train.
     with journal, writer:
         fit(session, callbacks)
+        check(writer.wait)
 
     if here.size > 1:
         return Outcome()
@@ -194,7 +210,7 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     _publish_checkpoints(run, checkpoints, retention)
     publish(run.keep("journal"), run.observed)
     return _outcome(
-        session, monitor, dev_loss, last, leak=leak, flops=flops, length=length, vocabulary=vocabulary, start=model.start
+        session, monitor, dev_loss, last, flops=flops, length=length, vocabulary=vocabulary, start=model.start
     )
 
 
@@ -218,8 +234,9 @@ class _Growth:
 
 
 def _losses(monitor: Monitor, dev_loss: DevLoss) -> dict[str, float | None]:
-    """What a checkpoint is known by: the latest training loss, smoothed, and the latest dev loss."""
-    known = {"train_loss": monitor.smooth_loss, "dev_loss": dev_loss.curve[-1][1] if dev_loss.curve else math.nan}
+    """What a checkpoint is known by: the latest training loss, smoothed, and the latest dev loss, with the step it is of."""
+    step, loss = dev_loss.curve[-1] if dev_loss.curve else (0.0, math.nan)
+    known = {"train_loss": monitor.smooth_loss, "dev_loss": loss if step else math.nan, "dev_step": step}
     return {name: value if math.isfinite(value) else None for name, value in known.items()}
 
 
@@ -273,7 +290,6 @@ def _outcome(
     dev_loss: DevLoss,
     last: float,
     *,
-    leak: float,
     flops: float,
     length: int,
     vocabulary: int,
@@ -292,6 +308,7 @@ def _outcome(
         "start": start,
         "dev_curve": dev_loss.curve,
         "schedule": session.schedule.to_json(),
+        "isolation": session.isolation.to_json(),
     }
     metrics = {
         "dev_loss": last,
@@ -307,7 +324,7 @@ def _outcome(
         "tokens": tokens,
         "skipped_steps": monitor.skipped,
         "peak_memory_bytes": peak_memory_bytes(session.device),
-        "packing_leak": leak,
+        "packing_leak": session.isolation.leak,
         "chunked_loss": int(session.objective.chunked),
     }
     rows = [[int(step), round(loss, 4), round(loss / math.log(vocabulary), 3)] for step, loss in _some(dev_loss.curve)]

@@ -125,6 +125,10 @@ class _Led:
         """See `hooks.Controller`."""
         self.controller.ask_for_decay(reason)
 
+    def outlook(self) -> Mapping[str, Any]:
+        """See `hooks.Controller`."""
+        return self.controller.outlook()
+
     def state(self) -> Mapping[str, Any]:
         """See `hooks.Controller`."""
         return self.controller.state()

@@ -14,9 +14,12 @@ from pipeline_lib.config.model import TrainConfig
 from pipeline_lib.config.recovery import POLICIES, RecoveryConfig
 from pipeline_lib.config.resources import ExecutionConfig
 from pipeline_lib.errors import StageFailedError
+from pipeline_lib.training import checkpoints
 from pipeline_lib.training.adjustments import Adjustment, Adjustments
+from pipeline_lib.training.checkpoints import DiskLowError
 from pipeline_lib.training.policies import Ledger
 from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.services import Services
 
 STEPS = 100  # the guard against spikes needs 64 losses
 
@@ -30,7 +33,7 @@ def _one_thread() -> None:
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`broken(fault, …, steps=…)`: a training in which these faults happen."""
 
-    def run(*faults: dict[str, Any], recovery: dict[str, Any] | None = None, root: str = "w", **plan: Any) -> Artifact:
+    def run(*faults: dict[str, Any], recovery: dict[str, Any] | None = None, root: str = "w", services: Services | None = None, **plan: Any) -> Artifact:
         marks = tmp_path / f"{root}-marks"
         marks.mkdir(exist_ok=True)
         monkeypatch.setenv("MILLRACE_TEST_FAULTS", json.dumps(faults))
@@ -40,7 +43,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             train=TrainConfig(recovery=RecoveryConfig.model_validate({"policies": recovery or {}})),
             execution=ExecutionConfig(extensions=["tests.training_faults"]),
         )
-        return run_train(tmp_path / root, config)
+        return run_train(tmp_path / root, config, services=services)
 
     return run
 
@@ -117,6 +120,22 @@ def test_memory_for_not_even_one_sequence_is_reported(broken: Any) -> None:
         broken({"kind": "memory", "steps": [2], "most": 0, "once": False}, steps=4)
     assert "halve_micro_batch (1 times)" in report.value.what
     assert "pack.sequence_length" in report.value.fix
+
+
+def test_a_disk_without_room_is_pruned_and_then_the_training_stops_cleanly(
+    broken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left are two checkpoints, and the same command goes on from there when there is room again."""
+    monkeypatch.setattr(checkpoints, "SPARE_BYTES", checkpoints.SPARE_BYTES)  # put back at the end
+    lines: list[str] = []
+    fault = {"kind": "no_room", "steps": [22]}
+    with pytest.raises(DiskLowError):
+        broken(fault, steps=30, save_every=4, decay_steps=14, services=Services(log=lines.append))
+    assert any("'policy': 'disk'" in line and "'action': 'prune'" in line for line in lines)
+    assert sorted(path.name for path in (tmp_path / "w").glob("work/train-*/checkpoints/step-*")) == ["step-00000016", "step-00000020"]
+    monkeypatch.undo()
+    made = broken(fault, steps=30, save_every=4, decay_steps=14)
+    assert [event["detail"]["step"] for event in made.manifest.events if event["kind"] == "resumed"] == [20]
 
 
 def test_adjustments_are_functions_of_the_step() -> None:
