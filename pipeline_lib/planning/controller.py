@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipeline_lib.planning.outlook import Outlook, look
+from pipeline_lib.planning.outlook import look
 from pipeline_lib.training.hooks import CONTINUE, Decision
 
 LEAST_DECAY = 0.08  # share of all steps; WSD wants a decay of 10–20 % (Hägele et al. 2024), a little less costs little
@@ -119,13 +119,13 @@ class WindowController:
         """
         self.asked = reason
 
-    def outlook(self) -> Outlook:
-        """Where the training stands and what to do about it, for people."""
+    def outlook(self) -> dict[str, Any]:
+        """See `training.hooks.Controller`."""
         return look(
             now=self.clock().timestamp(), deadline=self.deadline, margin=self.margin, after=self.after, closing=self.closing,
             done=self.done, total=self.total, planned=self.planned, most=self.most, pace=self.pace, spread=self.spread,
             adaptive=self.adaptive,
-        )  # fmt: skip
+        ).to_json()  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """Small JSON for a checkpoint."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.runs import RunRecord
     from pipeline_lib.workspace.workspace import Workspace
 
+AFTER_RUNS, AFTER_SAFETY, AFTER_RANGE = 5, 1.1, (0.4, 2.0)
 MADE = "made"  # a training that was reused kept no promise of this run
 
 
@@ -24,8 +25,9 @@ def grade(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
         record: a run that has ended.
 
     Returns:
-        {"promises": {name: {value, low, high, unit, actual, error, inside}}, "parts": {part: {planned, actual}}, "time_error"};
-        `error` is (actual − promised) / promised. Empty where the run did not train by a plan of its own, or did not end well.
+        {"promises": {name: {value, low, high, unit, actual, error, inside}}, "parts": {part: {planned, actual}}, "time_error",
+        "speed_error_from_memory" (of what past runs alone let expect; None where none did)}; `error` is (actual − promised) /
+        promised. Empty where the run did not train by a plan of its own, or did not end well.
     """
     train, planned = record.ref("train"), record.ref("plan")
     if record.outcome != "completed" or train is None or planned is None or record.stages["train"].state != MADE:
@@ -50,7 +52,9 @@ def grade(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
         for name, promise in plan.get("promises", {}).items()
         if actual.get(name) is not None
     }
-    return {"promises": promises, **_parts(record, plan, seconds)}
+    speed, recalled = trained.metrics.get("tokens_per_second"), plan.get("recalled", {}).get("tokens_per_second", {}).get("value")
+    from_memory = round(float(speed) / recalled - 1, 5) if speed and recalled else None
+    return {"promises": promises, "speed_error_from_memory": from_memory, **_parts(record, plan, seconds)}
 
 
 def _graded(promise: Mapping[str, Any], actual: float) -> dict[str, Any]:
@@ -71,6 +75,7 @@ def _parts(record: RunRecord, plan: Mapping[str, Any], seconds: float) -> dict[s
         "training": {"planned": round(training, 3), "actual": round(trained, 3)},
         "validation and report": {
             "planned": round(after, 3),
+            "estimated": round(float(plan["reserve"].get("after_estimated", 0.0)), 3),
             "actual": round(max(seconds - window["spent before the plan"] - trained, 0.0), 3),
         },
     }
@@ -79,6 +84,20 @@ def _parts(record: RunRecord, plan: Mapping[str, Any], seconds: float) -> dict[s
         "parts": parts,
         "time_error": round((seconds - window["spent before the plan"] - planned_seconds) / planned_seconds, 5),
     }
+
+
+def after_factor(records: Iterable[RunRecord], cpu: str) -> float:
+    """What to multiply an estimate of validation and report by: the largest that the newest runs on this processor needed, and a
+    little more; 1 when none has told.
+    """
+    told = [
+        part["actual"] / part["estimated"]
+        for record in records
+        if record.machine.get("cpu") == cpu
+        and (part := record.graded.get("parts", {}).get("validation and report", {})).get("estimated")
+    ]
+    low, high = AFTER_RANGE
+    return min(max(AFTER_SAFETY * max(told[-AFTER_RUNS:]), low), high) if told else 1.0
 
 
 def coverage(records: Iterable[RunRecord]) -> dict[str, dict[str, float]]:

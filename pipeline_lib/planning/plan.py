@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline_lib.config.model import ModelConfig, PlanConfig, TrainConfig
 from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.errors import RefusedError
+from pipeline_lib.hardware.machine import training_device
 from pipeline_lib.planning import laws
 from pipeline_lib.planning.forecast import Promise, forecast_loss, widened
-from pipeline_lib.planning.graded import coverage
+from pipeline_lib.planning.graded import after_factor, coverage
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
-from pipeline_lib.planning.profiles import choose_profile
+from pipeline_lib.planning.profiles import choose_profile, profile_table
 from pipeline_lib.planning.recalled import features_asked, in_words, recall
 from pipeline_lib.planning.window import (
     AFTER_TRAINING_SECONDS,
@@ -34,8 +35,9 @@ from pipeline_lib.training.checkpoints import Checkpoint
 from pipeline_lib.training.forks import source_of
 from pipeline_lib.training.start import real_numbers
 from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.machine import machine_identity
 from pipeline_lib.workspace.resolve import read_champion
-from pipeline_lib.workspace.runs import RunBook
+from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, StageRun
 from pipeline_lib.workspace.workspace import Workspace
@@ -58,8 +60,8 @@ def plan(
     """
     data, calibrated, tuned = run.input("fill_gaps").details, run.input("calibrate").details, run.input("tune").details
     real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
-    profile = choose_profile(calibrated, resources)
-    book = RunBook(run.workspace.runs_folder)
+    profile = choose_profile(calibrated, resources, profile=plan.profile, priority=plan.priority)
+    past = list(RunBook(run.workspace.runs_folder).all())
     details = compose(
         data,
         calibrated,
@@ -67,7 +69,7 @@ def plan(
         window_of(
             run.services,
             resources,
-            validation=validation_of(calibrated, run.workspace, language_tokens=language_tokens, level=level),
+            after=after_training(calibrated, run.workspace, past, language_tokens=language_tokens, level=level),
             start_up=calibrated["build_seconds"] + (0.0 if "transformers" in sys.modules else calibrated["import_seconds"]),
         ),
         profile=profile,
@@ -78,7 +80,7 @@ def plan(
         real=real,
         rows=rows,
         source=source_of(run.workspace, train.parent),
-        kept=coverage(book.all()),
+        kept=coverage(past),
     )
     details["recalled"] = recall(
         run, features_asked(real, train, data, count_parameters(real, rows).total), float(profile["tokens_per_second"])
@@ -91,13 +93,19 @@ def plan(
     return Outcome(metrics=metrics, summary=_summary(details), details=details)
 
 
-def validation_of(calibrated: Mapping[str, Any], workspace: Workspace, *, language_tokens: int, level: str) -> float:
-    """Seconds that validation will take: a champion is scored beside the new model."""
-    return validation_seconds(
+def after_training(
+    calibrated: Mapping[str, Any], workspace: Workspace, past: Iterable[RunRecord], *, language_tokens: int, level: str
+) -> tuple[float, float]:
+    """Seconds to reserve for validation, gate and report; and the estimate before what past runs here say about such estimates.
+
+    A champion is scored beside the new model.
+    """
+    seconds = AFTER_TRAINING_SECONDS + validation_seconds(
         language_tokens + SUITE_TOKENS[level],
         calibrated["evaluate_tokens_per_second"],
         models=2 if read_champion(workspace).get("champion") else 1,
     )
+    return seconds * after_factor(past, machine_identity()["cpu"]), seconds
 
 
 def compose(
@@ -141,6 +149,7 @@ def compose(
     shape = course(draft.fit.steps, schedule=train.schedule, warmup_steps=warm, decay_share=plan.decay_share)
     promises = _promises(draft, window, calibrated=calibrated, profile=profile, tuned=tuned, resources=resources, tokens=tokens)
     _refuse_above_limits(promises, resources, window)
+    twice = bool(train.activation_checkpointing or profile.get("activation_checkpointing", False))
     estimate = estimate_memory(
         real,
         vocabulary_size=rows,
@@ -149,8 +158,11 @@ def compose(
         precision=profile["precision"],
         optimizer=train.optimizer,
         lora=train.lora,
+        accumulation=draft.batch_sequences // draft.micro_batch,
+        checkpointing=twice,
+        device="cuda" if training_device().type == "cuda" else "cpu",
     )
-    fastest = max((p["tokens_per_second"] for p in calibrated["profiles"] if not p["error"]), default=0.0)
+    fastest = float(profile.get("wanted_tokens_per_second", profile["tokens_per_second"]))
     gave_up = list(draft.gave_up)
     if fastest > profile["tokens_per_second"]:
         limit = f"{resources.memory_gib:g} GiB" if resources.memory_gib else "this machine's memory"
@@ -165,6 +177,10 @@ def compose(
         "batch_sequences": draft.batch_sequences,
         "micro_batch": draft.micro_batch,
         "precision": profile["precision"],
+        "activation_checkpointing": twice,
+        "attention": calibrated.get("attention", "") if train.attention == "auto" else train.attention,
+        "profile": profile.get("profile", ""),
+        "profiles": profile_table(calibrated, resources, batch_tokens=train.batch_tokens, optimizer=train.optimizer),
         "evaluate_every": draft.fit.evaluate_every,
         "save_every": draft.fit.save_every,
         "epochs": round(draft.fit.steps * draft.batch_sequences / data["sequences"]["train"], 4),
@@ -178,6 +194,7 @@ def compose(
             "margin": window.margin if window else 0.0,
             "after_training": window.after_training if window else 0.0,
             "closing": draft.load.closing,
+            "after_estimated": window.after_estimated if window else 0.0,
         },
         "tokens": tokens,
         "limit": draft.fit.limit,
@@ -191,7 +208,6 @@ def compose(
         "warnings": [short] if short else [],
         "window": [[part, round(seconds, 3)] for part, seconds in window_parts(window, draft).items()],
         "memory_terms": estimate.terms,
-        "profiles": calibrated["profiles"],
         "promises": {name: promise.to_json() | {"kept": (kept or {}).get(name, {})} for name, promise in promises.items()},
     }
     return details | _counted_on(source.step, details) if source else details
@@ -210,8 +226,8 @@ class Draft:
     batch_share: float  # of the batch that was asked for
 
 
-def window_of(services: Services, resources: ResourcesConfig, *, validation: float, start_up: float) -> Window | None:
-    """The run's window as it stands now, or None when the run has no deadline."""
+def window_of(services: Services, resources: ResourcesConfig, *, after: tuple[float, float], start_up: float) -> Window | None:
+    """The run's window as it stands now, or None when the run has no deadline; `after`: see `after_training`."""
     if services.deadline is None:
         return None
     now = services.clock()
@@ -220,8 +236,9 @@ def window_of(services: Services, resources: ResourcesConfig, *, validation: flo
         total=(services.deadline - started).total_seconds(),
         spent=(now - started).total_seconds(),
         margin=resources.margin_minutes * 60,
-        after_training=validation + AFTER_TRAINING_SECONDS,
+        after_training=after[0],
         start_up=start_up,
+        after_estimated=after[1],
     )
 
 

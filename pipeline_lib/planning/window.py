@@ -42,6 +42,7 @@ class Window:
     margin: float
     after_training: float
     start_up: float
+    after_estimated: float = 0.0  # `after_training` before it was corrected by what past runs took
 
     @property
     def training(self) -> float:

@@ -42,6 +42,7 @@ class Config(Section):
     data: dict[str, Any] = setting(lambda: DATA, "details of fill_gaps")
     calibrated: dict[str, Any] = setting(lambda: CALIBRATED, "details of calibrate")
     tuned: dict[str, Any] = setting(lambda: UNTUNED, "details of tune")
+    trained: dict[str, Any] = setting(dict, "metrics of train")
     plan: PlanConfig = setting(PlanConfig, "plan")
     model: ModelConfig = setting(ModelConfig, "model")
     train: TrainConfig = setting(TrainConfig, "train")
@@ -62,6 +63,11 @@ def tuned_details(run: StageRun, *, tuned: dict[str, Any]) -> Outcome:
     return Outcome(details=tuned)
 
 
+def trained(run: StageRun, *, trained: dict[str, Any]) -> Outcome:
+    return Outcome(metrics=trained)
+
+
+TRAINED = Stage("train", 1, "pure", "plan_toy:trained", sections=("trained",))
 INPUTS = (
     Stage("fill_gaps", 1, "pure", "plan_toy:data_details", sections=("data",)),
     Stage("calibrate", 1, "recorded", "plan_toy:calibrated_details", sections=("calibrated",)),

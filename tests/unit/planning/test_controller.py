@@ -136,19 +136,19 @@ def test_the_outlook_says_what_to_do_and_names_the_setting():
     plan, clock = details(LOAD, WINDOW, max_steps=3000), Clock(110)
     controller = WindowController(plan, clock, START + timedelta(seconds=1000))
     on_plan = controller.outlook()
-    assert on_plan.on_track
-    assert on_plan.advice == ""
-    assert on_plan.end_seconds == pytest.approx(840, abs=10)
-    assert on_plan.end_low < on_plan.end_seconds < on_plan.end_high <= 890
+    assert on_plan["on_track"]
+    assert on_plan["advice"] == ""
+    assert on_plan["end_seconds"] == pytest.approx(840, abs=10)
+    assert on_plan["end_low"] < on_plan["end_seconds"] < on_plan["end_high"] <= 890
     for step in range(1, 200):
         clock.seconds += 1.0
         controller.on_step(step, 0)
     slower = controller.outlook()
-    assert slower.steps_per_hour == pytest.approx(3600, rel=0.1)
-    assert "resources.max_hours" in slower.advice
+    assert slower["steps_per_hour"] == pytest.approx(3600, rel=0.1)
+    assert "resources.max_hours" in slower["advice"]
     clock.seconds = 1000
-    assert not controller.outlook().on_track
-    assert "deadline will be missed" in controller.outlook().advice
+    assert not controller.outlook()["on_track"]
+    assert "deadline will be missed" in controller.outlook()["advice"]
 
 
 def test_without_a_deadline_or_when_recorded_the_plan_is_followed_to_the_step():
@@ -159,5 +159,5 @@ def test_without_a_deadline_or_when_recorded_the_plan_is_followed_to_the_step():
         for step in range(1, 50):
             clock.seconds += 1000
             assert controller.on_step(step, 1.0).kind == "continue"
-    assert WindowController(plan, clock, None).outlook().remaining_seconds is None
+    assert WindowController(plan, clock, None).outlook()["remaining_seconds"] is None
     assert not WindowController({**plan, "replan": False}, clock, START, True).adaptive

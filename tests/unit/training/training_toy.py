@@ -75,6 +75,9 @@ class Scripted:
         self.asked.append(step)
         return self.script.get(step, CONTINUE)
 
+    def outlook(self) -> dict[str, Any]:
+        return {}
+
     def state(self) -> dict[str, Any]:
         return {"asked": self.asked}
 

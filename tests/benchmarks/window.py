@@ -1,0 +1,208 @@
+"""The window: simulated and real trainings against a deadline, predictions against what came, planned against cut schedules."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline_lib.workspace.runs import RunBook, RunRecord
+from pipeline_lib.workspace.workspace import Workspace
+from tests.benchmarks.figures import Book
+from tests.window_nights import random_night, simulate
+
+REPOSITORY = Path(__file__).parents[2]
+QUICKSTART = REPOSITORY / "deployments" / "pipelines" / "quickstart.yaml"
+TROUBLE = Path(__file__).with_name("window_trouble.py")
+NIGHTS, QUICK_NIGHTS = 10_000, 2_000
+REAL = (*[3.0] * 15, *[10.0] * 5)  # minutes
+QUICK_REAL = (1.5,)
+MARGIN = 0.05  # of the window
+DATA = (
+    "ingest.sources=[{name: machine, kind: machine, max_mb: 3}]", "tokenizer.vocabulary_size=512", "pack.sequence_length=128",
+    "suites.level=smoke",
+)  # fmt: skip
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Parts may be left out."""
+    parser.add_argument("--part", choices=["simulated", "real", "schedules"], default=None, help="only this part")
+
+
+def run(book: Book, arguments: argparse.Namespace) -> None:
+    """Simulated nights, real runs with trouble, schedules at equal steps."""
+    wanted = {arguments.part} if arguments.part else {"simulated", "real", "schedules"}
+    if "simulated" in wanted:
+        simulated(book, QUICK_NIGHTS if arguments.quick else NIGHTS)
+    with tempfile.TemporaryDirectory(prefix="millrace-window-") as folder:
+        home = Path(folder) / "home"
+        if wanted & {"real", "schedules"}:
+            _millrace(home, "run", "--until", "fill_gaps", *_set(*DATA))
+        if "schedules" in wanted:
+            schedules(book, Workspace.open(home), steps=80 if arguments.quick else 600)
+        if "real" in wanted:
+            real(book, home, QUICK_REAL if arguments.quick else REAL)
+    if arguments.quick:
+        book.leave_out(f"{NIGHTS:,} simulated nights; {len(REAL)} real runs and what they tell of predictions; longer schedules")
+
+
+def simulated(book: Book, nights: int) -> None:
+    """The controller against a simulated clock."""
+    rng = random.Random(7)
+    late = raw = margin_kept = 0
+    unused: list[float] = []
+    for _ in range(nights):
+        night = random_night(rng)
+        ended = simulate(night)
+        late += ended.seconds > night.window.total
+        raw += not ended.annealed
+        margin_kept += night.window.margin <= MARGIN * night.window.total
+        unused.append((night.window.total - night.window.margin - ended.seconds) / night.window.total)
+    setup = (
+        f"{nights:,} nights of 3 minutes to 12 hours: ±15 % speed, 60 % at half speed for a third of the run, stalls within the "
+        "margin, 40 % killed in the first 85 % of training"
+    )
+    book.add("simulated nights that end late", late, "nights", most=0, setup=setup)
+    book.add("simulated nights that are not annealed", raw, "nights", most=0, setup="decay ≥ 8 % of the steps, last rate ≤ 1 %")
+    book.add("simulated nights with a margin ≤ 5 %", margin_kept, "nights", least=nights)
+    book.add("simulated: median unused share", 100 * statistics.median(unused), "%", most=5)
+    book.add("simulated: 95th percentile of the unused share", 100 * sorted(unused)[int(0.95 * nights)], "%")
+
+
+def real(book: Book, home: Path, windows: Sequence[float]) -> None:
+    """Whole runs through the command line, each with a trouble of its own, and of another size: each calibrates anew."""
+    rng = random.Random(11)
+    workspace = Workspace.open(home)
+    late = raw = 0
+    unused: list[float] = []
+    records: list[RunRecord] = []
+    for number, minutes in enumerate(windows):
+        window = 60 * minutes
+        training = 0.5 * window  # about
+        told: dict[str, Any] = {"mark": str(home.parent / f"trouble-{number}.json")}
+        kind = ("slow", "stall", "kill", "none")[number % 4]
+        if kind == "slow":
+            begin = rng.uniform(0, 0.6) * training
+            told["slow"] = [begin, begin + training / 3]
+        elif kind == "stall":
+            told["stalls"] = [[rng.uniform(0.1, 0.9) * training, 0.6 * MARGIN * window]]
+        elif kind == "kill":
+            told["kill"] = rng.uniform(0.2, 0.7) * training
+        width = rng.choice([48, 64, 96, 128]) if number else 64
+        overrides = (
+            *DATA, f"resources.max_hours={minutes / 60}", f"resources.margin_minutes={MARGIN * minutes}", f"model.width={width}",
+            f"model.depth={rng.choice([2, 3, 4])}", "model.heads=4", f"model.ffn_width={2 * width}", "calibrate.seconds=5",
+            "tune.trials=0", "train.max_epochs=1000", f"train.batch_tokens={rng.choice([1024, 2048, 4096])}", f"seed={number}",
+            "validation.language_tokens=5000", f"execution.extensions=[{TROUBLE}]",
+        )  # fmt: skip
+        killed = _millrace(home, "run", *_set(*overrides), trouble=told)
+        if killed:
+            _millrace(home, "retry", "latest", trouble=told)
+        record = RunBook(workspace.runs_folder).load("latest")
+        records.append(record)
+        end = max(datetime.fromisoformat(record.ended).timestamp(), _written(record.report))
+        ahead = datetime.fromisoformat(record.deadline).timestamp() - end
+        late += ahead < 0
+        annealed, words = _annealed(workspace, record)
+        raw += not annealed
+        unused.append((ahead - MARGIN * window) / window)
+        print(
+            f"  {minutes:g} min, {kind}: {ahead:.1f} s to the deadline, margin {MARGIN * window:.0f} s; {words}",
+            flush=True,
+        )
+    setup = f"{len(windows)} whole runs of {', '.join(f'{m:g}' for m in sorted(set(windows)))} minutes, margin {MARGIN:.0%}"
+    book.add("real runs that end late", late, "runs", most=0, setup=setup)
+    book.add("real runs that are not annealed", raw, "runs", most=0)
+    book.add("real runs: median unused share", 100 * statistics.median(unused), "%", most=5)
+    _predictions(book, records)
+
+
+def _predictions(book: Book, records: Sequence[RunRecord]) -> None:
+    errors = [abs(error) for record in records if (error := record.graded.get("time_error")) is not None]
+    if errors:
+        book.add("time, predicted against actual: median error", 100 * statistics.median(errors), "%", most=5)
+    if told := [abs(error) for r in records if (error := r.graded.get("speed_error_from_memory")) is not None]:
+        book.add("speed expected from memory alone against actual: median error", 100 * statistics.median(told), "%", most=15)
+    inside = [one["inside"] for record in records for one in record.graded.get("promises", {}).values()]
+    few = len(inside) < 20  # the range can only be judged over many
+    if inside:
+        share = 100 * sum(inside) / len(inside)
+        book.add("promises inside their 90 % interval", share, "%", least=None if few else 85, setup=f"{len(inside)} promises")
+
+
+def _annealed(workspace: Workspace, record: RunRecord) -> tuple[bool, str]:
+    """From the steps that the training wrote down: the learning rate of every one."""
+    ref = record.ref("train")
+    if ref is None:
+        return False, f"the run ended as {record.outcome}: {record.error[:200]}"
+    (steps,) = workspace.store.artifact(ref.key).files("steps")
+    rates = pq.read_table(steps, columns=["step", "lr"]).sort_by("step").column("lr").to_pylist()
+    top = max(rates)
+    full = max(index for index, rate in enumerate(rates) if rate >= top * (1 - 1e-6))
+    share, last = (len(rates) - 1 - full) / len(rates), rates[-1] / top
+    return share >= 0.08 and last <= 0.01 + 1e-6, f"{len(rates)} steps, decay {share:.0%}, last rate {last:.1%}"
+
+
+def _written(path: str) -> float:
+    return Path(path).stat().st_mtime if path and Path(path).exists() else 0.0
+
+
+def schedules(book: Book, workspace: Workspace, *, steps: int, seeds: Sequence[int] = (0, 1, 2)) -> None:
+    """Dev loss at equal steps: the planned schedule, a cosine that knew the end, and a cut one."""
+    from pipeline_lib.config.model import ModelConfig, TrainConfig
+    from pipeline_lib.packing.reader import PackedDataset
+    from pipeline_lib.training.measure import quick_train
+
+    ref = RunBook(workspace.runs_folder).load("latest").ref("fill_gaps")
+    assert ref is not None
+    cache = workspace.store.artifact(ref.key)
+    train, dev = (PackedDataset.of(workspace, cache, side) for side in ("train", "dev"))
+    model = ModelConfig(width=64, depth=2, heads=4, ffn_width=128)
+
+    def loss(schedule: Any, seed: int, planned: int) -> float:
+        found = quick_train(
+            model, dataset_train=train, dataset_dev=dev, steps=planned, learning_rate=4e-3, weight_decay=0.1, batch_sequences=16,
+            micro_batch=16, precision="fp32", seed=seed, vocabulary_size=int(cache.details["vocabulary_size"]),
+            sequence_length=int(cache.details["sequence_length"]), train=TrainConfig(schedule=schedule),
+            reports=planned // (steps // 2), on_report=lambda step, dev_loss: step < steps,
+        )  # fmt: skip
+        return found.dev_loss
+
+    found = {"planned": [], "known": [], "cut": []}
+    for seed in seeds:
+        found["planned"].append(loss("wsd", seed, steps))
+        found["known"].append(loss("cosine", seed, steps))
+        found["cut"].append(loss("cosine", seed, steps * 3 // 2))
+    setup = f"{steps} steps, {len(seeds)} seeds, paired; interval of the mean over seeds"
+    for other, words in (("known", "a cosine that knew its steps"), ("cut", "a cosine cut by the clock")):
+        gains = [100 * (b / a - 1) for a, b in zip(found["planned"], found[other], strict=True)]
+        half = 4.303 * statistics.stdev(gains) / len(gains) ** 0.5  # Student's t, 2 degrees of freedom, 95 %
+        name = f"planned schedule against {words}: lower dev loss"
+        book.add(name, statistics.mean(gains), "%", least=0, setup=f"± {half:.2f}; {setup}")
+
+
+def _set(*overrides: str) -> list[str]:
+    return [text for override in overrides for text in ("--set", override)]
+
+
+def _millrace(home: Path, *words: str, trouble: dict[str, Any] | None = None) -> bool:
+    """Run the command; True when it was killed (as its trouble wanted)."""
+    command = [sys.executable, "-m", "flows.cli.main", *words]
+    environment = {**os.environ, "MILLRACE_HOME": str(home), "MILLRACE_BENCH_TROUBLE": json.dumps(trouble or {})}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        return True
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return False

@@ -1,0 +1,84 @@
+"""Promises are graded when a run is over, and the next plan shows how they were kept."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plan_toy import START, TRAINED, Config, make_plan
+
+from pipeline_lib.planning.graded import after_factor, coverage, grade, in_metrics
+from pipeline_lib.workspace.artifact import ArtifactRef
+from pipeline_lib.workspace.runs import RunBook, RunRecord, StageRecord
+from pipeline_lib.workspace.stage import execute
+from pipeline_lib.workspace.workspace import Workspace
+
+GIB = 1 << 30
+TUNED = {"best": {}, "curve": [[1e4, 7.0], [1e5, 6.0], [2e5, 5.6]]}
+
+
+def graded_run(root: Path, *, training: float, after: float, **changes: Any) -> tuple[Workspace, RunRecord, dict[str, Any]]:
+    """A run that planned 100 s after its start, trained for so long, and ended so long after that."""
+    plan = make_plan(root, tuned=TUNED)
+    workspace = Workspace.open(root)
+    config = Config(trained={"dev_loss": 9.0, "peak_memory_bytes": 2 * GIB, "tokens_per_second": 9_000.0})
+    stages = {
+        "plan": StageRecord("made", ArtifactRef("plan", plan.key, plan.manifest.digest).to_json()),
+        "train": StageRecord("made", execute(workspace, TRAINED, config, {}).to_json(), training),
+    }
+    record = RunRecord(
+        "20260101-000000-00000001", "p", started=START.isoformat(),
+        ended=(START + timedelta(seconds=100 + training + after)).isoformat(), outcome="completed", stages=stages,
+        config={"resources": config.resources.model_dump()}, machine={"cpu": "EPYC"},
+    )  # fmt: skip
+    for name, value in changes.items():
+        setattr(record, name, value)
+    return workspace, record, plan.details
+
+
+def test_every_promise_is_scored_and_the_time_by_part(tmp_path: Path) -> None:
+    workspace, record, plan = graded_run(tmp_path, training=700.0, after=30.0)
+    found = grade(workspace, record)
+    end, loss = found["promises"]["expected_end_seconds"], found["promises"]["final_dev_loss"]
+    assert end["actual"] == pytest.approx(830)
+    assert end["error"] == pytest.approx(830 / end["value"] - 1, abs=1e-4)
+    assert (end["inside"], loss["inside"]) == (True, False)
+    assert found["promises"]["peak_memory_bytes"]["actual"] == 2 * GIB
+    parts = found["parts"]
+    assert parts["training"]["actual"] == 700
+    assert parts["validation and report"]["actual"] == pytest.approx(30)
+    assert parts["validation and report"]["planned"] == pytest.approx(plan["reserve"]["after_training"], abs=0.01)
+    planned = parts["training"]["planned"] + parts["validation and report"]["planned"]
+    assert found["time_error"] == pytest.approx(730 / planned - 1, abs=1e-4)
+    told = in_metrics(found)
+    assert told["plan_error/final_dev_loss"] == pytest.approx(loss["error"])
+    assert 0 < told["plan_promises_inside"] < 1
+
+
+@pytest.mark.parametrize("changes", [{"outcome": "failed"}, {"stages": {}}])
+def test_a_run_that_did_not_train_or_end_well_keeps_no_promise(tmp_path: Path, changes: dict[str, Any]) -> None:
+    workspace, record, _ = graded_run(tmp_path, training=700.0, after=30.0, **changes)
+    assert grade(workspace, record) == {}
+    assert in_metrics({}) == {}
+
+
+def test_a_reused_training_grades_nothing(tmp_path: Path) -> None:
+    workspace, record, _ = graded_run(tmp_path, training=700.0, after=30.0)
+    record.stages["train"].state = "reused"
+    assert grade(workspace, record) == {}
+
+
+def test_past_promises_stand_beside_the_next_ones_and_correct_the_reserve(tmp_path: Path) -> None:
+    workspace, record, plan = graded_run(tmp_path, training=700.0, after=20.0)
+    record.graded = grade(workspace, record)
+    error = abs(record.graded["promises"]["final_dev_loss"]["error"])
+    assert coverage([record, record])["final_dev_loss"] == {"runs": 2, "inside": 0.0, "error": pytest.approx(error, abs=1e-4)}
+    estimated = plan["reserve"]["after_estimated"]
+    assert plan["reserve"]["after_training"] == estimated
+    assert after_factor([record], "EPYC") == pytest.approx(1.1 * 20 / estimated, rel=1e-3)
+    assert after_factor([record], "another") == 1.0
+    RunBook(workspace.runs_folder).save(record)
+    again = make_plan(tmp_path, tuned=TUNED, spent=101.0)
+    assert again.details["promises"]["final_dev_loss"]["kept"] == {}  # recorded: the first published plan is the truth
+    other = make_plan(tmp_path, tuned={**TUNED, "best": {"weight_decay": 0.2}})
+    assert other.details["promises"]["final_dev_loss"]["kept"]["runs"] == 1
