@@ -61,8 +61,6 @@ class Entry:
             return ""
         place = metrics.get("dev_step", 0)
         return f"{metrics['dev_loss']:.4g}" + ("" if place == self.step else f" at {place:.0f}")
-            "" if metrics.get("dev_step") == self.step else f" at {metrics.get('dev_step', 0):.0f}"
-        )
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
