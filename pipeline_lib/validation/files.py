@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.validation.items import FORMS, Item
+from pipeline_lib.validation.pararel import is_pararel, pararel_files, read_pararel
 from pipeline_lib.validation.published import items_from, published_form, read_table_suite
 
 ENDINGS = (".jsonl", ".csv", ".tsv")
@@ -16,6 +17,8 @@ ENDINGS = (".jsonl", ".csv", ".tsv")
 
 def suite_files(path: Path) -> list[Path]:
     """The files of a suite: the file itself, or those of a folder that may hold items, in order of their names."""
+    if is_pararel(path):
+        return pararel_files(path)
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.suffix in ENDINGS and not file.name.startswith("occupations-stats"))
     return [path] if path.is_file() else []
@@ -35,7 +38,10 @@ def read_suite(path: Path) -> list[Item]:
     files = suite_files(path)
     if not files:
         raise NotFoundError("there is no suite file", where=str(path), fix="correct suites.paths")
-    items = [replace(item, suite=path.stem) for file in files for item in _read(file)]
+    if is_pararel(path):
+        items = list(read_pararel(path))
+    else:
+        items = [replace(item, suite=path.stem) for file in files for item in _read(file)]
     if not items:
         raise ConfigError(
             "the suite has no items", where=str(path), fix='one JSON object a line: {"options": [...], "answer": 0}'

@@ -7,6 +7,7 @@
 | BBQ (Parrish et al. 2022) | `*.jsonl` with `context_condition`, `ans0` … `ans2` | questions about people |
 | Winogender (Rudinger et al. 2018) | `all_sentences.tsv` beside `occupations-stats.tsv` | preferences between pronouns |
 | TruthfulQA (Lin et al. 2022) | `*.csv` with `Best Answer`, `Incorrect Answers` | choices (MC1), a category a topic |
+| ParaRel (Elazar et al. 2021) | a folder with `trex_lms_vocab`, `pattern_data` (pararel.py) | choices, many wordings a fact |
 | LAMBADA (Paperno et al. 2016) | `*.jsonl` with `text` alone | the last word |
 """
 

@@ -109,3 +109,50 @@ def test_what_is_of_no_form_is_named(tmp_path):
         read_suite(lines(tmp_path / "y.jsonl", [{"sentence_good": "a", "sentence_bad": "b"}, {"sentence_good": "a"}]))
     with pytest.raises(NotFoundError, match="no suite file"):
         read_suite(tmp_path / "nowhere")
+
+
+def pararel(folder, facts, patterns):
+    for part, rows in (("trex_lms_vocab", facts), ("pattern_data/graphs_json", patterns)):
+        (folder / part).mkdir(parents=True)
+        lines(folder / part / "P36.jsonl", rows)
+    return folder
+
+
+def test_pararel_asks_each_fact_in_all_wordings_that_end_in_the_object(tmp_path):
+    towns = [
+        ("Atlantis", "Poseidonis"),
+        ("Utopia", "Amaurot"),
+        ("Ruritania", "Streslau"),
+        ("Laputa", "Lagado"),
+        ("Erewhon", "Coldharbour"),
+    ]
+    facts = [{"sub_label": land, "obj_label": town, "uuid": str(n)} for n, (land, town) in enumerate(towns)]
+    patterns = [
+        "The capital of [X] is [Y].",
+        "[Y] is the capital of [X].",
+        "[X], which has the capital [Y] .",
+        "The seat of [X] is in [Y]",
+    ]
+    folder = pararel(tmp_path / "pararel", facts, [{"pattern": text} for text in patterns])
+    items = read_suite(folder)
+    assert len(items) == len(towns) * 3
+    capitals = dict(towns)
+    for item in items:
+        assert item.options[item.answer].strip(" .") == capitals[item.entities[0]]
+        assert len(set(item.options)) == 4
+        assert item.prompt.count(item.entities[0]) == 1
+    of = [item for item in items if item.entities == ("Utopia",)]
+    assert len({(item.fact, item.answer, tuple(o.strip(" .") for o in item.options)) for item in of}) == 1
+    assert {item.prompt + item.options[item.answer] for item in of} == {
+        "The capital of Utopia is Amaurot.", "Utopia, which has the capital Amaurot.", "The seat of Utopia is in Amaurot",
+    }  # fmt: skip
+    assert (of[0].suite, of[0].category, of[0].source) == ("pararel", "P36", "P36.jsonl:2")
+
+
+def test_a_record_of_pararel_without_its_field_is_named(tmp_path):
+    folder = pararel(
+        tmp_path / "pararel", [{"sub_label": "x", "obj_label": "y"}, {"sub_label": "x"}], [{"pattern": "[X] is [Y]."}]
+    )
+    with pytest.raises(ConfigError, match="'obj_label' must be text") as caught:
+        read_suite(folder)
+    assert "P36.jsonl:2" in str(caught.value)
