@@ -12,6 +12,7 @@ from pipeline_lib.errors import MillraceError
 from pipeline_lib.tracking.run import STATUS, Run, start_run
 from pipeline_lib.tracking.run import reconcile as reconcile_spools
 from pipeline_lib.tracking.server import comparison_link, run_link, tracking_uri
+from pipeline_lib.tracking.sinks import SinkTracker, open_sinks
 from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.resolve import read_champion
@@ -37,9 +38,13 @@ def _address(workspace: Workspace) -> str:
 
 def open_tracker(config: PipelineConfig, workspace: Workspace, record: RunRecord) -> Tracker:
     """The run's tracker; returns at once, MLflow is met in the background."""
+    sinks = open_sinks(
+        config.tracking.sinks, workspace.root / "curves", run_id=record.run_id, project=config.tracking.experiment
+    )
     if not config.tracking.enabled:
-        return NullTracker()
+        return SinkTracker(sinks) if sinks else NullTracker()
     run = start_run(workspace, config.tracking, record, log=_log, running=_address(workspace))
+    run.sinks = sinks
     run.tags({f"prefect.{name}": value for name, value in record.prefect.items() if value})
     return run
 

@@ -68,6 +68,9 @@ class TrackingConfig(Section):
     )
     experiment: str = setting("millrace", "Experiment name", identity=False)
     model_name: str = setting("millrace", "Registered model name", identity=False)
+    sinks: list[Literal["tensorboard", "wandb"]] = setting(
+        list, "Where curves go beside MLflow: TensorBoard files, W&B (offline without $WANDB_MODE); each an extra", identity=False
+    )
 
 
 class KeepConfig(Section):

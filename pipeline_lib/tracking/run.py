@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipeline_lib.config.resources import TrackingConfig
 from pipeline_lib.tracking.courier import Courier
 from pipeline_lib.tracking.delivery import Delivery
 from pipeline_lib.tracking.server import tracking_uri
+from pipeline_lib.tracking.sinks import Sink
 from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.workspace.machine import code_revision
 from pipeline_lib.workspace.runs import RunRecord
@@ -28,9 +29,12 @@ class Run:
 
     def __init__(self, spool: Spool, name: str, courier: Courier | None = None) -> None:
         self.spool, self.name, self.courier = spool, name, courier
+        self.sinks: Sequence[Sink] = ()  # curves go there, too
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Log numbers at a step."""
+        for sink in self.sinks:
+            sink.metrics(values, int(step))
         self.spool.append("metrics", self.name, values={k: float(v) for k, v in values.items()}, step=int(step))
 
     def params(self, values: Mapping[str, Any]) -> None:
