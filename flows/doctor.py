@@ -16,7 +16,7 @@ from flows.environment import running_servers, server_url
 from flows.processes import answers
 from pipeline_lib.config.resources import TrackingConfig
 from pipeline_lib.errors import MillraceError
-from pipeline_lib.hardware.machine import describe
+from pipeline_lib.hardware.machine import describe, peak_flops, training_device
 from pipeline_lib.secrets import told
 from pipeline_lib.tracking.server import shown, tracking_uri
 from pipeline_lib.workspace.runs import RunBook
@@ -54,6 +54,7 @@ def _machine(workspace: Workspace) -> Iterator[Finding]:
     fit = sys.version_info >= (3, 11)
     yield Finding("python", "ok" if fit else "bad", version, "" if fit else "install Python 3.11 or newer")
     yield _hardware()
+    yield from _peaks()
     free = shutil.disk_usage(workspace.root).free / 1e9
     state: Literal["ok", "warn", "bad"] = "ok" if free >= ENOUGH_DISK_GB else "warn" if free >= LITTLE_DISK_GB else "bad"
     yield Finding(
@@ -69,9 +70,21 @@ def _hardware() -> Finding:
     memory = machine.memory_bytes / 2**30
     gpus = ", ".join(f"{gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in machine.gpus) or "no GPU"
     what = f"{machine.cpu}, {machine.cores} cores, {memory:.1f} GiB of memory, {gpus}, bf16: {machine.bf16}"
+    what += f", torch.compile: {'yes' if machine.compile else 'no compiler'}, {machine.interconnect}"
     little = memory < LITTLE_MEMORY_GIB
     fix = f"{LITTLE_MEMORY_GIB:g} GiB are wanted: lower resources.memory_gib and execution.workers"
     return Finding("machine", "warn" if little else "ok", what, fix if little else "")
+
+
+def _peaks() -> Iterator[Finding]:
+    """What model FLOP/s are divided by to give MFU."""
+    try:
+        device = training_device()
+        peaks = {precision: peak_flops(device, precision) for precision in ("fp32", "bf16")}
+    except (ImportError, OSError, RuntimeError):  # said by the line before
+        return
+    seen = dict.fromkeys(f"{peak.flops / 1e9:,.0f} GFLOP/s ({peak.source})" for peak in peaks.values())
+    yield Finding("peak", "ok", "; ".join(seen))
 
 
 def _versions() -> Iterator[Finding]:

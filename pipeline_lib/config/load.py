@@ -1,7 +1,7 @@
 """From YAML and `--set` options to a checked configuration; every refusal at once, in words.
 
-What counts, later first: `--set` options, the YAML, the preset that it names, the defaults. Numbers, names and choices come from
-these only; secrets and locations come from the environment (`config/environment.py`).
+What counts, later first: `--set` options, a preset named by one, the YAML, the preset that it names, the defaults. Numbers, names
+and choices come from these only; secrets and locations come from the environment (`config/environment.py`).
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class _Draft:
             at = at[part]
 
     def _put_preset_below(self) -> None:
-        """Settings of the named preset, where neither the file nor an option says anything."""
+        """Settings of the named preset below what the file says, over it where an option names it; options go first."""
         name, own = self.values.get("preset"), self.values.get("presets")
         if not name or not isinstance(name, str):
             return
@@ -165,6 +165,7 @@ class _Draft:
         except ConfigError as error:
             self.problems.append(Problem(("preset",), error.what, error.fix, self._where(("preset",))))
             return
+        over = self._where(("preset",)).startswith("--")
         for dotted_name, value in values.items():
             place: Place = tuple(dotted_name.split("."))
             at: Any = self.values
@@ -174,7 +175,8 @@ class _Draft:
                 if not isinstance(at, dict):
                     break
             else:
-                if place[-1] not in at:
+                option = self._where(place).startswith("--")
+                if place[-1] not in at or (over and not option):
                     at[place[-1]] = value
                     self.origin[place] = f"preset {name}"
 

@@ -141,8 +141,8 @@ def _combined(table: Mapping[str, Any], family: str, goal: str, amount: str) -> 
         f"model.{name}": Reasoned(value, depth_why if name == "depth" else f"a {family} for {size['what']}")
         for name, value in shape.items()
     }
-    for part in (size, aim, here):
-        settings |= _reasoned(part["settings"])
+    for part in (size, aim, here, kind):
+        settings |= _reasoned(part.get("settings", {}))
     targets = [*kind["attention"], *(kind["feed_forward"] if aim["targets"] == "all" else [])]
     why = "attention alone: fewest adapters" if aim["targets"] == "attention" else "every linear module (Dettmers et al. 2023)"
     continued = {"train.lora.targets": Reasoned(targets, why), **_reasoned(aim["continued"]), **_reasoned(here["continued"])}

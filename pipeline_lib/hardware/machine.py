@@ -41,6 +41,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     bf16: str  # "gpu", "cpu" (native instructions) or "emulated"
     compile: bool  # torch.compile has a compiler to call
+    interconnect: str  # how GPUs reach each other and the machine; without any, the machine's memory nodes
     torch: str
 
     def to_json(self) -> dict[str, Any]:
@@ -75,8 +76,27 @@ def describe() -> Machine:
         gpus=tuple(gpus),
         bf16="gpu" if gpus and all(gpu.bf16 for gpu in gpus) else "cpu" if cpu_has_bf16() else "emulated",
         compile=bool(gpus) or any(shutil.which(name) for name in ("g++", "clang++")),
+        interconnect=_interconnect(len(gpus)),
         torch=str(torch.__version__),
     )
+
+
+def _interconnect(n_gpus: int) -> str:
+    """In words: whether GPUs read each other's memory directly, and the PCI links they hang on."""
+    import torch
+
+    if not n_gpus:
+        nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
+        return f"{nodes} memory node{'s' * (nodes > 1)}"
+    pairs = [(one, other) for one in range(n_gpus) for other in range(n_gpus) if one != other]
+    direct = sum(torch.cuda.can_device_access_peer(one, other) for one, other in pairs)
+    words = [f"{direct} of {len(pairs)} ways between GPUs direct"] if pairs else []
+    links = set()
+    for device in Path("/sys/bus/pci/drivers/nvidia").glob("*:*"):
+        with contextlib.suppress(OSError):
+            speed, width = ((device / f"current_link_{name}").read_text("ascii").strip() for name in ("speed", "width"))
+            links.add(f"PCI {speed.removesuffix(' PCIe')} × {width}")
+    return ", ".join([*words, *sorted(links)]) or "unknown"
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,8 +35,8 @@ def choose_profile(
         priority: `plan.priority`, which decides where the profile is `auto`.
 
     Returns:
-        The point with `profile`, the name of the one that was taken, and `instead_of`: the one that was asked for and does not
-        fit, or "".
+        The point with `profile`, the name of the one that was taken; `instead_of`: the one that was asked for and does not fit,
+        or ""; `wanted_tokens_per_second`: what the one asked for would reach if memory had no limit.
 
     Raises:
         ConfigError: there is no such profile.
@@ -45,9 +46,11 @@ def choose_profile(
     check_profile(profile, known)
     asked = OF_PRIORITY[priority] if profile == "auto" else profile
     limit = memory_limit_bytes(resources)
+    free = become(known[asked], calibrated, math.inf)
+    wanted = {"wanted_tokens_per_second": free["tokens_per_second"]} if free else {}
     for name in dict.fromkeys((asked, *WAY_DOWN)):
         if point := become(known[name], calibrated, limit):
-            return {**point, "profile": name, "instead_of": "" if name == asked else asked}
+            return {**point, **wanted, "profile": name, "instead_of": "" if name == asked else asked}
     least = min(_points(calibrated), key=_memory)
     raise RefusedError(
         f"training needs {_memory(least) / GIB:.2f} GiB with the smallest profile measured "

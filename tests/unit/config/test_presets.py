@@ -68,6 +68,12 @@ def test_what_is_written_goes_before_the_preset(tmp_path: Path) -> None:
     assert config.pack.sequence_length == 256
 
 
+def test_a_preset_named_by_an_option_goes_before_the_file_and_other_options_before_it(tmp_path: Path) -> None:
+    file = write(tmp_path, "model: {depth: 3}\ntrain: {max_epochs: 1.5}\n")
+    config = load_config(file, ["preset=phi-quality-small", "train.max_epochs=7"])
+    assert (config.model.family, config.model.depth, config.train.max_epochs) == ("phi", 6, 7.0)
+
+
 def test_own_presets_extend_others(tmp_path: Path) -> None:
     file = write(
         tmp_path,
