@@ -199,10 +199,10 @@ def _check(connection: duckdb.DuckDBPyConnection, rule: Rule, signals: Sequence[
         result = connection.sql(f"SELECT\n{_sql(rule)}\nFROM signals").to_arrow_table()
         kind = str(connection.sql(f"SELECT (\n{rule.expression}\n) FROM signals").types[0])  # noqa: S608
         calls = [name.lower() for name in re.findall(r"([A-Za-z_]\w*)\s*\(", _LITERAL.sub(" ", rule.expression))]
-        moody = connection.execute(
-            "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT' AND list_contains(?, function_name)",
-            [calls],
-        ).fetchall()
+        changing = (
+            "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT' AND list_contains(?, function_name)"
+        )
+        moody = connection.execute(changing, [calls]).fetchall() if calls else []
     except duckdb.Error as error:
         raise ConfigError(
             f"{rule.expression!r} is no rule: {error}", where=where, fix=f"signals: {', '.join(signals)}"
