@@ -186,8 +186,9 @@ def _window_curves(window: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _curves(row: Mapping[str, Any], monitor: Monitor) -> dict[str, float]:
-    names = {"lr": "learning_rate", "grad_norm": "grad_norm", "tokens_per_second": "tokens_per_second", "mfu": "mfu"}
-    return {"train_loss": monitor.smooth_loss, **{shown: row[name] for name, shown in names.items()}}
+    names = {"lr": "learning_rate", "grad_norm": "grad_norm", "tokens_per_second": "tokens_per_second", "mfu": "mfu",
+             "data_wait": "data_wait", "utilisation": "utilisation", "temperature": "temperature"}  # fmt: skip
+    return {"train_loss": monitor.smooth_loss, **{shown: row[name] for name, shown in names.items() if row[name] is not None}}
 
 
 def clock_time(seconds: float) -> str:

@@ -75,13 +75,15 @@ class Session:
     adjustments: Adjustments = field(default_factory=Adjustments)  # what recoveries have changed
     parts: int = 1  # in which a micro-batch goes through the model, where there was not the memory for a whole one
     relieve: Callable[[Exception], None] = field(default=_raise)  # called when memory ran out: makes more parts, or raises
+    waited_seconds: float = 0.0  # for batches, in this attempt
     paused_seconds: float = 0.0  # spent in evaluations and saves of this attempt: not training, for rates
 
     def __post_init__(self) -> None:
         check_trainable(self.model)
         device = training_device()
         self.model.to(device)
-        prepare(self.model, attention=self.plan.attention, activation_checkpointing=self.config.activation_checkpointing)
+        twice = self.config.activation_checkpointing or self.plan.activation_checkpointing
+        prepare(self.model, attention=self.plan.attention, activation_checkpointing=twice)
         length = len(self.data[0]["input_ids"])
         self.isolation = decide_isolation(self.model, length, accept_leak=self.config.isolation == "accepted_leak")
         self.schedule = self.plan.first_schedule()
@@ -227,7 +229,9 @@ class _PackedTrainer(Trainer):
 
     def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[Any], Tensor]:
         """The step's micro-batches of this process, and how many tokens the step predicts in all processes."""
+        begin = time.perf_counter()
         samples, tokens = super().get_batch_samples(*given, **named)  # type: ignore[no-untyped-call]
+        self.session.waited_seconds += time.perf_counter() - begin
         return samples, self.world.sum(tokens)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:

@@ -34,6 +34,7 @@ class _Noted:
     withheld: Tensor
     clock: float  # of this process, when the step had been given to the device
     paused: float  # seconds of evaluations and saves so far
+    waited: float  # seconds of waiting for batches so far
     mark: Any  # a CUDA event; None on the CPU
 
 
@@ -111,7 +112,7 @@ class Monitor(TrainerCallback):
             mark.record()
         return _Noted(
             session.step, session.learning_rate, session.loss, session.grad_norm, session.finite, session.withheld,
-            time.perf_counter(), session.paused_seconds, mark,
+            time.perf_counter(), session.paused_seconds, session.waited_seconds, mark,
         )  # fmt: skip
 
     def look(self) -> None:
@@ -121,16 +122,18 @@ class Monitor(TrainerCallback):
         session, pending, self._pending = self.session, self._pending, []
         flat = [value.double() for noted in pending for value in (noted.loss, noted.grad_norm, noted.finite, noted.withheld)]
         values = torch.stack(flat).reshape(-1, 4).tolist()
+        waits = [noted.waited - last.waited for last, noted in zip((self._last, *pending), pending, strict=False)]
         seconds = self._seconds(pending)
         rate = self.tokens_per_step * len(pending) / max(sum(seconds), 1e-9)
         self.rates.append(rate)
         shared = {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / self.peak.flops, **self.gauges.read()}
         rows = []
-        for noted, took, (loss, norm, finite, withheld) in zip(pending, seconds, values, strict=True):
+        for noted, took, wait, (loss, norm, finite, withheld) in zip(pending, seconds, waits, values, strict=True):
             first = session.adjustments.data_step(noted.step - 1) * session.plan.batch_sequences
             rows.append(
-                {"step": noted.step, "loss": loss, "lr": noted.learning_rate, "grad_norm": norm, "seconds": took, **shared,
-                 "first_sequence": first, "last_sequence": first + session.plan.batch_sequences - 1}
+                {"step": noted.step, "loss": loss, "lr": noted.learning_rate, "grad_norm": norm, "seconds": took,
+                 "data_wait": min(wait / took, 1.0) if took else None, **shared, "first_sequence": first,
+                 "last_sequence": first + session.plan.batch_sequences - 1}
             )  # fmt: skip
             self._judge(noted.step, loss, norm, took, finite=bool(finite), withheld=bool(withheld))
         self.latest = rows[-1]
