@@ -173,7 +173,7 @@ def _pieces(page: str) -> Iterator[str]:
 
 
 def junk_documents(rng: np.random.Generator, good: list[str]) -> list[str]:
-    """As many documents as the good ones, of five kinds in turn. The last one passes every rule: half of its words are good ones."""
+    """As many documents as the good ones, of five kinds in turn. The last one passes every rule: half its words are good ones."""
     phrases = [" ".join(text.split()[:7]) for text in good[:12]]
 
     def shuffled(text: str) -> str:
