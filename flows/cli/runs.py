@@ -104,6 +104,7 @@ def print_run(workspace: Workspace, record: RunRecord) -> None:
     show.table(["stage", "state", "took", "what"], rows)
     for stage in ("select", "validate"):
         _print_summary(workspace, record, stage)
+    _print_graded(record)
     if record.verdict:
         reasons = record.verdict.get("reasons", [])
         show.say(f"\ngate: {record.verdict.get('outcome', '')}" + (f" ({'; '.join(map(str, reasons))})" if reasons else ""))
@@ -116,6 +117,24 @@ def print_run(workspace: Workspace, record: RunRecord) -> None:
     ):
         if text:
             show.say(f"{label}: {show.path(text)}")
+
+
+def _print_graded(record: RunRecord) -> None:
+    """The plan's promises and parts beside what came of them."""
+    rows: list[list[show.Cell]] = [
+        [name.replace("_", " "), _digits(one["value"]), f"{_digits(one['low'])} to {_digits(one['high'])}", _digits(one["actual"]),
+         one["unit"], "yes" if one["inside"] else "no"]
+        for name, one in record.graded.get("promises", {}).items()
+    ]  # fmt: skip
+    parts = record.graded.get("parts", {})
+    rows += [[part, _digits(one["planned"]), "", _digits(one["actual"]), "s", ""] for part, one in parts.items()]
+    if rows:
+        show.say()
+        show.table(["planned", "value", "90 % interval", "came", "unit", "inside"], rows, "Plan and actual")
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _print_summary(workspace: Workspace, record: RunRecord, stage: str) -> None:
