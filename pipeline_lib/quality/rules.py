@@ -202,7 +202,7 @@ def _check(connection: duckdb.DuckDBPyConnection, rule: Rule, signals: Sequence[
         changing = (
             "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT' AND list_contains(?, function_name)"
         )
-        moody = connection.execute(changing, {"names": calls}).fetchall() if calls else []
+        moody = connection.execute(changing, [calls]).fetchall() if calls else []
     except duckdb.Error as error:
         raise ConfigError(
             f"{rule.expression!r} is no rule: {error}", where=where, fix=f"signals: {', '.join(signals)}"
