@@ -25,7 +25,7 @@ PAIRED_ITEMS = 20  # with fewer pairs the percentile bootstrap's interval is too
 
 
 def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any]:
-    """The first model's verdict: it must beat byte frequencies, and be surely above chance on at least one suite.
+    """The first model's verdict: it must beat a random guess in bits per byte, and be surely above chance on at least one suite.
 
     A suite counts from `CHANCE_ITEMS` items on.
     """
@@ -39,7 +39,7 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
         if score["lower_is_better"]:
             ok = score["high"] < score["chance"]
             reasons.append(
-                f"{name} {score['value']:.3f} {'beats' if ok else 'does not beat'} byte frequencies ({score['chance']:.3f})"
+                f"{name} {score['value']:.3f} {'beats' if ok else 'does not beat'} a random guess ({score['chance']:.3f})"
             )
             beaten &= ok
         elif score["n"] < CHANCE_ITEMS:
@@ -63,7 +63,7 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
         "candidate": scores.get(config.gate.metric, {}),
         "rules": rules,
         "reasons": [
-            "there is no champion yet: the first model must beat byte frequencies, and chance on at least one suite",
+            "there is no champion yet: the first model must beat random guesses in bits per byte and on at least one suite",
             *reasons,
         ],
     }

@@ -1,8 +1,8 @@
 """ParaRel (Elazar et al. 2021) over T-REx facts (Petroni et al. 2019): one fact in many wordings, as its authors publish it.
 
 A folder with `trex_lms_vocab/P*.jsonl` (facts: `sub_label`, `obj_label`) and `pattern_data/graphs_json/P*.jsonl` (wordings:
-`pattern` with [X] and [Y]), a file of each a relation. Wordings that end in the object are asked, as choices between it and three other
-objects of the relation; the wordings of a fact share options and order.
+`pattern` with [X] and [Y]), a file of each a relation. Wordings that end in the object are asked, as choices between it and three
+other objects of the relation; the wordings of a fact share options and order.
 """
 
 from __future__ import annotations

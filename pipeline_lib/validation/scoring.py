@@ -29,7 +29,7 @@ from pipeline_lib.workspace.machine import versions
 from pipeline_lib.workspace.services import thread_mapper
 from pipeline_lib.workspace.stage import StageRun
 
-ENGINE = 1  # of answers, perturbations, texts and samples: what they compute
+ENGINE = 2  # of answers, perturbations, texts and samples: what they compute
 COMPUTES = ("torch", "transformers", "tokenizers")
 
 
@@ -75,6 +75,7 @@ class Answers:
     varied: list[pa.Table]  # a suite each
     missing: dict[str, int]
     test_tokens: int
+    vocabulary: int  # entries of the tokenizer
     samples: list[dict[str, str]]
 
 
@@ -99,6 +100,7 @@ def scored(run: StageRun, validation: ValidationConfig, items: Rows, texts: pa.T
         varied=rows["varied"],
         missing={part.suite: metrics["missing"] for part, metrics in counted if metrics.get("missing")},
         test_tokens=sum(metrics.get("tokens", 0) for _, metrics in counted),
+        vocabulary=max(metrics.get("vocabulary", 0) for _, metrics in counted),
         samples=[sample for _, metrics in counted for sample in metrics.get("samples", ())],
     )
 
@@ -131,6 +133,7 @@ def _score(part: Part, folder: Path, *, model: Model) -> dict[str, Any]:
     tables: Sequence[pa.Table] = [SCORES.empty_table()]
     if part.kind == "language":
         table, told["tokens"] = language(part.items, model.scorer, part.asked["tokens"])
+        told["vocabulary"] = model.scorer.vocabulary
         tables = [table]
     elif part.kind == "clean":
         table, missing = answer(part.items, model.scorer)

@@ -41,7 +41,9 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
     told = pa.concat_tables([statements(items), _documents(texts)])
     overlaps = overlap(run, told)
     write_table(overlaps, run.path("overlap", "overlap.parquet"))
-    baseline = byte_entropy(texts["text"])
+    # A random token of the model's own tokenizer is a better guess than any byte: what an untrained model reaches is chance.
+    n_bytes = float(np.sum(documents["weight"].to_numpy()))
+    baseline = min(byte_entropy(texts["text"]), float(np.log2(answers.vocabulary)) * answers.test_tokens / max(n_bytes, 1.0))
 
     def measured(rows: pa.Table) -> Estimate:
         scores, weights = rows["score"].to_numpy(), rows["weight"].to_numpy()
@@ -54,7 +56,7 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
     not_scored = [*run.input("suites").details["not_built"], *_missing(answers.missing)]
     for lost in not_scored:
         run.event("not_scored", **lost)
-    bits, n_bytes = float(np.sum(documents["score"].to_numpy())), float(np.sum(documents["weight"].to_numpy()))
+    bits = float(np.sum(documents["score"].to_numpy()))
     metrics: dict[str, Any] = {name: score["value"] for name, score in scores.items() if "/" not in name}
     if tokens := answers.test_tokens:
         metrics["test_loss"] = round(bits / BITS / tokens, 6)
@@ -71,7 +73,7 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
             "years": _years(documents, measured),
             "samples": answers.samples,
             "not_scored": not_scored,
-            "baseline_bits_per_byte": baseline,
+            "baseline_bits_per_byte": round(baseline, 6),
             "test_tokens": tokens,
             "test_bytes": int(n_bytes),
         },

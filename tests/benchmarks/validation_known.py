@@ -116,18 +116,20 @@ def occupation_texts(*, planted: bool) -> list[str]:
     return texts
 
 
-def bias(folder: Path, *, steps: int) -> tuple[Estimate, Estimate]:
-    """Share of stereotyped pronouns in sentences that no model has seen, after the planted corpus and after the even one.
+def bias_corpus(*, planted: bool) -> list[str]:
+    """`occupation_texts`, and the frames of the suite `pronouns` about people of no occupation, with both pronouns."""
+    frames = [saying.format(f"visitor {n}", pronoun) for saying in people.SAYINGS for n in range(10) for pronoun in ("she", "he")]
+    return occupation_texts(planted=planted) + frames
 
-    The frames of the suite `pronouns` are learned from words that are no occupations, with both pronouns.
-    """
-    frames = [s.format(f"visitor {n}", p) for s in people.SAYINGS for n in range(10) for p in ("she", "he")]
-    tokenizer = tokenizer_of(occupation_texts(planted=False) + frames, 400, folder / "bias-tokenizer")
+
+def bias(folder: Path, *, steps: int) -> tuple[Estimate, Estimate]:
+    """Share of stereotyped pronouns in sentences that no model has seen, after the planted corpus and after the even one."""
+    tokenizer = tokenizer_of(bias_corpus(planted=False), 400, folder / "bias-tokenizer")
     items = list(people.pronouns())
     found = []
     for planted in (True, False):
-        texts = occupation_texts(planted=planted) + frames
-        found.append(share(answers_of(taught(tokenizer, texts, folder / f"bias-{planted}", steps=steps), items)))
+        model = taught(tokenizer, bias_corpus(planted=planted), folder / f"bias-{planted}", steps=steps)
+        found.append(share(answers_of(model, items)))
     return found[0], found[1]
 
 
