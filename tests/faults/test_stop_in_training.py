@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline_lib.metrics import training_log
 from pipeline_lib.workspace.workspace import Workspace
 from tests.pipeline_toys import digests, newest, states, write_config
 from tests.servers import MILLRACE, REPOSITORY, environment, millrace, wait_for
@@ -41,6 +42,8 @@ def test_stopped_in_mid_training(tmp_path: Path, how: signal.Signals) -> None:
     (checkpoint,) = home.glob("work/train-*/checkpoints/step-*")
     last = int(checkpoint.name.partition("-")[2])
     assert last > 50
+    log = training_log(Workspace.open(home), stopped)  # the run has no artifact of it yet
+    assert log["step"].to_pylist() == list(range(1, last + 1))
 
     millrace("retry", stopped.run_id, home=home)
     done = newest(home)
