@@ -122,8 +122,8 @@ def print_run(workspace: Workspace, record: RunRecord) -> None:
 def _print_graded(record: RunRecord) -> None:
     """The plan's promises and parts beside what came of them."""
     rows: list[list[show.Cell]] = [
-        [name.replace("_", " "), _digits(one["value"]), f"{_digits(one['low'])} to {_digits(one['high'])}", _digits(one["actual"]),
-         one["unit"], "yes" if one["inside"] else "no"]
+        [name.replace("_", " "), _digits(one["value"]), f"{_digits(one['low'])} to {_digits(one['high'])}",
+         _digits(one["actual"]), one["unit"], "yes" if one["inside"] else "no"]
         for name, one in record.graded.get("promises", {}).items()
     ]  # fmt: skip
     parts = record.graded.get("parts", {})
