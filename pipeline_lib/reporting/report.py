@@ -138,6 +138,8 @@ def plan_table(facts: Facts) -> SummaryTable:
         if (promise := facts.plan.get("promises", {}).get(name)) and value is not None:
             planned, low, high = (cell(float(promise[key]) / unit) for key in ("value", "low", "high"))
             rows.append([label, f"{planned} ({low} to {high})", float(value) / unit])
+    for part, seconds in facts.record.graded.get("parts", {}).items():
+        rows.append([f"{part} [s]", cell(float(seconds["planned"])), float(seconds["actual"])])
     return SummaryTable(("", "planned (90 % interval)", "actual"), rows, "Plan and actual")
 
 
