@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
 
 from pipeline_lib.training.evaluate import Evaluation
-from pipeline_lib.training.journal import Journal
+from pipeline_lib.training.journal import Journal, read
 from pipeline_lib.training.layers import Layers
 from pipeline_lib.training.loop import Session
 from pipeline_lib.training.origins import Origins
@@ -40,7 +42,6 @@ class Watch:
         self.session, self.origins, self.prompts, self.journal = session, origins, prompts, journal
         self.context, self.event, self.metrics = context, event, metrics
         self.parts, self.layers = PartLosses(session, origins, self._parts), Layers(session, journal.add)
-        self.summaries: list[dict[str, Any]] = []  # one an evaluation of this attempt
 
     @property
     def callbacks(self) -> list[TrainerCallback]:
@@ -75,7 +76,6 @@ class Watch:
         for name in ("repetition", "distinct_2"):
             if values := [sample[name] for sample in samples if sample[name] is not None]:
                 summary[name] = statistics.fmean(values)
-        self.summaries.append(summary)
         self.event("evaluated", **summary)
         self.metrics(
             {name: value for name, value in summary.items() if isinstance(value, float) and name != "dev_loss"}, step=step
@@ -90,3 +90,9 @@ class Watch:
                 side = {"train": "train_loss", "dev": "dev_loss"}[rows[0]["side"]]
                 curves = {_NOT_IN_NAMES.sub("_", f"{side}/{name}/{key or 'none'}"): value for key, value in means.items()}
                 self.metrics(curves, step=int(rows[0]["step"]))
+
+
+def evaluations_in(folder: Path) -> dict[int, dict[str, Any]]:
+    """What the event of each evaluation said, by step, over all attempts of a journal's folder."""
+    events = read(folder, "events").to_pylist()
+    return {int(row["step"]): json.loads(row["detail"]) for row in events if row["kind"] == "evaluated"}
