@@ -81,7 +81,7 @@ def launch(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> None:
 
 
 def _give_up(run: StageRun, evidence: dict[str, Any], tried: int, step: int) -> None:
-    fix = "the log of the rank is in the text; `millrace retry` goes on from the checkpoint; train.processes=1 needs no other process"
+    fix = "the end of the rank's log is in the text; `millrace retry` goes on; train.processes=1 needs no other process"
     run.event("training_failed", step=step, signal="worker_died", evidence=evidence, tried=[f"relaunch ({tried} times)"], fix=fix)
     raise StageFailedError(
         f"worker_died at step {step:,}, and nothing helped: rank {evidence['rank']} {evidence['how']}. Tried: relaunch ({tried} "
@@ -116,10 +116,11 @@ def _once(run: StageRun, train: TrainConfig, model: ModelConfig) -> _Death | Non
 
 
 def _order(run: StageRun, train: TrainConfig, model: ModelConfig) -> Order:
-    stage, services = run.stage, run.services
+    services = run.services
+    row = {name: getattr(run.stage, name) for name in ("name", "version", "kind", "function")}
     return Order(
         parent=os.getpid(), parallel=train.parallel, workspace=str(run.workspace.root), work=str(run.work),
-        stage={"name": stage.name, "version": stage.version, "kind": stage.kind, "function": stage.function, "uses": dict(stage.uses)},
+        stage={**row, "uses": dict(run.stage.uses)},
         key=run.key, fingerprint=run.fingerprint, inputs={name: artifact.key for name, artifact in run.inputs.items()},
         seed=run.seed, train=train.model_dump(mode="json"), model=model.model_dump(mode="json"),
         extensions=list(active_extensions()), adaptive=services.adaptive,
@@ -136,12 +137,11 @@ def _ranks(folder: Path, size: int) -> Iterator[list[subprocess.Popen[bytes]]]:
         for rank in range(size):
             env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": threads}
             with (folder / f"rank-{rank}.log").open("wb") as log:
-                ranks.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "pipeline_lib.training.rank", str(folder)], env=env, stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE, stderr=log, start_new_session=True,
-                    )  # fmt: skip
+                command = [sys.executable, "-m", "pipeline_lib.training.rank", str(folder)]
+                process = subprocess.Popen(
+                    command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
                 )
+                ranks.append(process)
         yield ranks
     finally:
         for process in ranks:

@@ -42,12 +42,12 @@ class Ledger:
             used = [when for when in used if when > step - policy.per_steps]
         return len(used) < policy.at_most
 
-    def rolled_back(self, step: int, signal: str) -> None:
-        """Training goes on from a step: skips after it never happened, and pauses count from there."""
+    def rolled_back(self, step: int, by: Policy) -> None:
+        """Training goes on from a step: skips after it never happened, and the pause counts from there."""
         for policy in self.table:
             if policy.action == "skip_step" and policy.name in self.used:
                 self.used[policy.name] = [when for when in self.used[policy.name] if when <= step]
-        self.quiet_until = {name: until for name, until in self.quiet_until.items() if name == signal}
+        self.quiet_until = {by.signal: step + by.cool_down}
 
     def tried(self, signal: str) -> list[str]:
         """What was done about a signal so far, in words for people."""

@@ -147,7 +147,8 @@ def main(folder: Path) -> int:
         join(folder / "meeting", rank, size, order.parallel)
         train_rank(run, train=TrainConfig.model_validate(order.train), model=ModelConfig.model_validate(order.model))
     except MillraceError as error:
-        say("failed", kind=next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == MillraceError.__module__), what=error.what, where=error.where, fix=error.fix)
+        known = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == MillraceError.__module__)
+        say("failed", kind=known, what=error.what, where=error.where, fix=error.fix)
         return error.exit_code
     return 0
 

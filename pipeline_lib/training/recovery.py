@@ -1,4 +1,4 @@
-"""Acts on what goes wrong, by the policy table: withholds a step, rolls back, makes micro-batches smaller, or gives up and says why.
+"""Acts on what goes wrong, by the policy table: skips a step, rolls back, makes micro-batches smaller, or gives up and says why.
 
 Rolling back is what a kill and a resume are: what was decided is written to a small file, checkpoints of the abandoned course go,
 and the next attempt begins at the checkpoint before it. Everything decided follows from losses and norms, which a resumed
@@ -7,6 +7,7 @@ training sees again, so a killed training recovers in the same way as one that w
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -97,8 +98,8 @@ class Recovery(TrainerCallback):
         notes: Mapping[str, Any] | None,
         event: Callable[..., None],
     ) -> None:
-        self.session, self.monitor, self.memory, self.checkpoints, self.wait, self.event = session, monitor, memory, checkpoints, wait, event
-        self.quarantine = quarantine
+        self.session, self.monitor, self.memory, self.event = session, monitor, memory, event
+        self.checkpoints, self.quarantine, self.wait = checkpoints, quarantine, wait
         self.ledger = Ledger(table)
         self.decays = [float(group.get("weight_decay", 0.0)) for group in session.optimizer.param_groups]
         if notes:
@@ -180,18 +181,19 @@ class Recovery(TrainerCallback):
 
     def _roll_back(self, policy: Policy, signal: Signal) -> None:
         session = self.session
-        self.wait()
+        with contextlib.suppress(DiskLowError):  # the checkpoint under way is not needed for going back
+            self.wait()
         latest = signal.step - 1 - BEGAN_BEFORE.get(signal.signal, 0)
         to = session.world.first(lambda: _newest(self.checkpoints, latest))
         lost = session.step - to
         session.adjustments.add(Adjustment(to, lost, policy.rate, policy.decay))
-        self.ledger.rolled_back(to, signal.signal)
-        self.ledger.quiet_until = {signal.signal: to + policy.cool_down}
+        self.ledger.rolled_back(to, policy)
         self._write()
         seconds = lost * self.monitor.tokens_per_step / max(self.monitor.tokens_per_second, 1e-9)
         self._tell(
-            policy, signal, to_step=to, steps=lost, seconds=round(seconds, 3), sequences_passed_over=lost * session.plan.batch_sequences,
-            rate=session.adjustments.rate(to), weight_decay=session.adjustments.decay(to),
+            policy, signal, to_step=to, steps=lost, seconds=round(seconds, 3),
+            sequences_passed_over=lost * session.plan.batch_sequences, rate=session.adjustments.rate(to),
+            weight_decay=session.adjustments.decay(to),
         )  # fmt: skip
         if session.world.main:
             self.memory.settle(self.checkpoints)
@@ -210,7 +212,8 @@ class Recovery(TrainerCallback):
         """
         signal = Signal("disk_low", self.session.step, {"error": error.what})
         before = shutil.disk_usage(self.checkpoints).free
-        policy = None if self.session.parallel.sharded else self.ledger.take("disk_low", signal.step)  # saving is everybody's work
+        shared = self.session.parallel.sharded  # then saving is the work of all, and cannot be done again by one
+        policy = None if shared else self.ledger.take("disk_low", signal.step)
         removed = self._prune() if policy and policy.action == "prune" else []
         if not policy or not removed:
             self.event("training_failed", step=signal.step, signal=signal.signal, evidence=dict(signal.evidence),
@@ -253,10 +256,11 @@ class Recovery(TrainerCallback):
         tried = self.ledger.tried(signal.signal) or ["nothing: no policy was left"]
         recent = ", ".join(f"{loss:.3f}" for loss in list(self.monitor.losses.recent)[-5:]) or "none"
         fix = _advice(signal.signal, session)
-        self.event("training_failed", step=signal.step, signal=signal.signal, evidence=dict(signal.evidence), tried=tried, fix=fix)
-        evidence = ", ".join(f"{name} {value}" for name, value in signal.evidence.items())
+        evidence = dict(signal.evidence)
+        self.event("training_failed", step=signal.step, signal=signal.signal, evidence=evidence, tried=tried, fix=fix)
+        seen = ", ".join(f"{name} {value}" for name, value in evidence.items())
         raise StageFailedError(
-            f"{signal.signal} at step {signal.step:,}, and nothing helped. Evidence: {evidence}; learning rate "
+            f"{signal.signal} at step {signal.step:,}, and nothing helped. Evidence: {seen}; learning rate "
             f"{session.learning_rate:.3g}, last good losses {recent}. Tried: {'; '.join(tried)}",
             where="stage train", fix=fix,
         )  # fmt: skip
@@ -274,5 +278,7 @@ def _advice(signal: str, session: Session) -> str:
         return "a shorter pack.sequence_length, a smaller model, or train.activation_checkpointing=true needs less memory"
     look = "`millrace trace RUN --step N` shows what the steps read"
     if signal == "non_finite":
-        return f"lower train.learning_rate (try {rate:.1g}) or train.max_grad_norm; if it begins at once, train.precision=fp32; {look}"
+        return (
+            f"lower train.learning_rate (try {rate:.1g}) or train.max_grad_norm; at the very start, train.precision=fp32; {look}"
+        )
     return f"lower train.learning_rate (try {rate:.1g}) or train.max_grad_norm, raise plan.warmup_share; {look}"

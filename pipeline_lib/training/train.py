@@ -17,7 +17,6 @@ from pipeline_lib.packing.reader import PackedDataset
 from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
 from pipeline_lib.training.checkpoints import (
     Checkpoint,
-    DiskLowError,
     Retention,
     checkpoint_at,
     committed,
@@ -26,11 +25,12 @@ from pipeline_lib.training.checkpoints import (
     publish_checkpoint,
     record_of,
 )
-from pipeline_lib.training.data import spread
+from pipeline_lib.training.data import Batch, spread
 from pipeline_lib.training.evaluate import DEV_SEQUENCES
 from pipeline_lib.training.export import publish_model
 from pipeline_lib.training.forks import check_fits, reference_of, source_of
 from pipeline_lib.training.journal import Journal, publish
+from pipeline_lib.training.keeping import Keeper
 from pipeline_lib.training.launch import launch
 from pipeline_lib.training.learning import Learning
 from pipeline_lib.training.loop import Session, fit
@@ -42,7 +42,7 @@ from pipeline_lib.training.recovery import Memory, Recovery, RollBack
 from pipeline_lib.training.samples import Prompts
 from pipeline_lib.training.saving import CheckpointWriter, restore
 from pipeline_lib.training.start import special_ids
-from pipeline_lib.training.watch import Watch
+from pipeline_lib.training.watch import Watch, evaluations_in
 from pipeline_lib.training.world import check_share, world
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.identity import fingerprint_of
@@ -83,13 +83,7 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     if plan.threads:
         torch.set_num_threads(max(1, plan.threads // here.size))
     reset_peak_memory(training_device())  # of a GPU: calibration and trials ran in this process too
-    data, dev = open_side(run, "train"), open_side(run, "dev")
-    if not len(data) or not len(dev):
-        raise RefusedError(
-            f"{len(data)} training and {len(dev)} dev sequences: nothing to learn from or to be judged by",
-            where="stage train", fix="give the pipeline more text, or raise split.dev_share until dev has a document",
-        )  # fmt: skip
-    dev_batches = spread(dev, DEV_SEQUENCES, plan.micro_batch)
+    data, dev_batches = _sides(run, plan)
     length, vocabulary = int(packed["sequence_length"]), int(packed["vocabulary_size"])
     data_digest = fingerprint_of({name: run.input(name).manifest.tables for name in ("fill_gaps", "pack")})
 
@@ -106,21 +100,8 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     # 3. Where an earlier attempt got to, or the run that this one goes on from.
     identity = {"data": data_digest, "tokenizer": run.input("pack").manifest.tables["tokenizer"]}
     checkpoints, memory = run.keep("checkpoints"), Memory(run.keep("trainer") / "recovery.json")
-
-    def look() -> str:
-        memory.settle(checkpoints)
-        found = newest(
-            checkpoints, data_digest=data_digest, plan=plan.to_json(), quarantine=run.workspace.quarantine_folder, event=run.event
-        )  # fmt: skip
-        return found.folder.name if found else ""
-
-    found = checkpoint_at(checkpoints / name) if (name := here.first(look)) else None
-    source = None if found else source_of(run.workspace, train.parent)
-    if found:
-        restore(found, session)
-    elif source:
-        check_fits(source, identity)
-        restore(source, session, schedule=plan.first_schedule())
+    found, source = _earlier(run, session, memory, identity)
+    before = found or source
     journal = Journal(run.keep("journal"), session.step)
     event = _Events(run, journal, session)
     peak = peak_flops(session.device, plan.precision)
@@ -140,12 +121,9 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     )  # fmt: skip
     dev_loss = DevLoss(session, dev_batches, metrics, watch.evaluated)
     controller = here.led(run.use("controller")(planned, run.services.clock, run.services.deadline, run.services.adaptive))
-    if before := found or source:
-        _resume(before, monitor, dev_loss, event, controller if found else None)
-
     learning = Learning(session, lambda: dev_loss.curve, controller, event)
     if before:
-        learning.restore(before.notes["learning"])
+        _resume(before, monitor, dev_loss, learning, event=event, controller=controller if found else None)
     growth = _Growth(data, event)
     retention = Retention(train.keep_checkpoints, train.milestone_every)
     writer = CheckpointWriter(checkpoints, identity=identity, retention=retention)
@@ -155,48 +133,22 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
         quarantine=run.workspace.quarantine_folder, notes=before.notes["recovery"] if before else None, event=event,
     )  # fmt: skip
 
-    def save(scheduled: bool) -> None:
-        watch.flush()
-        monitor.look()
-        recovery.look()
-        growth.look()
-        if session.finished:
-            dev_loss.at_end()
-        if not scheduled and (writer.step == session.step or (found and found.step == session.step)):
-            return
-        while True:
-            try:
-                writer.save(
-                    session, notes={"monitor": monitor.state(), "dev": dev_loss.state(), "recovery": recovery.state(),
-                                    "learning": learning.state()},
-                    metrics=_losses(monitor, dev_loss), observed={"controller": dict(controller.state())}, scheduled=scheduled,
-                )  # fmt: skip
-            except DiskLowError as error:
-                recovery.make_room(error)
-            else:
-                return
-
-    def check(look: Callable[[], None] = writer.check) -> None:
-        """What did not fit behind training's back is saved again, as of now, when there is room for it."""
-        try:
-            look()
-        except DiskLowError as error:
-            recovery.make_room(error)
-            save(True)
-            check(look)
-
-    tell = Tell(
-        session, monitor, progress=run.progress, metrics=metrics, outlook=controller.outlook
-    )
+    keeper = Keeper(
+        session, writer, monitor=monitor, recovery=recovery, dev_loss=dev_loss, controller=controller,
+        first=(watch.flush, monitor.look, recovery.look, growth.look), notes={"learning": learning.state},
+        resumed_at=found.step if found else None,
+    )  # fmt: skip
+    tell = Tell(session, monitor, progress=run.progress, metrics=metrics, outlook=controller.outlook)
     callbacks = [
         *watch.callbacks, monitor, recovery, dev_loss, *learning.callbacks, Window(session, controller, event),
-        Saver(session, save, check), tell, Stop(session, here.any(run.services.should_stop), save), *_extensions(),
+        Saver(session, keeper.save, keeper.check), tell, Stop(session, here.any(run.services.should_stop), keeper.save),
+        *_extensions(),
     ]  # fmt: skip
 
     # 5. Train.
     with journal, writer:
         fit(session, callbacks)
-        check(writer.wait)
+        keeper.finish()
 
     if here.size > 1:
         return Outcome()
@@ -210,8 +162,48 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     _publish_checkpoints(run, checkpoints, retention)
     publish(run.keep("journal"), run.observed)
     return _outcome(
-        session, monitor, dev_loss, last, flops=flops, length=length, vocabulary=vocabulary, start=model.start
+        session, monitor, dev_loss, last, flops=flops, length=length, vocabulary=vocabulary, start=model.start,
+        evaluations=evaluations_in(run.keep("journal")),
     )
+
+
+def _sides(run: StageRun, plan: TrainingPlan) -> tuple[PackedDataset, list[Batch]]:
+    """What is learned from, and the dev sequences that every evaluation reads.
+
+    Raises:
+        RefusedError: one of the two is empty.
+    """
+    data, dev = open_side(run, "train"), open_side(run, "dev")
+    if not len(data) or not len(dev):
+        raise RefusedError(
+            f"{len(data)} training and {len(dev)} dev sequences: nothing to learn from or to be judged by",
+            where="stage train", fix="give the pipeline more text, or raise split.dev_share until dev has a document",
+        )  # fmt: skip
+    return data, spread(dev, DEV_SEQUENCES, plan.micro_batch)
+
+
+def _earlier(
+    run: StageRun, session: Session, memory: Memory, identity: Mapping[str, str]
+) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """Bring the session to where an earlier attempt got to, or the run that this one goes on from: their checkpoints, or None."""
+    checkpoints, plan = run.keep("checkpoints"), session.plan
+
+    def look() -> str:
+        memory.settle(checkpoints)
+        found = newest(
+            checkpoints, data_digest=identity["data"], plan=plan.to_json(), quarantine=run.workspace.quarantine_folder,
+            event=run.event,
+        )  # fmt: skip
+        return found.folder.name if found else ""
+
+    if name := session.world.first(look):
+        found = checkpoint_at(checkpoints / name)
+        restore(found, session)
+        return found, None
+    if source := source_of(run.workspace, session.config.parent):
+        check_fits(source, identity)
+        restore(source, session, schedule=plan.first_schedule())
+    return None, source
 
 
 def open_side(run: StageRun, side: str) -> PackedDataset:
@@ -231,13 +223,6 @@ class _Growth:
         for era in eras[self.told :]:
             self.event("cache_grew", era=era["era"], sequences=era["sequences"], tokens=era["tokens"])
         self.told = len(eras)
-
-
-def _losses(monitor: Monitor, dev_loss: DevLoss) -> dict[str, float | None]:
-    """What a checkpoint is known by: the latest training loss, smoothed, and the latest dev loss, with the step it is of."""
-    step, loss = dev_loss.curve[-1] if dev_loss.curve else (0.0, math.nan)
-    known = {"train_loss": monitor.smooth_loss, "dev_loss": loss if step else math.nan, "dev_step": step}
-    return {name: value if math.isfinite(value) else None for name, value in known.items()}
 
 
 def _publish_checkpoints(run: StageRun, checkpoints: Path, retention: Retention) -> None:
@@ -266,15 +251,20 @@ class _Events:
         self.journal.event(self.run.services.clock().isoformat(), step, kind, detail)
 
 
-def _resume(before: Checkpoint, monitor: Monitor, dev_loss: DevLoss, event: _Events, controller: Any) -> None:
+def _resume(
+    before: Checkpoint, monitor: Monitor, dev_loss: DevLoss, learning: Learning, *, event: _Events, controller: Any
+) -> None:
     """Take up what the checkpoint keeps of the callbacks. A fork (without a controller) has a window of its own."""
     monitor.restore(before.notes["monitor"])
     dev_loss.restore(before.notes["dev"])
+    learning.restore(before.notes["learning"])
     if controller is None:
         event("forked", step=before.step, checkpoint=reference_of(before.record))
         return
     if state := before.observed.get("controller"):
         controller.restore(state)
+    if monitor.session.finished:  # other processes did the steps: nothing is left to measure here
+        monitor.rates = [float(before.observed.get("tokens_per_second", 0.0))]
     event("resumed", step=before.step, checkpoint=before.folder.name)
 
 
@@ -294,6 +284,7 @@ def _outcome(
     length: int,
     vocabulary: int,
     start: str,
+    evaluations: Mapping[int, Mapping[str, Any]],
 ) -> Outcome:
     plan, rate = session.plan, monitor.tokens_per_second
     tokens = session.step * plan.batch_sequences * length
@@ -327,8 +318,13 @@ def _outcome(
         "packing_leak": session.isolation.leak,
         "chunked_loss": int(session.objective.chunked),
     }
-    rows = [[int(step), round(loss, 4), round(loss / math.log(vocabulary), 3)] for step, loss in _some(dev_loss.curve)]
-    summary = SummaryTable(("step", "dev loss", "share of ln(vocabulary)"), rows, f"Training: {session.step:,} steps")
+    rows = []
+    for step, loss in _some(dev_loss.curve):
+        told = evaluations.get(int(step), {})
+        extra = [told.get(name, "") for name in ("perplexity", "accuracy", "worst_domain")]
+        rows.append([int(step), round(loss, 4), round(loss / math.log(vocabulary), 3), *extra])
+    columns = ("step", "dev loss", "share of ln(vocabulary)", "perplexity", "accuracy", "worst domain")
+    summary = SummaryTable(columns, rows, f"Training: {session.step:,} steps")
     return Outcome(metrics=metrics, summary=summary, details=dict(details))
 
 

@@ -1,8 +1,8 @@
 """The processes that train together, seen from one of them. A single process is a world of its own, and pays nothing for it.
 
-Every process does the same steps in the same order, on its share of each step's sequences. What depends on the clock or on the disk
-is looked at by the first one alone and told to the others, so that all decide alike. That goes over the processor (gloo), whatever
-the weights travel over, and as JSON.
+Every process does the same steps in the same order, on its share of each step's sequences. What depends on the clock or on the
+disk is looked at by the first one alone and told to the others, so that all decide alike. That goes over the processor (gloo),
+whatever the weights travel over, and as JSON.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def join(meeting: Path, rank: int, size: int, parallel: Literal["ddp", "fsdp"]) 
     Raises:
         RuntimeError: not all of them came in time.
     """
-    global _present  # a process joins one world, once
+    global _present  # noqa: PLW0603 - a process joins one world, once
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # Trainer is to see a single process: what is shared is our business
         os.environ.pop(name, None)
     cuda = torch.cuda.is_available()

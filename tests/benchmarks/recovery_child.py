@@ -1,7 +1,8 @@
-"""The process that is broken: `python -m tests.benchmarks.recovery_child HOME CONFIG` trains on what a workspace holds already."""
+"""The process that is broken: `python -m tests.benchmarks.recovery_child HOME CONFIG` trains on what is there."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -33,9 +34,7 @@ def main(home: Path, described: Path) -> int:
 
 if __name__ == "__main__":
     code = 130
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         code = main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except KeyboardInterrupt:
-        pass
     sys.stdout.flush()
     os._exit(code)

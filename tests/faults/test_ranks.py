@@ -52,7 +52,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Artifact, parallel: str) -> None:
+def test_two_processes_have_the_loss_curve_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Artifact, parallel: str
+) -> None:
     """Also when one is killed on the way: a fresh launch goes on from the last checkpoint, of whatever number of processes."""
     faults = [{"kind": "kill", "steps": [11], "rank": 1}] if parallel == "ddp" else []
     made = train(tmp_path, monkeypatch, *faults, processes=2, parallel=parallel)

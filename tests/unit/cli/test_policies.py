@@ -21,6 +21,8 @@ def test_the_table_is_shown_with_what_a_configuration_changes(tmp_path: Path) ->
     assert [name for name, row in rows.items() if row["changed"]] == ["spike", "divergence_again"]
     shown = policies(tmp_path, "--set", change)
     assert "changed by the configuration: spike, divergence_again" in shown
-    wrong = CliRunner().invoke(make_app(), ["--home", str(tmp_path), "policies", "--set", "train.recovery.policies={sipke: {at_most: 1}}"])
+    wrong = CliRunner().invoke(
+        make_app(), ["--home", str(tmp_path), "policies", "--set", "train.recovery.policies={sipke: {at_most: 1}}"]
+    )
     assert wrong.exit_code == 2
     assert "did you mean spike" in wrong.output

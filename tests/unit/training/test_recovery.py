@@ -1,6 +1,7 @@
 """Every policy is fired by a real fault in a real training; what it did, and what the training was afterwards."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ def _one_thread() -> None:
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`broken(fault, …, steps=…)`: a training in which these faults happen."""
 
-    def run(*faults: dict[str, Any], recovery: dict[str, Any] | None = None, root: str = "w", services: Services | None = None, **plan: Any) -> Artifact:
+    def run(
+        *faults: dict[str, Any],
+        recovery: dict[str, Any] | None = None,
+        root: str = "w",
+        services: Services | None = None,
+        **plan: Any,
+    ) -> Artifact:
         marks = tmp_path / f"{root}-marks"
         marks.mkdir(exist_ok=True)
         monkeypatch.setenv("MILLRACE_TEST_FAULTS", json.dumps(faults))
@@ -88,7 +95,7 @@ def test_a_spike_is_withheld_and_a_second_run_of_them_rolls_back(broken: Any) ->
     assert (back["policy"], back["cost"]["to_step"], back["cost"]["steps"]) == ("spike_again", 80, 3)
     rows = steps_of(many)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    jump = [b["first_sequence"] - a["first_sequence"] for a, b in zip(rows, rows[1:], strict=False)]
+    jump = [b["first_sequence"] - a["first_sequence"] for a, b in pairwise(rows)]
     assert jump == [4] * 79 + [4 * 4] + [4] * (STEPS - 81)  # the steps 81 to 83 are passed over
     assert rows[85]["lr"] == pytest.approx(0.7 * rows[70]["lr"])
     assert many.metrics["dev_loss"] == pytest.approx(few.metrics["dev_loss"], rel=0.05)
@@ -96,11 +103,17 @@ def test_a_spike_is_withheld_and_a_second_run_of_them_rolls_back(broken: Any) ->
 
 def test_divergence_rolls_back_and_the_second_time_regularises_more(broken: Any) -> None:
     made = broken(
-        {"kind": "diverge", "steps": list(range(36, 48)), "strength": 60.0}, recovery={"spike": {"at_most": 0}, "spike_again": {"at_most": 0}},
+        {"kind": "diverge", "steps": list(range(36, 48)), "strength": 60.0},
+        recovery={"spike": {"at_most": 0}, "spike_again": {"at_most": 0}},
         steps=STEPS,
     )  # fmt: skip
     first = recoveries(made)[0]
-    assert (first["policy"], first["signal"], first["cost"]["rate"], first["cost"]["weight_decay"]) == ("divergence", "divergence", 0.5, 1.0)
+    assert (first["policy"], first["signal"], first["cost"]["rate"], first["cost"]["weight_decay"]) == (
+        "divergence",
+        "divergence",
+        0.5,
+        1.0,
+    )
     assert first["evidence"]["median"] > first["evidence"]["limit"]
     assert steps_of(made)[-1]["step"] == STEPS
 
@@ -109,7 +122,10 @@ def test_memory_that_runs_out_halves_the_micro_batch_inside_the_step(broken: Any
     """The same global batch and the same mean over its tokens: equal weights but for rounding."""
     whole = broken(steps=8, micro_batch=4, root="whole")
     made = broken({"kind": "memory", "steps": [3, 4, 5, 6, 7, 8], "most": 1, "once": False}, steps=8, micro_batch=4)
-    assert [(told["policy"], told["step"], told["cost"]["micro_batch"]) for told in recoveries(made)] == [("memory", 3, 2), ("memory", 3, 1)]
+    assert [(told["policy"], told["step"], told["cost"]["micro_batch"]) for told in recoveries(made)] == [
+        ("memory", 3, 2),
+        ("memory", 3, 1),
+    ]
     assert [row["loss"] for row in steps_of(made)] == pytest.approx([row["loss"] for row in steps_of(whole)], rel=1e-4)
     for name, tensor in weights_of(whole).items():
         torch.testing.assert_close(weights_of(made)[name], tensor, rtol=1e-3, atol=1e-4)
@@ -132,7 +148,10 @@ def test_a_disk_without_room_is_pruned_and_then_the_training_stops_cleanly(
     with pytest.raises(DiskLowError):
         broken(fault, steps=30, save_every=4, decay_steps=14, services=Services(log=lines.append))
     assert any("'policy': 'disk'" in line and "'action': 'prune'" in line for line in lines)
-    assert sorted(path.name for path in (tmp_path / "w").glob("work/train-*/checkpoints/step-*")) == ["step-00000016", "step-00000020"]
+    assert sorted(path.name for path in (tmp_path / "w").glob("work/train-*/checkpoints/step-*")) == [
+        "step-00000016",
+        "step-00000020",
+    ]
     monkeypatch.undo()
     made = broken(fault, steps=30, save_every=4, decay_steps=14)
     assert [event["detail"]["step"] for event in made.manifest.events if event["kind"] == "resumed"] == [20]
@@ -142,14 +161,18 @@ def test_adjustments_are_functions_of_the_step() -> None:
     changes = Adjustments([Adjustment(40, 3, 0.5, 1.0)])
     assert [changes.data_step(step) for step in (0, 39, 40, 41)] == [0, 39, 43, 44]
     assert [changes.rate(step) for step in (39, 40)] == [1.0, 0.5]
-    changes.add(Adjustment(20, 30, 0.5, 2.0))  # at step 50, which read what step 53 would: everything from 20 to 52 is passed over
+    changes.add(
+        Adjustment(20, 30, 0.5, 2.0)
+    )  # at step 50, which read what step 53 would: everything from 20 to 52 is passed over
     assert changes.data_step(20) == 53
     assert (changes.rate(19), changes.rate(20), changes.decay(20)) == (1.0, 0.25, 2.0)
     assert Adjustments(Adjustment(**change) for change in changes.to_json()).to_json() == changes.to_json()
 
 
 def test_a_row_acts_until_it_is_used_up_and_rests_while_it_cools_down() -> None:
-    config = RecoveryConfig.model_validate({"policies": {"divergence": {"cool_down": 10}, "spike": {"at_most": 1, "per_steps": 5}}})
+    config = RecoveryConfig.model_validate(
+        {"policies": {"divergence": {"cool_down": 10}, "spike": {"at_most": 1, "per_steps": 5}}}
+    )
     ledger = Ledger(config.table())
     taken = [ledger.take("divergence", step) for step in (100, 109, 110, 150, 190, 230)]
     assert [policy.name if policy else "" for policy in taken] == [
@@ -164,8 +187,8 @@ def test_a_row_acts_until_it_is_used_up_and_rests_while_it_cools_down() -> None:
 
 def test_the_table_says_what_may_be_changed() -> None:
     assert {policy.signal for policy in POLICIES} == {
-        "non_finite", "loss_spike", "divergence", "out_of_memory", "disk_low", "checkpoint_damaged", "chunk_damaged", "stop_asked",
-        "worker_died",
+        "non_finite", "loss_spike", "divergence", "out_of_memory", "disk_low", "checkpoint_damaged", "chunk_damaged",
+        "stop_asked", "worker_died",
     }  # fmt: skip
     with pytest.raises(ValueError, match="did you mean spike"):
         RecoveryConfig.model_validate({"policies": {"spikes": {"at_most": 2}}})
