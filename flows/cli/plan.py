@@ -94,6 +94,10 @@ def _print(details: Mapping[str, Any]) -> None:
     show.say()
     show.table(["part", "seconds"], [[part, round(seconds, 1)] for part, seconds in details["window"]], "Window")
     show.say()
+    rows = [[row["what"], row["value"], row["unit"], row["formula"], row["source"], row["remark"] or row["range"]]
+            for row in details["advice"]]  # fmt: skip
+    show.table(["advice", "value", "unit", "formula", "source", "fitted for"], rows, "What scaling laws would choose")
+    show.say()
     columns = (
         "profile", "fits", "micro_batch", "accumulation", "precision", "activation_checkpointing", "threads", "tokens_per_second",
         "memory_bytes",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig, Optimizer, Precision, TokenizerConfig, TrainConfig
 from pipeline_lib.errors import ConfigError, RefusedError, StageFailedError
 from pipeline_lib.hardware.machine import resident_bytes, training_device, training_memory_bytes
-from pipeline_lib.planning.memory import Device, count_parameters, estimate_memory
+from pipeline_lib.planning.memory import Device, count_parameters, estimate_memory, nearest_that_fits
 from pipeline_lib.planning.profiles import GIB, USABLE_SHARE, Point
 from pipeline_lib.planning.recalled import features_asked, first_guess
 from pipeline_lib.tokens import load as tokens
@@ -69,7 +69,7 @@ def calibrate(
         for micro, kind in product(sorted(set(calibrate.micro_batches)), precisions)
     ]
     leanest = bench.point(points[0]["micro_batch"], points[0]["precision"], again=True)
-    _refuse_too_large([*points, leanest])
+    _refuse_too_large([*points, leanest], bench)
     imported = _import_everything(precisions)
     bench.program_bytes = resident_bytes() if device == "cpu" else 0
     asked = features_asked(
@@ -204,14 +204,20 @@ def file_digests(*, model: ModelConfig, tokenizer: TokenizerConfig, **others: ob
     return {**start.file_digests(model=model), **entries}
 
 
-def _refuse_too_large(points: list[Point]) -> None:
+def _refuse_too_large(points: list[Point], bench: Bench) -> None:
     """Refuse before any work when this machine can hold no point."""
     if all(point["error"] for point in points):
         least, machine = min(point["estimated_bytes"] for point in points), USABLE_SHARE * training_memory_bytes()
+        nearest = nearest_that_fits(
+            bench.real, machine, vocabulary_size=bench.rows, sequence_length=bench.sequence_length,
+            precision=points[0]["precision"], lora=bench.lora, device=bench.device,
+        )  # fmt: skip
         raise RefusedError(
             f"training needs about {least / GIB:.1f} GiB even with the smallest profile, this machine gives {machine / GIB:.1f}",
             where="stage calibrate",
-            fix="use a smaller model, a shorter pack.sequence_length or smaller calibrate.micro_batches",
+            fix=f"the nearest that would fit: {nearest}"
+            if nearest
+            else "not even one layer fits: a smaller tokenizer.vocabulary_size",
         )
 
 

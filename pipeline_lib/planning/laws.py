@@ -14,6 +14,13 @@ class Law:
     parameters: tuple[float, float]  # non-embedding parameters N
     tokens: tuple[float, float]  # training tokens D
 
+    @property
+    def range(self) -> str:
+        """Where it was fitted, in words."""
+        low, high = self.parameters
+        fewest, most = self.tokens
+        return f"N = {low:.0e}…{high:.0e}, D = {fewest:.0e}…{most:.0e}"
+
     def covers(self, parameters: float, tokens: float) -> bool:
         """Whether (N, D) lies in the fitted range."""
         low, high = self.parameters
@@ -24,10 +31,7 @@ class Law:
         """ "" inside the fitted range, else what is outside."""
         if self.covers(parameters, tokens):
             return ""
-        return (
-            f"{self.name} was fitted for N = {self.parameters[0]:.0e}…{self.parameters[1]:.0e}, "
-            f"D = {self.tokens[0]:.0e}…{self.tokens[1]:.0e}; here N = {parameters:.1e}, D = {tokens:.1e}: extrapolated"
-        )
+        return f"{self.name} was fitted for {self.range}; here N = {parameters:.1e}, D = {tokens:.1e}: extrapolated"
 
 
 STEP_LAW = Law("Step Law", "Li et al. 2025, arXiv 2503.04715", (6e7, 1.1e9), (2e9, 1e11))
@@ -90,6 +94,49 @@ def size_advice(parameters: float, tokens: float) -> str:
     )
     remark = LOSS_LAW.remark(parameters, tokens) or LOSS_LAW.remark(best, enough)
     return f"{advice}; {remark}" if remark else advice
+
+
+def advice(parameters: float, tokens: float) -> list[dict[str, str | float]]:
+    """What the laws would choose for a model and its data, each with its formula, source and whether it was fitted there.
+
+    Args:
+        parameters: non-embedding parameters N.
+        tokens: training tokens D.
+
+    Returns:
+        Rows of {"what", "value", "unit", "formula", "source", "range", "remark"}; the remark is "" inside the fitted range.
+    """
+    flops = training_flops(parameters, tokens)
+    best = optimal_parameters(flops)
+    rows = (
+        ("learning rate", step_law_learning_rate(parameters, tokens), "", "1.79·N^-0.713·D^0.307", STEP_LAW, parameters, tokens),
+        ("batch", step_law_batch_tokens(tokens), "tokens", "0.58·D^0.571", STEP_LAW, parameters, tokens),
+        ("size", best, "parameters", "G·(C/6)^(β/(α+β)), C = 6·N·D", LOSS_LAW, best, flops / 6 / best),
+        ("data", flops / 6 / best, "tokens", "C/(6·N*)", LOSS_LAW, best, flops / 6 / best),
+        (
+            "data for this size",
+            tokens_for(parameters),
+            "tokens",
+            "the D whose N* is N",
+            LOSS_LAW,
+            parameters,
+            tokens_for(parameters),
+        ),
+    )
+    return [
+        {
+            "what": what, "value": float(f"{value:.4g}"), "unit": unit, "formula": formula, "source": f"{law.name}, {law.source}",
+            "range": law.range, "remark": law.remark(n, d),
+        }
+        for what, value, unit, formula, law, n, d in rows
+    ]  # fmt: skip
+
+
+def tokens_for(parameters: float) -> float:
+    """Tokens at which a model of this size is the optimal one: `optimal_parameters(6·N·D) = N` solved for D."""
+    total = LOSS_ALPHA + LOSS_BETA
+    g = (LOSS_ALPHA * LOSS_A / (LOSS_BETA * LOSS_B)) ** (1 / total)
+    return float((parameters / g) ** (total / LOSS_BETA) / parameters)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ HOLES_BYTES = 128 * MIB
 ADAPTER_HOLES = 0.5
 LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}  # of the chunked loss (`training.loss`)
 LEAST_LOSS_ROWS = 64
+LEAST_LENGTH = 64  # shorter sequences are not worth advising
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,72 @@ def estimate_memory(
         "allocator": holes if device == "cpu" else 0,
     }
     return MemoryEstimate({name: round(value) for name, value in terms.items()})
+
+
+def nearest_that_fits(
+    model: ModelConfig,
+    limit_bytes: float,
+    *,
+    vocabulary_size: int,
+    sequence_length: int,
+    precision: str,
+    lora: LoraConfig,
+    device: Device,
+) -> str:
+    """The least change that makes a training fit, as settings in words; "" when nothing does.
+
+    Tried in this order, each on top of those before: one sequence at a time, activations computed twice, an optimizer without
+    full moments, half the length again and again, fewer layers, and with a start of numbers less width.
+
+    Args:
+        model: its numbers.
+        limit_bytes: what there is.
+        vocabulary_size: rows of the embedding.
+        sequence_length: tokens in a sequence.
+        precision: fp32, bf16 or fp16.
+        lora: low-rank adaptation.
+        device: where it trains.
+    """
+
+    def fits(tried: ModelConfig, length: int, *, twice: bool, optimizer: str) -> bool:
+        estimate = estimate_memory(
+            tried, vocabulary_size=vocabulary_size, sequence_length=length, micro_batch=1, precision=precision,
+            optimizer=optimizer, lora=lora, checkpointing=twice, device=device,
+        )  # fmt: skip
+        return estimate.total <= limit_bytes
+
+    words = ["calibrate.micro_batches=[1]"]
+    if fits(model, sequence_length, twice=False, optimizer="adamw"):
+        return words[0]
+    words.append("train.activation_checkpointing=true")
+    if fits(model, sequence_length, twice=True, optimizer="adamw"):
+        return ", ".join(words)
+    words.append("train.optimizer=adafactor")
+    lengths = [sequence_length >> halvings for halvings in range(8) if sequence_length >> halvings >= LEAST_LENGTH]
+    for length in lengths:
+        if fits(model, length, twice=True, optimizer="adafactor"):
+            return ", ".join([*words, *([f"pack.sequence_length={length}"] if length < sequence_length else [])])
+    for depth in _falling(model.depth):
+        for heads in _falling(model.heads):
+            share = heads / model.heads
+            kv_heads = next(k for k in range(min(model.kv_heads, heads), -1, -1) if k == 0 or heads % k == 0)
+            smaller = model.model_copy(
+                update={
+                    "depth": depth, "heads": heads, "kv_heads": kv_heads, "width": model.width // model.heads * heads,
+                    "ffn_width": max(round(model.ffn_width * share), 16),
+                }
+            )  # fmt: skip
+            if fits(smaller, sequence_length, twice=True, optimizer="adafactor"):
+                changes = smaller.model_dump(include={"depth", "heads", "kv_heads", "width", "ffn_width"})
+                return ", ".join([*words, *(f"model.{n}={v}" for n, v in changes.items() if v != getattr(model, n))])
+            if depth > 1:  # narrower only once there is a single layer left
+                break
+    return ""
+
+
+def _falling(most: int) -> list[int]:
+    """From `most` down to 1, by tenths."""
+    return sorted({max(most * tenths // 10, 1) for tenths in range(1, 11)} | {max(most // 20, 1), 1}, reverse=True)
 
 
 def optimizer_bytes(optimizer: str, model: ModelConfig, trainable: int, lora: LoraConfig) -> int:

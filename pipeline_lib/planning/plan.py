@@ -203,6 +203,7 @@ def compose(
         "learning_rate_why": rate.why,
         "batch_tokens_of_the_law": round(laws.step_law_batch_tokens(tokens)),
         "flops": laws.training_flops(parameters.total, tokens),
+        "advice": laws.advice(parameters.without_embeddings, tokens),
         "size_advice": laws.size_advice(parameters.without_embeddings, tokens),
         "gave_up": gave_up,
         "warnings": [short] if short else [],

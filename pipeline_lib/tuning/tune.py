@@ -51,6 +51,8 @@ def tune(run: StageRun, *, tune: TuneConfig, model: ModelConfig, train: TrainCon
         return _unsearched(run, "no search is configured" if not tune.trials else "nothing in tune.space is left to search")
     data, calibrated = run.input("fill_gaps").details, run.input("calibrate").details
     profile = choose_profile(calibrated, resources)
+    if profile.get("activation_checkpointing"):  # nothing else fits
+        train = train.model_copy(update={"activation_checkpointing": True})
     wanted = plan_trials(
         tune,
         train,

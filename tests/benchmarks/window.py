@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
+from tests.benchmarks.calibration import cost_figures, memory_figures
 from tests.benchmarks.figures import Book
 from tests.window_nights import random_night, simulate
 
@@ -37,12 +38,12 @@ DATA = (
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Parts may be left out."""
-    parser.add_argument("--part", choices=["simulated", "real", "schedules"], default=None, help="only this part")
+    parser.add_argument("--part", choices=["simulated", "real", "schedules", "calibration"], default=None, help="only this part")
 
 
 def run(book: Book, arguments: argparse.Namespace) -> None:
     """Simulated nights, real runs with trouble, schedules at equal steps."""
-    wanted = {arguments.part} if arguments.part else {"simulated", "real", "schedules"}
+    wanted = {arguments.part} if arguments.part else {"simulated", "real", "schedules", "calibration"}
     if "simulated" in wanted:
         simulated(book, QUICK_NIGHTS if arguments.quick else NIGHTS)
     with tempfile.TemporaryDirectory(prefix="millrace-window-") as folder:
@@ -53,6 +54,9 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
             schedules(book, Workspace.open(home), steps=80 if arguments.quick else 600)
         if "real" in wanted:
             real(book, home, QUICK_REAL if arguments.quick else REAL)
+    if "calibration" in wanted:
+        memory_figures(book, quick=arguments.quick)
+        cost_figures(book, quick=arguments.quick)
     if arguments.quick:
         book.leave_out(f"{NIGHTS:,} simulated nights; {len(REAL)} real runs and what they tell of predictions; longer schedules")
 

@@ -74,3 +74,14 @@ def test_size_advice_names_the_optimum_and_its_range():
     assert "by 0.0%" not in wasteful
     assert "extrapolated" not in wasteful
     assert "extrapolated" in laws.size_advice(2e6, 5e6)
+
+
+def test_advice_carries_formula_source_and_range():
+    inside = {row["what"]: row for row in laws.advice(5e8, 1e10)}
+    assert inside["learning rate"]["value"] == pytest.approx(laws.step_law_learning_rate(5e8, 1e10), rel=1e-3)
+    assert inside["batch"]["value"] == pytest.approx(laws.step_law_batch_tokens(1e10), rel=1e-3)
+    assert inside["size"]["value"] * inside["data"]["value"] == pytest.approx(5e18, rel=1e-3)
+    enough = laws.tokens_for(5e8)
+    assert laws.optimal_parameters(laws.training_flops(5e8, enough)) == pytest.approx(5e8)
+    assert all(row["formula"] and "arXiv" in row["source"] and not row["remark"] for row in inside.values())
+    assert "extrapolated" in next(row["remark"] for row in laws.advice(2e6, 5e6) if row["what"] == "batch")

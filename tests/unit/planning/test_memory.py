@@ -8,7 +8,14 @@ import pytest
 
 from pipeline_lib.config.model import LoraConfig, ModelConfig, TrainConfig
 from pipeline_lib.planning.families import layers
-from pipeline_lib.planning.memory import LOGITS_AT_ONCE, count_parameters, count_trainable, estimate_memory, optimizer_bytes
+from pipeline_lib.planning.memory import (
+    LOGITS_AT_ONCE,
+    count_parameters,
+    count_trainable,
+    estimate_memory,
+    nearest_that_fits,
+    optimizer_bytes,
+)
 
 ENTRIES, LENGTH, MICRO = 512, 64, 4
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "mixtral", "mamba", "lfm2")
@@ -135,6 +142,32 @@ def test_terms_follow_what_they_depend_on() -> None:
 def test_grouped_heads_and_odd_families_are_counted() -> None:
     assert [layer.attention for layer in layers(small("lfm2"))] == [False, False, True]
     assert len({layer.matrices for layer in layers(small("unheard_of"))}) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "gib", "said"),
+    [
+        ({"width": 1024, "depth": 24, "heads": 16, "ffn_width": 4096}, 10.5, ["calibrate.micro_batches=[1]"]),
+        ({"width": 1024, "depth": 24, "heads": 16, "ffn_width": 4096}, 9.7, ["train.activation_checkpointing=true"]),
+        ({"width": 1024, "depth": 24, "heads": 16, "ffn_width": 4096}, 4.5, ["train.optimizer=adafactor"]),
+        ({"width": 1024, "depth": 24, "heads": 16, "ffn_width": 4096}, 2.0, ["model.depth="]),
+        ({"width": 65536, "depth": 400, "heads": 64, "ffn_width": 262144}, 20, ["model.depth=1", "model.width="]),
+    ],
+)
+def test_what_does_not_fit_is_told_the_nearest_that_would(model: dict[str, Any], gib: float, said: list[str]) -> None:
+    options: dict[str, Any] = {
+        "vocabulary_size": 4096, "sequence_length": 512, "precision": "bf16", "lora": LoraConfig(), "device": "cpu",
+    }  # fmt: skip
+    words = nearest_that_fits(ModelConfig.model_validate(model), gib * 2**30, **options)
+    assert all(part in words for part in said), words
+    changes = dict(part.split("=") for part in words.split(", "))
+    numbers = model | {name.removeprefix("model."): int(v) for name, v in changes.items() if name.startswith("model.")}
+    estimate = estimate_memory(
+        ModelConfig.model_validate(numbers), micro_batch=1, checkpointing="train.activation_checkpointing" in changes,
+        optimizer=changes.get("train.optimizer", "adamw"), **options,
+    )  # fmt: skip
+    assert estimate.total <= gib * 2**30
+    assert nearest_that_fits(ModelConfig.model_validate(model), 1e8, **options) == ""
 
 
 def test_the_loss_works_on_as_many_logits_as_is_counted_here() -> None:
