@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     validate = typer.Typer(no_args_is_help=True)
     command(validate, "show", example="millrace validate show latest --suite earth --wrong", panel=LOOK)(show_scores)
     command(validate, "compare", example="millrace validate compare RUN OTHER", panel=LOOK)(compare)
+    command(validate, "landscape", example="millrace validate landscape latest --directions 2", panel=LOOK)(landscape)
     app.add_typer(validate, name="validate", help="Look at scores item by item.", rich_help_panel=LOOK)
 
 
@@ -100,6 +101,38 @@ def compare(
     show.table(["suite", by, two.run_id, one.run_id, "95 % interval of the change", "lost", "won", "items"], cells)
     show.say()
     _items(items, as_json=False)
+
+
+def landscape(
+    run: RunId = "latest",
+    *,
+    directions: Annotated[int, typer.Option("--directions", min=1, help="Random directions.")] = 1,
+    radius: Annotated[float, typer.Option("--radius", min=0, help="Farthest distance, in lengths of the weights.")] = 0.5,
+    points: Annotated[int, typer.Option("--points", min=2, help="Distances on each side of the model.")] = 4,
+    tokens: Annotated[int, typer.Option("--tokens", min=100, help="Test text that is scored at each point.")] = 20_000,
+    as_json: Json = False,
+) -> None:
+    """Walk from a model's weights in random, filter-normalised directions: bits per byte of test text at each distance."""
+    from pipeline_lib.validation.landscape import sections
+    from pipeline_lib.validation.language import test_texts
+    from pipeline_lib.validation.scorer import Scorer
+
+    workspace = home()
+    record = _record(workspace, run)
+    texts = test_texts(
+        _output(workspace, record, "ingest").files("documents"), _output(workspace, record, "select").files("selection")
+    )
+    scorer = Scorer(_output(workspace, record, "train").files("model")[0].parent, batch_tokens=1024)
+    distances = [radius * step / points for step in range(-points, points + 1)]
+    seed = int(record.config.get("seed", 0))
+    rows = sections(scorer, texts, directions=directions, distances=distances, tokens=tokens, seed=seed)
+    if as_json:
+        show.json_out(rows)
+        return
+    show.table(
+        ["direction", "distance", "bits per byte"],
+        [[r["direction"], round(r["distance"], 4), round(r["bits_per_byte"], 4)] for r in rows],
+    )
 
 
 def _items(rows: list[dict[str, Any]], *, as_json: bool) -> None:

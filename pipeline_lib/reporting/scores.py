@@ -60,6 +60,32 @@ def robustness_table(facts: Facts) -> SummaryTable:
     return SummaryTable(columns, rows, "Robustness")
 
 
+def contamination_table(facts: Facts) -> SummaryTable:
+    """Suites and domains of which the training text gives something away: the score with and without it."""
+    rows: Rows = [
+        [name, score["contaminated_items"], score["n"], *(_interval(score.get(part)) for part in ("clean", "contaminated"))]
+        for name, score in facts.scores.items()
+        if score.get("contaminated_items") and ("/" not in name or name.startswith("bits_per_byte/"))
+    ]
+    return SummaryTable(("score", "found in training text", "items", "clean items", "contaminated items"), rows, "Contamination")
+
+
+def _interval(score: dict[str, float] | None) -> str:
+    return f"{score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})" if score else ""
+
+
+def years_table(facts: Facts) -> SummaryTable:
+    """Bits per byte of test documents by their year."""
+    rows: Rows = [[year, _interval(score), score["n"]] for year, score in facts.validation.get("years", {}).items()]
+    return SummaryTable(("year", "bits per byte", "documents"), rows, "Test text by year")
+
+
+def written_table(facts: Facts) -> SummaryTable:
+    """What the model writes."""
+    rows: Rows = [[sample["prompt"], sample["text"]] for sample in facts.validation.get("samples", [])]
+    return SummaryTable(("beginning", "what the model writes"), rows, "Samples")
+
+
 def not_scored_table(facts: Facts) -> SummaryTable:
     """What is missing from the scores, and why."""
     rows: Rows = [[row["suite"], row.get("items", ""), row["reason"]] for row in facts.validation.get("not_scored", [])]

@@ -34,7 +34,7 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
         StageFailedError: the model gives NaN on test text, or nothing could be scored.
     """
     items = read_tables(run.input("suites").files("suite_items")).to_pylist()
-    texts = test_texts(run)
+    texts = test_texts(run.input("ingest").files("documents"), run.input("select").files("selection"))
     answers = scored(run, validation, items, texts)
     documents, answered = answers.language, answers.clean
     texts = texts.filter(pc.is_in(texts["item"], value_set=documents["item"].combine_chunks()))

@@ -1,9 +1,12 @@
 """Scores are arithmetic: batches, order and windows do not change them."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from pipeline_lib.validation.landscape import sections
+from pipeline_lib.validation.language import language
 from pipeline_lib.validation.scorer import Scorer
 from pipeline_lib.validation.trees import Span, grown
 
@@ -99,3 +102,17 @@ def test_greedy_is_what_the_model_itself_would_say(scorer):
     likeliest, second = logits.topk(2).indices.tolist()
     spans = [Span(np.append(tokens, token), len(tokens)) for token in (likeliest, second)]
     assert scorer.greedy(spans).tolist() == [1.0, 0.0]
+
+
+def test_the_landscape_has_the_model_in_its_middle_and_leaves_it_as_it_is(scorer):
+    texts = pa.table(
+        {"item": ["a", "b"], "domain": ["x", "x"], "year": pa.nulls(2, pa.int32()), "text": ["some text " * 9, "other " * 12]}
+    )
+    before = language(texts, scorer, 1000)[0]["score"].to_pylist()
+    rows = sections(scorer, texts, directions=2, distances=(-0.5, 0.0, 0.5), tokens=1000, seed=0)
+    again = sections(scorer, texts, directions=2, distances=(-0.5, 0.0, 0.5), tokens=1000, seed=0)
+    assert rows == again
+    assert language(texts, scorer, 1000)[0]["score"].to_pylist() == before
+    own = sum(before) / sum(len(text) for text in texts["text"].to_pylist())
+    assert [row["bits_per_byte"] for row in rows if row["distance"] == 0] == pytest.approx([own, own])
+    assert len({round(row["bits_per_byte"], 6) for row in rows}) == 5
