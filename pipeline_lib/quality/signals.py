@@ -185,8 +185,12 @@ def signal_table(
     columns["compression_ratio"] = compression_ratios(data, offsets)
     columns |= _personal(data, offsets)
     columns["language"], columns["language_confidence"] = identify(data, offsets, installed_model())
-    columns |= likelihoods(data, offsets, ngrams or ngram_model(""))
+    shipped = ngram_model("")
+    model = ngrams or shipped
+    columns |= likelihoods(data, offsets, model)
     columns["likeness"] = 1.0 / (1.0 + np.exp2(PAIRS * (columns["reject_bigram_logp"] - columns["reference_bigram_logp"])))
+    if model.digest == shipped.digest:  # it has read English only
+        columns["likeness"] = np.where(_foreign(columns["language"]), 0.5, columns["likeness"])
     columns |= _conversation(turns, len(texts))
     columns["est_tokens"] = np.maximum(1.0, np.rint(columns["characters"] / CHARACTERS_PER_TOKEN))
     columns["quality"] = quality(columns)
@@ -241,19 +245,24 @@ def quality(signals: Mapping[str, Any]) -> NDArray[np.float64]:
     without words has quality 0.
     """
     repeated = np.max([signals[f"{name}_char_share"] for name in ("duplicate_line", "duplicate_5gram", "top_2gram")], axis=0)
-    foreign = ~pc.is_in(signals["language"], value_set=pa.array(["en", ""])).to_numpy(zero_copy_only=False)
     parts = (
         np.minimum(np.log1p(signals["words"]) / np.log(301.0), 1.0),
         np.clip(1.0 - repeated, 0.0, 1.0),
         np.interp(signals["compression_ratio"], (0.1, 0.3, 0.85, 1.05), (0.0, 1.0, 1.0, 0.0)),
         signals["alpha_word_share"],
-        np.where(foreign, signals["language_confidence"], signals["stop_words"] / 8.0),
+        np.where(_foreign(signals["language"]), signals["language_confidence"], signals["stop_words"] / 8.0),
         signals["likeness"],
     )
     mean: NDArray[np.float64] = np.mean(parts, axis=0)
     learned = signals["classifier"]
     mean = np.where(np.isnan(learned), mean, (mean + learned) / 2)
     return np.where(signals["words"] > 0, mean, 0.0)
+
+
+def _foreign(language: pa.Array) -> NDArray[np.bool_]:
+    """Whether a text is in another language than English, as far as that is known."""
+    is_known: NDArray[np.bool_] = pc.is_in(language, value_set=pa.array(["en", ""])).to_numpy(zero_copy_only=False)
+    return ~is_known
 
 
 def _own_signal(name: str, function: object, texts: pa.Array) -> pa.Array:

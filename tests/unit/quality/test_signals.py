@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from score_toy import reference, signal, signals, words_of
+from score_toy import PLAIN, reference, signal, signals, words_of
 
 from pipeline_lib.quality import signals as signals_module
+from pipeline_lib.quality.language import model_file
 from pipeline_lib.quality.rule_kernel import COLUMNS, measure_rules
 from pipeline_lib.quality.signals import NAMES, SIGNALS
 from pipeline_lib.tables.buffers import text_buffers
@@ -118,6 +119,14 @@ def test_estimated_tokens_and_quality() -> None:
     assert 0 <= max(noise, shouting) < 0.5
     assert 0.7 < good <= 1
     assert signal("\n \n", "quality") == 0
+
+
+@pytest.mark.skipif(model_file() is None, reason="needs the extra `language`")
+def test_order_is_judged_in_english_only() -> None:
+    german = "Der Müller mahlt das Korn des ganzen Dorfes zwischen zwei schweren Steinen, noch ehe die Sonne aufgeht. " * 3
+    likeness = signals(PLAIN, german).column("likeness").to_pylist()
+    assert likeness[0] > 0.5
+    assert likeness[1] == 0.5
 
 
 def test_the_page_lists_every_signal() -> None:
