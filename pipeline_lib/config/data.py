@@ -367,3 +367,6 @@ class SuitesConfig(Section):
     paths: list[str] = setting(
         list, "JSONL files of user items (documented in pipeline_lib/validation/README.md)", identity=False, path=()
     )
+    earth_tables: list[str] = setting(
+        list, "CSV or TSV files with a row an entity and a column a property, asked in the suite `earth`", identity=False, path=()
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,8 @@ from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import SUITE_ITEMS
 from pipeline_lib.validation import grammar, knowledge, people, syntax
 from pipeline_lib.validation.earth import DOMAINS, domains_here, installed, missing_packages
-from pipeline_lib.validation.earth.facts import held_out, items_of
+from pipeline_lib.validation.earth.facts import Fact, held_out, items_of
+from pipeline_lib.validation.earth.tables import facts_of
 from pipeline_lib.validation.files import read_suite, suite_files
 from pipeline_lib.validation.items import Item, items_table
 from pipeline_lib.workspace.artifact import SummaryTable
@@ -86,16 +87,26 @@ def file_digests(*, suites: SuitesConfig) -> dict[str, str]:
     A missing file is told of when it is read.
     """
     files = {str(file): file_digest(file) for path in suites.paths for file in suite_files(Path(path))}
+    files |= {str(path): file_digest(Path(path)) for path in suites.earth_tables if Path(path).is_file()}
     return files | {name: installed(name) for domain in DOMAINS for name in domain.PACKAGES}
 
 
 def earth_suite(level: Level, seed: int) -> Iterator[Item]:
     """Statements about the world whose entities are held out: no generated training statement speaks of them."""
     for number, relation in enumerate(relation for domain in domains_here() for relation in domain.RELATIONS):
-        facts = [fact for fact in relation() if any(map(held_out, fact.entities))]
-        draw = np.random.default_rng([seed, number])
-        for index in sorted(draw.permutation(len(facts))[: FACTS_PER_RELATION[level]].tolist()):
-            yield from items_of(facts[index], index, draw)
+        yield from _asked((fact for fact in relation() if any(map(held_out, fact.entities))), level, [seed, number])
+
+
+def table_items(path: Path, level: Level, seed: int) -> Iterator[Item]:
+    """Items of the suite `earth` from a user's reference table. Nothing is generated from it for training: all rows are asked."""
+    for number, (_, facts) in enumerate(sorted(facts_of(path).items())):
+        yield from _asked(facts, level, [seed, number, *path.stem.encode()])
+
+
+def _asked(facts: Iterable[Fact], level: Level, seed: list[int]) -> Iterator[Item]:
+    known, draw = list(facts), np.random.default_rng(seed)
+    for index in sorted(draw.permutation(len(known))[: FACTS_PER_RELATION[level]].tolist()):
+        yield from items_of(known[index], index, draw)
 
 
 def people_suite(make: Callable[[], Iterator[Item]]) -> Callable[[Level, int], Iterator[Item]]:
@@ -148,6 +159,13 @@ def suites(run: StageRun, *, suites: SuitesConfig) -> Outcome:
             tables.append(items_table(read_suite(path)))
         except (ConfigError, NotFoundError) as error:  # the others are scored all the same
             not_built.append({"suite": path.stem, "reason": str(error)})
+    for path in map(Path, suites.earth_tables):
+        try:
+            if not path.is_file():
+                raise NotFoundError("there is no such table", where=str(path), fix="correct suites.earth_tables")
+            tables.append(items_table(table_items(path, suites.level, run.seed)))
+        except (ConfigError, NotFoundError) as error:
+            not_built.append({"suite": f"earth/tables/{path.stem}", "reason": str(error)})
     for lost in not_built:
         run.event("suite_not_built", **lost)
     if not tables:

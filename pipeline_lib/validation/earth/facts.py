@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline_lib.validation.items import Item
 
-Domain = Literal["geographic", "environmental", "temporal", "scientific"]
+Domain = Literal["geographic", "environmental", "temporal", "scientific", "tables"]
 HELD_OUT = 0.5  # share of the entities of which no generated training statement ever speaks
 
 

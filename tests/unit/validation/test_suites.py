@@ -14,6 +14,8 @@ from pipeline_lib.validation.files import read_suite
 from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
 
+COLOURS = ["red", "green", "blue", "grey", "black", "white", "brown", "yellow", "pink", "orange"]
+
 
 def build(tmp_path, **settings):
     workspace = Workspace.open(tmp_path / "workspace")
@@ -107,3 +109,33 @@ def test_a_suite_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path):
     assert "there is no suite file" in reasons["none"]
     assert "a built-in suite has this name" in reasons["zen"]
     assert [event["kind"] for event in manifest.events] == ["suite_not_built"] * 3
+
+
+def test_a_users_table_is_asked_in_the_suite_earth(tmp_path):
+    rows = [
+        "lake,region,depth in metres,colour",
+        *(f"Lake {n},{'north' if n % 2 else 'south'},{10 * 2**n},{c}" for n, c in enumerate(COLOURS)),
+    ]
+    (tmp_path / "lakes.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "bad.csv").write_text("lake,depth\nLake 1,3\nLake 1,4\n")
+    ref, items = build(
+        tmp_path, names=["zen"], earth_tables=[str(tmp_path / name) for name in ("lakes.csv", "bad.csv", "none.csv")]
+    )
+    asked = [item for item in items if item["suite"] == "earth"]
+    assert {item["category"] for item in asked} == {"tables/lakes/depth in metres", "tables/lakes/colour"}
+    compared = [item["options"][item["answer"]] for item in asked if item["form"] == "minimal_pair"]
+    assert "The depth in metres of Lake 1 is larger than that of Lake 0." in compared
+    assert "Lake 0 has a smaller depth in metres than Lake 1." in compared
+    colours = {f"Lake {n}": colour for n, colour in enumerate(COLOURS)}
+    for item in asked:
+        if item["form"] == "choice":
+            (lake,) = item["entities"]
+            assert item["options"][item["answer"]] == f" {colours[lake]}."
+            assert all(int(lake[5:]) % 2 == COLOURS.index(option.strip(" .")) % 2 for option in item["options"])
+    reasons = {
+        lost["suite"]: lost["reason"]
+        for lost in Workspace.open(tmp_path / "workspace").store.manifest(ref.key).details["not_built"]
+    }
+    assert "bad.csv:3" in reasons["earth/tables/bad"]
+    assert "'lake' must name the entity, once" in reasons["earth/tables/bad"]
+    assert "no such table" in reasons["earth/tables/none"]
