@@ -183,7 +183,7 @@ def schedules(book: Book, workspace: Workspace, *, steps: int, seeds: Sequence[i
         )  # fmt: skip
         return found.dev_loss
 
-    found = {"planned": [], "known": [], "cut": []}
+    found: dict[str, list[float]] = {"planned": [], "known": [], "cut": []}
     for seed in seeds:
         found["planned"].append(loss("wsd", seed, steps))
         found["known"].append(loss("cosine", seed, steps))
