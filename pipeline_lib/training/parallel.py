@@ -84,6 +84,9 @@ def like(parameter: Tensor, values: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     placed: Tensor = distribute_tensor(
-        values.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None  # type: ignore[attr-defined]
+        values.to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        src_data_rank=None,  # type: ignore[attr-defined]
     )
     return placed
