@@ -51,7 +51,7 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
         if wanted & {"real", "schedules"}:
             _millrace(home, "run", "--until", "fill_gaps", *_set(*DATA))
         if "schedules" in wanted:
-            schedules(book, Workspace.open(home), steps=80 if arguments.quick else 600)
+            schedules(book, Workspace.open(home), steps=160 if arguments.quick else 600)
         if "real" in wanted:
             real(book, home, QUICK_REAL if arguments.quick else REAL)
     if "calibration" in wanted:
@@ -150,7 +150,7 @@ def _annealed(workspace: Workspace, record: RunRecord) -> tuple[bool, str]:
     ref = record.ref("train")
     if ref is None:
         return False, f"the run ended as {record.outcome}: {record.error[:200]}"
-    (steps,) = workspace.store.artifact(ref.key).files("steps")
+    (steps,) = [path for path in workspace.store.artifact(ref.key).files("observed") if path.name == "steps.parquet"]
     rates = pq.read_table(steps, columns=["step", "lr"]).sort_by("step").column("lr").to_pylist()
     top = max(rates)
     full = max(index for index, rate in enumerate(rates) if rate >= top * (1 - 1e-6))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from plan_toy import CALIBRATED, DATA, make_plan, profile
+from pydantic import ValidationError
 
 from pipeline_lib.config.model import PlanConfig, TrainConfig
 from pipeline_lib.config.resources import ResourcesConfig
@@ -154,3 +155,9 @@ def test_batch_is_whole_sequences_in_equal_forward_passes(
 def test_tiny_data_is_not_read_more_often_than_allowed(tmp_path: Path) -> None:
     details = make_plan(tmp_path, data=DATA | {"sequences": {"train": 5, "dev": 1, "test": 1}}, train=TrainConfig(max_epochs=1))
     assert details.details["epochs"] <= 1
+
+
+def test_a_search_and_a_margin_that_take_the_whole_window_contradict_each_other() -> None:
+    with pytest.raises(ValidationError, match=r"search_share = 0\.25 would"):
+        ResourcesConfig(max_hours=1, margin_minutes=30, search_share=0.6)
+    assert ResourcesConfig(max_hours=1, margin_minutes=30, search_share=0.25).search_share == 0.25
