@@ -44,8 +44,8 @@ class ResourcesConfig(Section):
         margin_share = 0.0 if self.finish_by else self.margin_minutes / window_minutes
         if margin_share + self.search_share >= 1:
             raise ValueError(
-                f"search_share = {self.search_share:g} and margin_minutes = {self.margin_minutes:g} together take a whole window "
-                f"of {window_minutes:g} minutes; search_share = {max(1 - margin_share, 0) / 2:.2g} would leave as much to training"
+                f"search_share = {self.search_share:g} and margin_minutes = {self.margin_minutes:g} together are the window of "
+                f"{window_minutes:g} minutes; search_share = {max(1 - margin_share, 0) / 2:.2g} would leave as much to training"
             )
         if self.money and not (self.price_per_hour or (self.watts and self.price_per_kwh)):
             raise ValueError("money is limited but nothing has a price: set price_per_hour, or watts and price_per_kwh")
