@@ -45,7 +45,7 @@ class Clipping:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded weights
         limit = self.limit()
         if norm.device.type != "cpu" or norm > limit:  # on a processor looking costs nothing, multiplying by 1 does
-            torch._foreach_mul_([local(gradient) for gradient in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))  # type: ignore[no-untyped-call]
+            torch._foreach_mul_([local(gradient) for gradient in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
         if self.adaptive:
             self._remember(norm)
         return norm

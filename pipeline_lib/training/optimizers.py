@@ -109,7 +109,7 @@ class Joined(torch.optim.Optimizer):
         for part in self.parts:
             part.step()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As of one optimizer; the parts go on with what was loaded."""
         super().load_state_dict(dict(state_dict))
         self._share()

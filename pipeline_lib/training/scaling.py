@@ -25,7 +25,7 @@ class LossScale:
 
     def unscale(self, gradients: list[Tensor]) -> None:
         """Lower the gradients in place."""
-        torch._foreach_mul_(gradients, 1.0 / self.scale)  # type: ignore[no-untyped-call]
+        torch._foreach_mul_(gradients, 1.0 / self.scale)
 
     def update(self, finite: Tensor) -> Tensor:
         """After a step: whether the scale was at fault (there was something to halve), a bool on the device."""
