@@ -19,7 +19,7 @@ from pipeline_lib.tables.schemas import OVERLAP, SELECTION
 from pipeline_lib.validation.intervals import LEVEL, Estimate, estimate, relative_difference
 from pipeline_lib.workspace.artifact import Artifact
 
-GATE_VERSION = 4  # of the rules in this module: a verdict by other rules is no verdict
+GATE_VERSION = 5  # of the rules in this module: a verdict by other rules is no verdict
 CHANCE_ITEMS = 30  # a suite with fewer is no evidence: with several small suites one is easily lucky
 PAIRED_ITEMS = 20  # with fewer pairs the percentile bootstrap's interval is too narrow to be called 95 %
 

@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
 
 LEVEL = 0.95
 MANY = 2000  # items, from which on a mean is as good as normal
@@ -86,16 +87,15 @@ def estimate(
         weights = np.bincount(together, weights=weights).astype(np.float64)
     if len(weights) > MANY:
         return linearised(scores, weights, level=level)
-    return _percentiles(
-        float(scores.sum() / weights.sum()), resampled_ratios(scores, weights, n_resamples, seed), len(weights), level
-    )
+    resampled = resampled_ratios(scores, weights, n_resamples, seed)
+    return _percentiles(float(scores.sum() / weights.sum()), resampled, weights, level)
 
 
 def linearised(scores: NDArray[np.float64], weights: NDArray[np.float64], *, level: float = LEVEL) -> Estimate:
     """Ratio Σ score / Σ weight with the normal interval of its linearised variance (Cochran 1977, "Sampling techniques", 6.3)."""
     n, ratio = len(weights), float(scores.sum() / weights.sum())
     away = scores - ratio * weights
-    half = NormalDist().inv_cdf((1 + level) / 2) * float(np.sqrt((away**2).sum() * n / (n - 1)) / weights.sum())
+    half = NormalDist().inv_cdf(widened(level, weights)) * float(np.sqrt((away**2).sum() * n / (n - 1)) / weights.sum())
     return Estimate(ratio, ratio - half, ratio + half, n)
 
 
@@ -148,9 +148,25 @@ def relative_difference(
     if not (champion.sum() and resampled[:, 1].all()):
         return None
     differences = resampled[:, 0] / resampled[:, 1] - 1
-    return _percentiles(float(candidate.sum() / champion.sum() - 1), differences, len(weights), level)
+    return _percentiles(float(candidate.sum() / champion.sum() - 1), differences, weights, level)
 
 
-def _percentiles(value: float, resampled: NDArray[np.float64], n: int, level: float) -> Estimate:
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(low), float(high), n)
+def _percentiles(value: float, resampled: NDArray[np.float64], weights: NDArray[np.float64], level: float) -> Estimate:
+    upper = widened(level, weights)
+    low, high = np.quantile(resampled, [1 - upper, upper])
+    return Estimate(value, float(low), float(high), len(weights))
+
+
+def widened(level: float, weights: NDArray[np.float64]) -> float:
+    """The upper quantile of the normal, or of resamples, for an interval of a level: 0.975 for 0.95 and many equal weights.
+
+    The variance is estimated, too: Student's quantile takes the place of the normal one (the expanded percentile interval,
+    Hesterberg 2015, "What teachers should know about the bootstrap", section 5), with n − 1 degrees of freedom, or fewer where few
+    items weigh much: (Σw²)² / Σw⁴ (Satterthwaite 1946).
+    """
+    n = len(weights)
+    if n < 2:
+        return (1 + level) / 2
+    squares = weights**2
+    freedom = max(1.0, min(n - 1.0, float(squares.sum() ** 2 / (squares**2).sum())))
+    return float(ndtr(stdtrit(freedom, (1 + level) / 2) * np.sqrt(n / (n - 1))))

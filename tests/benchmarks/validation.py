@@ -152,22 +152,22 @@ def intervals(book: Book, trials: int) -> None:
         scores = (np.repeat(facts, 2) < draw.choice([0.3, 0.9], 150).repeat(2)).astype(float)  # two wordings, one answer
         found = estimate(scores, np.ones(300), n_resamples=10, groups=np.repeat(np.arange(150), 2))
         held.setdefault("share of 150 facts in two wordings", []).append(found.low <= 0.6 <= found.high)
-        weights = draw.lognormal(7, 0.7, 300)
+        weights = np.minimum(draw.lognormal(7.5, 0.9, 300), 8000.0)  # bytes of documents, cut as in the suite `language`
         bits = weights * draw.normal(2.0, 0.4, 300)
-        found = estimate(bits, weights, n_resamples=400, seed=trial)
+        found = estimate(bits, weights, n_resamples=1000, seed=trial)
         held.setdefault("bits per byte of 300 documents", []).append(found.low <= 2.0 <= found.high)
     for name, each in held.items():
         _between(book, f"95 % intervals that hold the truth: {name}", float(np.mean(each)), trials)
     wrong = {"bits per byte, 300 documents": 0, "share, 500 items": 0}
     for trial in range(trials):
-        weights = draw.lognormal(7, 0.7, 300)
+        weights = np.minimum(draw.lognormal(7.5, 0.9, 300), 8000.0)  # bytes of documents, cut as in the suite `language`
         one, other = (weights * (2.0 + draw.normal(0, 0.1, 300)) for _ in range(2))
-        found_bits = relative_difference(one, other, weights, n_resamples=400, seed=trial)
+        found_bits = relative_difference(one, other, weights, n_resamples=1000, seed=trial)
         assert found_bits is not None
         wrong["bits per byte, 300 documents"] += not found_bits.low <= 0 <= found_bits.high
         known_items = draw.random(500)
         pair = [(known_items + draw.normal(0, 0.3, 500) > 0.5).astype(float) for _ in range(2)]
-        found = estimate(pair[0] - pair[1], np.ones(500), n_resamples=400, seed=trial)
+        found = estimate(pair[0] - pair[1], np.ones(500), n_resamples=1000, seed=trial)
         wrong["share, 500 items"] += not found.low <= 0 <= found.high
     for name, count in wrong.items():
         _between(book, f"paired comparison of equals, no difference: {name}", 1 - count / trials, trials)
