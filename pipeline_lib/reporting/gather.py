@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.corpus.redact import redact
 from pipeline_lib.errors import MillraceError
+from pipeline_lib.reporting.training import Log, read_log
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.artifact import Artifact, SummaryTable
@@ -54,6 +56,7 @@ class Facts:
     trials: list[dict[str, Any]] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    log: Log = field(default_factory=Log)
     validation: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
@@ -114,8 +117,9 @@ def gather(workspace: Workspace, record: RunRecord, order: Sequence[str]) -> Fac
                 entry.error,
             )
         )
-    _data(facts, artifacts, PipelineConfig.model_validate(record.config))
-    _training(facts, artifacts)
+    config = PipelineConfig.model_validate(record.config)
+    _data(facts, artifacts, config)
+    _training(facts, artifacts, config)
     return facts
 
 
@@ -179,7 +183,7 @@ def _data(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) 
             facts.rejections.append((str(rule), int(documents), examples))
 
 
-def _training(facts: Facts, artifacts: dict[str, Artifact]) -> None:
+def _training(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) -> None:
     if "plan" in artifacts:
         facts.plan = artifacts["plan"].details
     if "tune" in artifacts and "trials" in artifacts["tune"].manifest.tables:
@@ -189,7 +193,9 @@ def _training(facts: Facts, artifacts: dict[str, Artifact]) -> None:
         facts.train = {**train.details, **train.metrics, "seconds": train.manifest.seconds}
         places = {entry.path: train.place(entry) for entry in train.manifest.files if entry.table == "observed"}
         if steps := places.get("observed/steps.parquet"):
-            facts.curve = read_tables([steps])
+            curve = read_tables([steps])
+            facts.curve = curve.filter(pc.invert(pc.fill_null(curve["superseded"], False)))
+        facts.log = read_log(train, artifacts.get("ingest"), config.report.examples)
         facts.dev_curve = [(int(step), float(loss)) for step, loss in train.details.get("dev_curve", [])]
     if "validate" in artifacts:
         facts.validation = artifacts["validate"].details

@@ -21,6 +21,8 @@ STYLE: Any = {  # matplotlib's own type of this is a list of all its settings
     "grid.linewidth": 0.6,
     "grid.color": "#808080",
 }
+MARKERS = {"loss_spike": "^", "divergence": "^", "non_finite": "x", "recovery": "v", "resumed": ">"}
+MAX_MARKS = 200  # of one kind of event
 MAX_POINTS = 2000  # of a curve; more than a screen has pixels
 
 
@@ -74,6 +76,11 @@ def loss(facts: Facts) -> str:
     axes.plot(steps, curve["loss"].to_numpy()[::step], color=BLUE, linewidth=1, label="training loss")
     if facts.dev_curve:
         axes.plot(*zip(*facts.dev_curve, strict=True), color=ORANGE, marker="o", markersize=3, label="dev loss")
+    for kind in sorted({kind for _, kind in facts.log.marks}):
+        places = [place for place, name in facts.log.marks if name == kind][:MAX_MARKS]
+        marker = MARKERS.get(kind, "|")
+        axes.plot(places, [1.0] * len(places), marker, color=ORANGE, clip_on=False, transform=axes.get_xaxis_transform(),
+                  label=kind.replace("_", " "))  # fmt: skip
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss [nats per token]")
     rate = axes.twinx()

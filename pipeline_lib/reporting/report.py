@@ -12,7 +12,17 @@ import yaml
 from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.reporting import plots
 from pipeline_lib.reporting.gather import Facts, gather
-from pipeline_lib.reporting.scores import bias_table, certainty_table, not_scored_table, robustness_table, scores_table
+from pipeline_lib.reporting.scores import (
+    bias_table,
+    certainty_table,
+    contamination_table,
+    not_scored_table,
+    robustness_table,
+    scores_table,
+    written_table,
+    years_table,
+)
+from pipeline_lib.reporting.training import evaluations_table, parts_table, samples_table, worst_table
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.files import write_atomic
 from pipeline_lib.workspace.runs import RunRecord
@@ -33,6 +43,10 @@ OUTCOMES = {
     "killed": "killed from outside",
     "running": "still running",
 }
+
+VALIDATION = (
+    certainty_table, bias_table, robustness_table, contamination_table, years_table, written_table, not_scored_table,
+)  # fmt: skip
 
 
 def report_folder(workspace: Workspace, run_id: str) -> Path:
@@ -82,8 +96,15 @@ def _values(facts: Facts) -> dict[str, Any]:
         "failed": next((stage for stage in facts.stages if stage.state == "failed"), None),
         "scores": scores_table(facts, tasks=False),
         "tasks": scores_table(facts, tasks=True),
-        "validation_tables": [table(facts) for table in (certainty_table, bias_table, robustness_table, not_scored_table)],
+        "validation_tables": [table(facts) for table in VALIDATION],
         "plan_table": plan_table(facts),
+        "training_tables": [
+            evaluations_table(facts.log),
+            parts_table(facts.log, "domain"),
+            parts_table(facts.log, "source"),
+            samples_table(facts.log),
+            worst_table(facts.log),
+        ],
         "stage_table": stage_table(facts),
         "limits": limits_table(facts),
         "links": [
@@ -95,7 +116,7 @@ def _values(facts: Facts) -> dict[str, Any]:
             )
             if url
         ],
-        "events": [(stage.name, event) for stage in facts.stages for event in stage.events],
+        "events": [(stage.name, event) for stage in facts.stages for event in stage.events if event["kind"] != "evaluated"],
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
         "commands": commands(record),
     }

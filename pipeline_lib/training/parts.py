@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from pipeline_lib.training.loop import Session
 from pipeline_lib.training.loss import IGNORED, shifted
+from pipeline_lib.training.monitor import GPU_STEPS
 from pipeline_lib.training.origins import Origins
 
 WINDOWS = 500  # of a training: points of a curve
@@ -94,7 +95,7 @@ class PartLosses(TrainerCallback):
 
     def __init__(self, session: Session, origins: Origins, write: Callable[[str, Sequence[Row]], None]) -> None:
         self.session, self.origins, self.write = session, origins, write
-        self.look_every = 10 if session.device.type == "cuda" else 1
+        self.look_every = GPU_STEPS if session.device.type == "cuda" else 1
         self.window = max(1, session.plan.steps // WINDOWS)
         self.sums, self.begin = Sums.none(len(origins.cells)), session.step
         self.latest: list[Row] = []  # of the last window
@@ -116,8 +117,8 @@ class PartLosses(TrainerCallback):
     def look(self) -> None:
         """Bring what the device still holds to the host."""
         pending, self._pending = self._pending, []
-        if pending:
-            self._steps = {}
+        if pending:  # the monitor may ask for every step of its latest block
+            self._steps = {step: entry for step, entry in self._steps.items() if step > pending[0][0] - 2 * self.look_every}
         for step, batch, losses in pending:
             rows, values = predicted(batch, losses)
             finite = np.isfinite(values)

@@ -59,28 +59,30 @@ class Prompts:
         begins = [[self.end, *encoded.ids] for encoded in self.tokenizer.encode_batch(list(self.texts), add_special_tokens=False)]
         draws = [torch.Generator().manual_seed(self.seed * 1_000_003 + number) for number in range(len(begins))]
         written: list[list[int]] = [[] for _ in begins]
-        going = list(range(len(begins)))
+        going = set(range(len(begins)))
+        width = min(context, max(map(len, begins), default=0) + self.tokens)
         for _ in range(self.tokens):
             if not going:
                 break
-            logits = _next_logits(model, [[*begins[i], *written[i]][-context:] for i in going])
+            logits = _next_logits(model, [[*begin, *text][-width:] for begin, text in zip(begins, written, strict=True)], width)
             shares = torch.softmax(logits / TEMPERATURE, dim=1)
-            ended = set()
-            for i, share in zip(going, shares, strict=True):
-                token = int(torch.multinomial(share, 1, generator=draws[i])) if bool(torch.isfinite(share).all()) else self.end
+            for i in sorted(going):
+                finite = bool(torch.isfinite(shares[i]).all())
+                token = int(torch.multinomial(shares[i], 1, generator=draws[i])) if finite else self.end
                 if token == self.end:
-                    ended.add(i)
+                    going.remove(i)
                 else:
                     written[i].append(token)
-            going = [i for i in going if i not in ended]
         return written
 
 
-def _next_logits(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
-    """fp32[texts, vocabulary] on the host: of the token after each. What is padded stands behind, where no causal model looks."""
-    longest = max(map(len, texts))
-    read = torch.tensor([[*text, *([0] * (longest - len(text)))] for text in texts], device=model.device)
-    places = torch.arange(longest, device=model.device).expand(len(texts), -1)
+def _next_logits(model: Any, texts: Sequence[Sequence[int]], width: int) -> Tensor:
+    """fp32[texts, vocabulary] on the host: of the token after each. What is padded stands behind, where no causal model looks.
+
+    Always as wide: a compiled model would be compiled anew for every length.
+    """
+    read = torch.tensor([[*text, *([0] * (width - len(text)))] for text in texts], device=model.device)
+    places = torch.arange(width, device=model.device).expand(len(texts), -1)
     logits = model(input_ids=read, position_ids=places, attention_mask=None, use_cache=False).logits
     last = torch.tensor([len(text) - 1 for text in texts], device=model.device)
     found: Tensor = logits[torch.arange(len(texts), device=model.device), last].float().cpu()

@@ -11,15 +11,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from packing_toy import doc_id
+from packing_toy import ToyCorpus, doc_id, texts_of
 from training_toy import Config, planned, run_train
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pipeline_lib.config.model import SamplesConfig, TrainConfig
+from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import StoppedError
 from pipeline_lib.metrics import training_log
 from pipeline_lib.packing.reader import PackedDataset
+from pipeline_lib.reporting.report import write_report
 from pipeline_lib.training.origins import Origins
 from pipeline_lib.training.samples import distinct, repetition
 from pipeline_lib.workspace.artifact import Artifact
@@ -27,7 +29,7 @@ from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.workspace import Workspace
 
-PROMPTS = ["aib", "dbing eb", "aib"]
+PROMPTS = ["aib", "<script>alert(1)</script> |x|", "aib"]
 
 
 def config(**changes: Any) -> Config:
@@ -125,6 +127,33 @@ def test_samples_are_a_matrix_of_prompts_and_evaluations(trained: tuple[Path, Ar
     assert [event["dev_loss"] for event in events] == [loss for _, loss in artifact.details["dev_curve"]]
     assert all(0 <= event["accuracy"] <= 1 and event["perplexity"] == math.exp(event["dev_loss"]) for event in events)
     assert events[-1]["accuracy"] > events[0]["accuracy"]
+
+
+def test_the_report_shows_the_log_as_text(trained: tuple[Path, Artifact]) -> None:
+    root, artifact = trained
+    workspace = Workspace.open(root)
+    pages = {}
+    for examples in ("none", "full"):
+        config = PipelineConfig.model_validate({"report": {"examples": examples}}).model_dump(mode="json")
+        record = RunRecord(
+            run_id=f"20260101-000000-{examples}", pipeline="toy", config=config, started="2026-01-01T00:00:00+00:00"
+        )
+        record.machine = {"cpu": "none", "cores": 1, "memory_gib": 1}
+        record.stage("train").ref = artifact.ref().to_json()
+        ingest = workspace.artifact(artifact.manifest.inputs["fill_gaps"]["key"]).manifest.inputs["ingest"]["key"]
+        record.stage("ingest").ref = workspace.artifact(ingest).ref().to_json()
+        pages[examples] = write_report(workspace, record, ("ingest", "train")).read_text("utf-8")
+    worst = [row for row in logged(artifact, "worst") if row["step"] == 40]
+    texts = {doc_id(i): text for i, text in enumerate(texts_of(ToyCorpus(documents=160)))}
+    for page in pages.values():
+        assert "Evaluations on the dev side" in page
+        assert "Dev loss by domain" in page
+        assert worst[0]["doc_id"].hex() in page
+        assert "<script" not in page
+    assert "&lt;script&gt;" in pages["full"]
+    assert texts[worst[0]["doc_id"]][:40] in pages["full"]
+    assert texts[worst[0]["doc_id"]][:40] not in pages["none"]
+    assert "how the model goes on" not in pages["none"]
 
 
 def test_measures_of_a_sample() -> None:
