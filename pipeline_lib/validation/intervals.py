@@ -161,8 +161,8 @@ def widened(level: float, weights: NDArray[np.float64]) -> float:
     """The upper quantile of the normal, or of resamples, for an interval of a level: 0.975 for 0.95 and many equal weights.
 
     The variance is estimated, too: Student's quantile takes the place of the normal one (the expanded percentile interval,
-    Hesterberg 2015, "What teachers should know about the bootstrap", section 5), with n − 1 degrees of freedom, or fewer where few
-    items weigh much: (Σw²)² / Σw⁴ (Satterthwaite 1946).
+    Hesterberg 2015, "What teachers should know about the bootstrap", section 5), with n − 1 degrees of freedom, or fewer where
+    few items weigh much: (Σw²)² / Σw⁴ (Satterthwaite 1946).
     """
     n = len(weights)
     if n < 2:
