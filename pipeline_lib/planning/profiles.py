@@ -36,7 +36,8 @@ def choose_profile(
 
     Returns:
         The point with `profile`, the name of the one that was taken; `instead_of`: the one that was asked for and does not fit,
-        or ""; `wanted_tokens_per_second`: what the one asked for would reach if memory had no limit.
+        or ""; `wanted_tokens_per_second`: what the one asked for would reach if memory had no limit; `peak_memory_bytes`:
+        measured, else estimated.
 
     Raises:
         ConfigError: there is no such profile.
@@ -50,7 +51,8 @@ def choose_profile(
     wanted = {"wanted_tokens_per_second": free["tokens_per_second"]} if free else {}
     for name in dict.fromkeys((asked, *WAY_DOWN)):
         if point := become(known[name], calibrated, limit):
-            return {**point, **wanted, "profile": name, "instead_of": "" if name == asked else asked}
+            told = {"profile": name, "instead_of": "" if name == asked else asked, "peak_memory_bytes": _memory(point)}
+            return {**point, **wanted, **told}
     least = min(_points(calibrated), key=_memory)
     raise RefusedError(
         f"training needs {_memory(least) / GIB:.2f} GiB with the smallest profile measured "
