@@ -57,15 +57,6 @@ def make_optimizer(model: nn.Module, plan: TrainingPlan, config: TrainConfig) ->
     return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=EPSILON, fused=True)
 
 
-def check_optimizer(name: str) -> None:
-    """Refuse, before any work, an optimizer whose library is not installed.
-
-    Raises:
-        ConfigError: it is missing.
-    """
-    _library(name)
-
-
 def _library(name: str) -> Any:
     if name not in EXTRAS:
         return None
