@@ -25,7 +25,7 @@ PAIRED_ITEMS = 20  # with fewer pairs the percentile bootstrap's interval is too
 
 
 def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any]:
-    """The first model's verdict: it must beat a random guess in bits per byte, and be surely above chance on at least one suite.
+    """The first model's verdict: it must beat a random guess in bits per byte, and chance and majority surely on a suite.
 
     A suite counts from `CHANCE_ITEMS` items on.
     """
@@ -45,10 +45,11 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
         elif score["n"] < CHANCE_ITEMS:
             reasons.append(f"{name} has {score['n']} items, fewer than the {CHANCE_ITEMS} that tell anything about chance")
         else:
-            ok = score["low"] > score["chance"]
+            guess = max(score["chance"], score.get("majority", 0.0))
+            ok = score["low"] > guess
             above |= ok
             reasons.append(
-                f"{name} {score['value']:.3f} {'is above' if ok else 'is not surely above'} chance ({score['chance']:.3f})"
+                f"{name} {score['value']:.3f} {'is above' if ok else 'is not surely above'} chance and majority ({guess:.3f})"
             )
     deciding = scores.get(config.gate.metric, {})
     if deciding.get("contaminated_items", 0) > config.gate.most_contaminated * deciding.get("n", 0):

@@ -94,6 +94,17 @@ def test_a_first_model_without_test_text_is_not_promoted(tmp_path: Path) -> None
     assert any("was not scored" in reason for reason in verdict["reasons"])
 
 
+def test_a_first_model_that_says_what_is_most_often_right_knows_nothing(tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path)
+    rows = [{"suite": "language", "task": "prose", "item": "a", "variant": "", "score": 100.0, "weight": 100.0}]
+    language = {"value": 1.0, "low": 0.9, "high": 1.1, "chance": 5.0, "lower_is_better": True, "n": 50}
+    for majority, outcome in ((0.3, "pass"), (0.6, "fail")):
+        told = {"value": 0.6, "low": 0.55, "high": 0.65, "chance": 0.25, "majority": majority, "lower_is_better": False, "n": 400}
+        details = {"scores": {"bits_per_byte": language, "knowledge": told}}
+        model = publish(workspace, "validate", {"scores": pa.Table.from_pylist(rows, schema=SCORES)}, details)
+        assert against_chance(workspace.store.artifact(model.key), PipelineConfig())["outcome"] == outcome
+
+
 def test_few_items_are_no_evidence(tmp_path: Path) -> None:
     for items, outcome in ((29, "fail"), (30, "pass")):
         first, config = scores(tmp_path / f"first{items}", [200.0] * 10, items=items)

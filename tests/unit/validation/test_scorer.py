@@ -38,8 +38,8 @@ def test_a_score_does_not_depend_on_its_batch(scorer):
     together = scorer.log_probs(spans)
     alone = np.concatenate([scorer.log_probs([span]) for span in spans])
     backwards = scorer.log_probs(spans[::-1])[::-1]
-    assert np.abs(together - alone).max() < 1e-5 * 60
-    assert np.abs(together - backwards).max() < 1e-5 * 60
+    assert np.abs(together - alone).max() < 1e-5
+    assert np.abs(together - backwards).max() < 1e-5
     assert (together < 0).all()
 
 
@@ -57,7 +57,7 @@ def test_what_options_share_is_computed_once_and_changes_no_score(scorer):
     assert sum(len(tree.tokens) for tree in trees) < 0.8 * sum(len(span.tokens) for span in spans)
     assert sorted(index for tree in trees for index in tree.members) == list(range(len(spans)))
     alone = np.concatenate([scorer.log_probs([span]) for span in spans])
-    assert np.abs(scorer.log_probs(spans) - alone).max() < 1e-5 * 30
+    assert np.abs(scorer.log_probs(spans) - alone).max() < 1e-5
     assert scorer.greedy(spans).tolist() == [scorer.greedy([span])[0] for span in spans]
 
 
