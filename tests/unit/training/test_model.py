@@ -153,6 +153,11 @@ def test_lora_trains_little_and_merges_into_the_plain_model(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="no module of this model is called query") as error:
         adapt(build(), LoraConfig(rank=2, targets=["query"]))
     assert "q_proj" in error.value.fix
+    with pytest.raises(ConfigError, match="called quary_proj") as error:  # beside one that exists, peft would leave it out
+        adapt(build(), LoraConfig(rank=2, targets=["v_proj", "quary_proj"]))
+    assert "did you mean q_proj" in error.value.fix
+    with pytest.raises(ConfigError, match="QLoRA"):
+        adapt(build(), LoraConfig(rank=2, quantize="4bit"))
 
 
 def test_a_start_is_taken_up_and_its_misfits_are_refused(tmp_path: Path) -> None:
