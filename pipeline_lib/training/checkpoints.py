@@ -116,15 +116,12 @@ def prune(root: Path, retention: Retention) -> None:
         shutil.rmtree(scrap, ignore_errors=True)
 
 
-def require_room(root: Path, size: int, retention: Retention) -> None:
-    """See that a checkpoint of `size` bytes fits; when it does not, milestones and all but the least number go first.
+def require_room(root: Path, size: int) -> None:
+    """See that a checkpoint of `size` bytes fits.
 
     Raises:
-        DiskLowError: it does not fit even so.
+        DiskLowError: it does not; what can go is the policy's to decide (`recovery.py`).
     """
-    if shutil.disk_usage(root).free >= size + SPARE_BYTES:
-        return
-    prune(root, Retention())
     if (free := shutil.disk_usage(root).free) < size + SPARE_BYTES:
         raise DiskLowError(
             f"{free / 1e6:,.0f} MB are free, a checkpoint needs {(size + SPARE_BYTES) / 1e6:,.0f} MB; earlier ones are intact",

@@ -114,7 +114,7 @@ class CheckpointWriter:
             return
         self._take(parts)
         synchronize(session.device)
-        require_room(self.root, sum(image.size for image in self._images.values()), self.retention)
+        require_room(self.root, sum(image.size for image in self._images.values()))
         schedule = session.schedule
         record = {
             "format": FORMAT,

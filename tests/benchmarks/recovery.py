@@ -97,7 +97,7 @@ def loss_spike(case: Case) -> None:
 def divergence(case: Case) -> None:
     """Some steps whose updates are much too large, before the guard against spikes knows what is usual."""
     first = case.moment(36, 44)
-    case.faults = [{"kind": "diverge", "steps": list(range(first, first + 12)), "strength": 60.0}]
+    case.faults = [{"kind": "diverge", "steps": list(range(first, first + 26)), "strength": 60.0}]
     case.expected = _recovered("roll_back")
 
 
