@@ -103,7 +103,7 @@ def _export(
             write(live, tokenizer, beside)
             report = compare_in_fresh_process(beside, Path(scratch))
         if to == "gguf":
-            report |= _as_gguf(beside, run.pipeline)
+            report |= _as_gguf(beside, run.pipeline, live)
         if folder.exists():
             folder.rmdir()
         beside.rename(folder)
@@ -112,12 +112,14 @@ def _export(
     return report
 
 
-def _as_gguf(folder: Path, name: str) -> dict[str, str]:
+def _as_gguf(folder: Path, name: str, live: Any) -> dict[str, str]:
     """Replace a folder's files by one GGUF file of them."""
+    from pipeline_lib.training.export import compare_gguf
     from pipeline_lib.training.gguf_file import write_gguf
 
     made = folder / f"{name}.gguf"
     told = write_gguf(folder, made, name=name)
+    told["gguf logits"] = compare_gguf(made, live)
     for path in folder.iterdir():
         if path != made:
             path.unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -173,6 +175,28 @@ def compare_in_fresh_process(folder: Path, expected: Path) -> dict[str, str]:
         "stop tokens": ", ".join(seen["stops"]) + ": generation ends there",
         "chat template": "there" if seen["chat_template"] else "none: the model was not trained on conversations",
     }
+
+
+def compare_gguf(path: Path, live: Any) -> str:
+    """Read a GGUF file with transformers' own reader and compare logits with the live model; what was seen, in words.
+
+    Raises:
+        StageFailedError: it is not the live model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    quiet()
+    kind: Any = AutoModelForCausalLM
+    with MAKING, contextlib.redirect_stderr(io.StringIO()):  # its reader draws a progress bar whatever it is told
+        model = kind.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True).eval()
+    ids = list(range(min(64, model.config.vocab_size)))
+    difference = _difference(_prompt_logits(live, ids), _prompt_logits(model, ids))
+    if not difference <= EXPORT_TOLERANCE:
+        raise StageFailedError(
+            f"the GGUF file is not the trained model: logits differ by {difference:.2g} of the largest", where="export",
+            fix="nothing was exported; --to hf writes the model as it is",
+        )  # fmt: skip
+    return f"read by transformers: logits differ by {difference:.2g} of the largest"
 
 
 @torch.no_grad()

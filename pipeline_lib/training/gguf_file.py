@@ -1,8 +1,8 @@
 """One GGUF file of an exported model (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), read back and compared.
 
 Families that llama.cpp knows as `llama`, `qwen2` and `qwen3`, in fp32 (its `llama-quantize` makes smaller ones), with a tokenizer
-that splits as GPT-2's does, which is what is trained here. What is read back is compared bit by bit; running the file needs
-llama.cpp, which is no Python package, so that is not tried.
+that splits as GPT-2's does, which is what is trained here. What is read back is compared bit by bit, and transformers' own reader
+must get the model's logits from it (`export.compare_gguf`); llama.cpp, which is no Python package, is not run.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def write_gguf(folder: Path, target: Path, *, name: str) -> dict[str, str]:
     _read_back(target, architecture, tensors, tokens)
     return {
         "gguf": f"{target.name}: {len(tensors)} tensors and {len(tokens)} tokens read back bit by bit",
-        "not tried": "running it: llama.cpp is not here",
+        "not tried": "llama.cpp itself, which is not here",
     }
 
 

@@ -247,8 +247,11 @@ def test_an_export_that_is_not_the_model_is_refused(tuned: tuple[Workspace, RunR
 def test_a_gguf_file_is_read_back(tuned: tuple[Workspace, RunRecord], exported: Path, tmp_path: Path) -> None:
     """Tensors bit by bit; queries and keys rotate neighbours there, so their rows stand in another order."""
     gguf = pytest.importorskip("gguf")
+    import torch
     from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
 
+    from pipeline_lib.training.export import compare_gguf
     from pipeline_lib.training.gguf_file import write_gguf
 
     told = write_gguf(exported, tmp_path / "mine.gguf", name="mine")
@@ -257,6 +260,12 @@ def test_a_gguf_file_is_read_back(tuned: tuple[Workspace, RunRecord], exported: 
     found = {tensor.name: tensor.data for tensor in reader.tensors}
     weights = load_file(exported / "model.safetensors")
     assert (found["token_embd.weight"] == weights["model.embed_tokens.weight"].numpy()).all()
+    live = AutoModelForCausalLM.from_pretrained(exported).eval()
+    assert compare_gguf(tmp_path / "mine.gguf", live).startswith("read by transformers: logits differ by ")
+    with torch.no_grad():
+        live.model.layers[1].self_attn.k_proj.weight[3] += 1
+    with pytest.raises(StageFailedError, match="the GGUF file is not the trained model"):
+        compare_gguf(tmp_path / "mine.gguf", live)
     query, theirs = weights["model.layers.0.self_attn.q_proj.weight"].numpy(), found["blk.0.attn_q.weight"]
     assert (theirs[0] == query[0]).all()
     assert (theirs[1] == query[8]).all()  # the second half of a head of 16
