@@ -81,10 +81,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def hidden_matrices(model: Any) -> set[int]:
-    """Identities of the matrices that Muon turns: all two-dimensional ones but the embeddings and the head."""
+    """Identities of the matrices that Muon turns: of the linear layers, the head left out. What else has two dimensions
+    (embeddings, a router, the decay of a state space) is no map between features."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
     ends = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None}
-    tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    return {id(p) for p in model.parameters() if p.requires_grad and p.dim() == 2} - ends - tables
+    linear = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear | Conv1D) and part.weight.requires_grad}
+    return linear - ends
 
 
 class Joined(torch.optim.Optimizer):
