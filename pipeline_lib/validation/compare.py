@@ -83,7 +83,7 @@ def forgetting(
     Raises:
         NotFoundError: the two were asked nothing in common.
     """
-    tables = {"mine": model.files("scores"), "others": other.files("scores")}
+    tables: dict[str, Sequence[Path]] = {"mine": model.files("scores"), "others": other.files("scores")}
     tables |= {"items": suites.files("suite_items")} if suites else {}
     tables |= {"documents": documents} if documents else {}
     source = ["NULL"]
@@ -124,7 +124,7 @@ def forgetting(
 def _changed(pairs: pa.Table, lower_is_better: bool, level: float) -> dict[str, Any]:
     now, before, weight = (np.asarray(pairs[name].to_numpy(), np.float64) for name in ("score", "before", "weight"))
     facts = np.unique(pairs["fact"].to_pylist(), return_inverse=True)[1]
-    sums = [np.bincount(facts, weights=values) for values in (now - before, weight)]
+    sums = [np.bincount(facts, weights=values).astype(np.float64) for values in (now - before, weight)]
     change = estimate(sums[0], sums[1], n_resamples=1000, level=level)
     sign = -1.0 if lower_is_better or bool(pairs["preference"][0].as_py()) else 1.0
     gain = sign * (now - before)

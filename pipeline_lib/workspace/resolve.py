@@ -84,7 +84,7 @@ def _replayed(config: PipelineConfig, champion: Mapping[str, Any]) -> float:
     least, most = config.select.replay_share, config.select.replay_most
     if config.select.parent != "previous" or most <= least:
         return least
-    return round(least + (most - least) * min(1.0, champion.get("forgot", 0.0) / MUCH_FORGOTTEN), 3)
+    return round(least + (most - least) * min(1.0, float(champion.get("forgot", 0.0)) / MUCH_FORGOTTEN), 3)
 
 
 def resolve(config: PipelineConfig, workspace: Workspace) -> tuple[PipelineConfig, dict[str, str]]:

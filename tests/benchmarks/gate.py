@@ -95,8 +95,10 @@ def _outcomes(workspace: Workspace, make: Make, cases: int) -> Counter[str]:
     found: Counter[str] = Counter()
     for case in range(cases):
         candidate, champion, overlap = make(np.random.default_rng([7, case]))
-        artifacts = [_artifact(workspace, f"{side}-{case}", rows, overlap) for side, rows in (("a", candidate), ("b", champion))]
-        found[against_champion(*artifacts, PipelineConfig(seed=case))["outcome"]] += 1
+        artifact, other = (
+            _artifact(workspace, f"{side}-{case}", rows, overlap) for side, rows in (("a", candidate), ("b", champion))
+        )
+        found[against_champion(artifact, other, PipelineConfig(seed=case))["outcome"]] += 1
     return found
 
 
