@@ -24,9 +24,9 @@ NOUNS = (
 
 # `millrace --help` shows the commands in the order of use.
 ORDER = (
-    "doctor", "init", "presets", "config", "plan", "run", "status", "show", "runs", "report", "metrics", "rerun", "retry", "train", "up", "down",
-    "approve", "champion", "promote", "rollback", "export", "sql", "explain", "stats", "rules", "fit-ngrams", "trace", "dedup",
-    "validate", "du", "verify", "cache", "checkpoints", "gc", "forget", "pin", "unpin",
+    "doctor", "init", "presets", "config", "plan", "run", "status", "show", "runs", "report", "metrics", "rerun", "retry",
+    "train", "up", "down", "approve", "champion", "promote", "rollback", "export", "sql", "explain", "stats", "rules",
+    "fit-ngrams", "trace", "dedup", "validate", "du", "verify", "cache", "checkpoints", "gc", "forget", "pin", "unpin",
 )  # fmt: skip
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."
