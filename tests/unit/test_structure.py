@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[2]
 CONTRACT = (ROOT / "pipeline_lib" / "README.md").read_text("utf-8")
 # modules beside the subjects
 TOP = {
-    "stages", "run", "status", "trace", "metrics", "trainings", "fork", "export", "promotion", "extensions", "errors", "pretrained",
-    "secrets",
+    "stages", "run", "status", "preview", "trace", "metrics", "trainings", "fork", "export", "promotion", "extensions", "errors",
+    "pretrained", "secrets",
 }  # fmt: skip
 FOR_ALL = {"errors", "extensions", "pretrained", "secrets"}  # what every subject may import
 
