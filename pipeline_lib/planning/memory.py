@@ -16,11 +16,11 @@ Device = Literal["cpu", "cuda"]
 # has none of it.
 PROGRAM_BYTES = 493 * MIB
 # What glibc keeps beyond what is in use: freed blocks up to 32 MiB stay in the heap, in holes that nothing fits into. Measured as
-# the difference between process and sum of tensors: 100 to 190 MiB over nine trainings of 0.2 to 0.6 GB, and with adapters, whose
-# dropouts and casts make many more short-lived tensors, about half of the activations besides. With every block mapped by itself
-# the difference is 10 MiB, and training half as fast.
+# the difference between process and sum of tensors: 100 to 190 MiB over nine trainings of 0.2 to 0.6 GB; over three with adapters,
+# whose dropouts and casts make many more short-lived tensors, about 100 MiB and half of the activations. With every block mapped by
+# itself the difference is 10 MiB, and training half as fast.
 HOLES_BYTES = 128 * MIB
-ADAPTER_HOLES = 0.5
+ADAPTER_HOLES_BYTES, ADAPTER_HOLES_SHARE = 96 * MIB, 0.5
 LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}  # of the chunked loss (`training.loss`)
 LEAST_LOSS_ROWS = 64
 LEAST_LENGTH = 64  # shorter sequences are not worth advising
@@ -137,7 +137,7 @@ def estimate_memory(
     if low:
         loss += 2 * head
     gradients = 4 * trainable if accumulation > 1 else max(4 * trainable + most - activations - loss, 0)
-    holes = HOLES_BYTES + (ADAPTER_HOLES * activations if lora.rank else 0.0)
+    holes = ADAPTER_HOLES_BYTES + ADAPTER_HOLES_SHARE * activations if lora.rank else HOLES_BYTES
     terms = {
         "program": PROGRAM_BYTES if device == "cpu" else 0,
         "weights": 4 * count.total + 4 * (trainable if lora.rank else 0),
