@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import threading
 import uuid
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ from pipeline_lib.training.parallel import like, whole
 from pipeline_lib.training.schedule import Schedule
 from pipeline_lib.training.state import restore_training, training_tensors
 from pipeline_lib.workspace.faults import fault_point
-from pipeline_lib.workspace.files import remove_tree, sync_file, sync_folder, write_json
+from pipeline_lib.workspace.files import remove_tree, sync_file, sync_folder
 from pipeline_lib.workspace.identity import bytes_digest, fingerprint_of
 from pipeline_lib.workspace.machine import versions
 
@@ -182,11 +183,13 @@ class CheckpointWriter:
             files[name] = image.write(beside / name)
             fault_point("checkpoint.file_written")
         order.config.save_pretrained(beside)
-        sync_file(beside / "config.json")
         files["config.json"] = facts_of(beside / "config.json")
         record = {**order.record, "files": files}
-        write_json(beside / OBSERVED, {**order.observed, "digest": fingerprint_of(order.observed)})
-        write_json(beside / RECORD, {**record, "digest": fingerprint_of(record)})
+        for name, value in ((OBSERVED, order.observed), (RECORD, record)):
+            (beside / name).write_text(json.dumps({**value, "digest": fingerprint_of(value)}, indent=1) + "\n", "utf-8")
+        for path in beside.iterdir():  # all at once: the system has begun to write the first ones meanwhile
+            sync_file(path)
+        sync_folder(beside)
         target = self.root / f"step-{record['step']:08d}"
         fault_point("checkpoint.before_commit")
         remove_tree(target)
