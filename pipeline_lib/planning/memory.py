@@ -16,9 +16,9 @@ Device = Literal["cpu", "cuda"]
 # has none of it.
 PROGRAM_BYTES = 493 * MIB
 # What glibc keeps beyond what is in use: freed blocks up to 32 MiB stay in the heap, in holes that nothing fits into. Measured as
-# the difference between process and sum of tensors: 100 to 190 MiB over nine trainings of 0.2 to 0.6 GB; over three with adapters,
-# whose dropouts and casts make many more short-lived tensors, about 100 MiB and half of the activations. With every block mapped by
-# itself the difference is 10 MiB, and training half as fast.
+# the difference between process and sum of tensors: 100 to 190 MiB over nine trainings of 0.2 to 0.6 GB; with adapters, whose
+# dropouts and casts make many more short-lived tensors, about 100 MiB and half of the activations (three trainings). With every
+# block mapped by itself the difference is 10 MiB, and training half as fast.
 HOLES_BYTES = 128 * MIB
 ADAPTER_HOLES_BYTES, ADAPTER_HOLES_SHARE = 96 * MIB, 0.5
 LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}  # of the chunked loss (`training.loss`)
