@@ -45,10 +45,10 @@ def write(workspace: Workspace, entry: Entry, *, to: str, folder: Path) -> None:
     _tell(export_checkpoint(workspace, entry, folder, to=to), folder, as_json=False)
 
 
-def _tell(report: dict[str, object], folder: Path, *, as_json: bool) -> None:
+def _tell(report: dict[str, str], folder: Path, *, as_json: bool) -> None:
     if as_json:
         show.json_out(report)
         return
     show.say(f"exported to {show.path(folder.absolute())}")
-    rows: list[list[show.Cell]] = [[name, str(value)] for name, value in report.items()]
+    rows: list[list[show.Cell]] = [[name, value] for name, value in report.items()]
     show.table(["checked", ""], rows)

@@ -175,8 +175,8 @@ def _read_back(path: Path, architecture: str, tensors: Mapping[str, np.ndarray],
     same = found.keys() == tensors.keys() and all(
         found[name].tobytes() == values.tobytes() and found[name].shape == values.shape for name, values in tensors.items()
     )
-    told = {name: reader.get_field(f"{name}") for name in ("general.architecture", "tokenizer.ggml.tokens")}
-    if not same or any(field is None for field in told.values()):
+    kind, vocabulary = reader.get_field("general.architecture"), reader.get_field("tokenizer.ggml.tokens")
+    if not same or kind is None or vocabulary is None:
         raise StageFailedError("the GGUF file does not hold the tensors that were written", where=str(path))
-    if told["general.architecture"].contents() != architecture or told["tokenizer.ggml.tokens"].contents() != tokens:
+    if kind.contents() != architecture or vocabulary.contents() != tokens:
         raise StageFailedError("the GGUF file does not hold the vocabulary that was written", where=str(path))

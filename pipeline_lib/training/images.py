@@ -67,7 +67,7 @@ class Image:
     def write(self, path: Path) -> dict[str, Any]:
         """Write the file, unsynced; its size and digest. The digest is of what was meant: a fault on the way to disk shows."""
         digest = blake3(self.header)
-        data = memoryview(self.buffer.numpy())
+        data = memoryview(self.buffer.numpy())  # type: ignore[arg-type] # numpy's arrays are buffers
         with path.open("wb", buffering=0) as handle:
             _write(handle, self.header)
             for begin in range(0, len(data), BLOCK):

@@ -32,7 +32,8 @@ class _Force(LogitsProcessor):
 def compare(folder: Path, expected: Path) -> dict[str, Any]:
     """What is loaded from a folder beside what is expected; `wrong` names every difference."""
     asked, logits = json.loads((expected / "expected.json").read_text("utf-8")), load_file(expected / "logits.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     wrong: list[str] = []
     difference = 0.0
