@@ -12,6 +12,8 @@ result is that of `blake3(text).digest(16)`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from blake3 import blake3
 from numba import njit
@@ -27,7 +29,7 @@ _START, _END, _PARENT, _ROOT = (np.uint32(1 << bit) for bit in range(4))
 _IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
 _VALUES = np.array(_IV, np.uint32)
 _DEEPEST = SHORT // _CHUNK  # subtrees that may wait for their other half
-_KERNEL = {"nogil": True, "cache": True, "_nrt": False}
+_KERNEL: Any = {"nogil": True, "cache": True, "_nrt": False}
 
 
 @njit("u4(u4, u4)", forceinline=True, **_KERNEL)
