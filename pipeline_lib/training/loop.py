@@ -230,7 +230,8 @@ class _PackedTrainer(Trainer):
     def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[Any], Tensor]:
         """The step's micro-batches of this process, and how many tokens the step predicts in all processes."""
         begin = time.perf_counter()
-        samples, tokens = super().get_batch_samples(*given, **named)  # type: ignore[no-untyped-call]
+        tokens: Any
+        samples, tokens = super().get_batch_samples(*given, **named)
         self.session.waited_seconds += time.perf_counter() - begin
         return samples, self.world.sum(tokens)
 

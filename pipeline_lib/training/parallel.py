@@ -77,16 +77,12 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def like(parameter: Tensor, values: Tensor) -> Tensor:
+def like(parameter: Any, values: Tensor) -> Tensor:
     """Whole values as a parameter has them: all, or the part that this process holds of it."""
     if not hasattr(parameter, "to_local") or values.shape != parameter.shape:
         return values
     from torch.distributed.tensor import distribute_tensor
 
-    placed: Tensor = distribute_tensor(
-        values.to(parameter.device),
-        parameter.device_mesh,
-        parameter.placements,
-        src_data_rank=None,  # type: ignore[attr-defined]
-    )
+    mesh, placements = parameter.device_mesh, parameter.placements
+    placed: Tensor = distribute_tensor(values.to(parameter.device), mesh, placements, src_data_rank=None)
     return placed

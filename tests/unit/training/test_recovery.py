@@ -39,6 +39,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         recovery: dict[str, Any] | None = None,
         root: str = "w",
         services: Services | None = None,
+        milestones: int = 0,
         **plan: Any,
     ) -> Artifact:
         marks = tmp_path / f"{root}-marks"
@@ -47,7 +48,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv("MILLRACE_TEST_MARKS", str(marks))
         config = Config(
             plan={**PLAN, "decay_steps": 4, "save_every": 20, "evaluate_every": 0, **plan},
-            train=TrainConfig(recovery=RecoveryConfig.model_validate({"policies": recovery or {}})),
+            train=TrainConfig(recovery=RecoveryConfig.model_validate({"policies": recovery or {}}), milestone_every=milestones),
             execution=ExecutionConfig(extensions=["tests.training_faults"]),
         )
         return run_train(tmp_path / root, config, services=services)
@@ -143,14 +144,14 @@ def test_a_disk_without_room_is_pruned_and_then_the_training_stops_cleanly(
     lines: list[str] = []
     fault = {"kind": "no_room", "steps": [22]}
     with pytest.raises(DiskLowError):
-        broken(fault, steps=30, save_every=4, decay_steps=14, services=Services(log=lines.append))
+        broken(fault, steps=30, save_every=4, milestones=4, services=Services(log=lines.append))
     assert any("'policy': 'disk'" in line and "'action': 'prune'" in line for line in lines)
     assert sorted(path.name for path in (tmp_path / "w").glob("work/train-*/checkpoints/step-*")) == [
         "step-00000016",
         "step-00000020",
     ]
     monkeypatch.undo()
-    made = broken(fault, steps=30, save_every=4, decay_steps=14)
+    made = broken(fault, steps=30, save_every=4, milestones=4)
     assert [event["detail"]["step"] for event in made.manifest.events if event["kind"] == "resumed"] == [20]
 
 
