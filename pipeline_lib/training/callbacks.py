@@ -98,7 +98,7 @@ class Window(TrainerCallback):
 
 
 class Saver(TrainerCallback):
-    """Saves every `save_every` steps, before the decay of a schedule that holds its rate (to go on from there), and at the end."""
+    """Saves every `save_every` steps, before the decay of a schedule that holds its rate (to go on from there), at the end."""
 
     def __init__(self, session: Session, save: Callable[[bool], None], check: Callable[[], None]) -> None:
         self.session, self.save, self.check = session, save, check
@@ -162,7 +162,7 @@ class Tell(TrainerCallback):
             self.progress(session.step, session.schedule.total_steps, "steps", self.note())
 
     def note(self) -> str:
-        """`loss 5.583 | 106,212 tok/s | MFU 41% | 3,900 steps/h | ETA 04:23 | window +00:37`, and advice where the window is in danger.
+        """`loss 5.583 | 106,212 tok/s | MFU 41% | 3,900 steps/h | ETA 04:23 | window +00:37`, and advice in danger.
 
         The window is what will be left of it at the end of the whole run.
         """
