@@ -170,14 +170,18 @@ def _watch(run: StageRun, ranks: list[subprocess.Popen[bytes]], stall_seconds: f
     for rank, process in enumerate(ranks):
         threading.Thread(target=_listen, args=(rank, process, said), name=f"rank-{rank}", daemon=True).start()
     heard = [time.monotonic()] * len(ranks)
-    asked = False
+    asked, look = False, 0.0
     while True:
         with contextlib.suppress(queue.Empty):
             rank, line = said.get(timeout=LOOK_SECONDS)
             heard[rank] = time.monotonic()
             _pass_on(run, line)
+        if time.monotonic() < look:  # a rank that speaks all the time must not keep us from looking
             continue
+        look = time.monotonic() + LOOK_SECONDS
         codes = [process.poll() for process in ranks]
+        if any(code is not None for code in codes):
+            _drain(run, said)
         if all(code == 0 for code in codes):
             return None
         for rank, code in enumerate(codes):
@@ -190,6 +194,14 @@ def _watch(run: StageRun, ranks: list[subprocess.Popen[bytes]], stall_seconds: f
             asked = True
             for process in ranks:
                 process.send_signal(signal.SIGTERM)
+
+
+def _drain(run: StageRun, said: queue.Queue[tuple[int, bytes]]) -> None:
+    """What an ended rank has still said, before its end is judged."""
+    with contextlib.suppress(queue.Empty):
+        end = time.monotonic() + 10 * LOOK_SECONDS
+        while time.monotonic() < end:
+            _pass_on(run, said.get(timeout=LOOK_SECONDS)[1])
 
 
 def _listen(rank: int, process: subprocess.Popen[bytes], said: queue.Queue[tuple[int, bytes]]) -> None:
