@@ -38,9 +38,7 @@ def _address(workspace: Workspace) -> str:
 
 def open_tracker(config: PipelineConfig, workspace: Workspace, record: RunRecord) -> Tracker:
     """The run's tracker; returns at once, MLflow is met in the background."""
-    sinks = open_sinks(
-        config.tracking.sinks, workspace.root / "curves", run_id=record.run_id, project=config.tracking.experiment
-    )
+    sinks = open_sinks(config.tracking.sinks, workspace.root / "curves", run_id=record.run_id, project=config.tracking.experiment)
     if not config.tracking.enabled:
         return SinkTracker(sinks) if sinks else NullTracker()
     run = start_run(workspace, config.tracking, record, log=_log, running=_address(workspace))

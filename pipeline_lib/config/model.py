@@ -228,7 +228,7 @@ class PlanConfig(Section):
 
     priority: Literal["speed", "balanced", "quality"] = setting("balanced", "What gives way first when time is short")
     profile: str = setting(
-        "auto", "How the machine is used: fast, balanced, quality, memory_efficient or one of calibrate.profiles; auto: by priority"
+        "auto", "How the machine is used: fast, balanced, quality, memory_efficient, one of calibrate.profiles; auto: by priority"
     )
     decay_share: float = setting(
         0.2, "Share of the steps in the final decay", unit="share", gt=0, le=1, why="WSD with a 10-20 % (1-sqrt) decay"

@@ -114,7 +114,7 @@ STEPS = _schema(
 )  # fmt: skip
 EVENTS = _schema(("time", pa.string()), ("step", pa.int64()), ("kind", pa.string()), ("detail", pa.string()))
 _WHOSE = (("attempt", pa.int32()), ("superseded", pa.bool_()))  # of a log's row: a resumed training made superseded ones again
-LOSSES = _schema(  # parts of the loss of some steps (train) or of an evaluation (dev); tokens and tokens × loss add up to the whole
+LOSSES = _schema(  # parts of the loss of some steps (train) or an evaluation (dev); tokens and tokens × loss sum to the whole
     ("side", pa.string()), ("first_step", pa.int64()), ("step", pa.int64()), ("source", pa.string()), ("domain", pa.string()),
     ("tokens", pa.int64()),  # that were predicted
     ("loss", pa.float64()),  # mean of these, nats
@@ -124,7 +124,7 @@ LAYERS = _schema(  # of some steps
     ("step", pa.int64()),
     ("group", pa.string()),  # embeddings | layer 0 … | head | other | all
     ("grad_norm", pa.float64()),  # before clipping
-    ("update_ratio", pa.float64()),  # norm of the step's change ÷ norm of the weights, of at most 65,536 spread elements a parameter
+    ("update_ratio", pa.float64()),  # norm of the step's change ÷ that of the weights, of ≤ 65,536 elements a parameter
     *_WHOSE,
 )
 SAMPLES = _schema(  # one row a prompt at an evaluation

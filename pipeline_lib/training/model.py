@@ -209,7 +209,8 @@ def _check_lora(model: Any, lora: LoraConfig) -> None:
         near = {found for target in missing for found in difflib.get_close_matches(target, sorted(known), n=1)}
         raise ConfigError(
             f"no module of this model is called {' or '.join(missing)}", where="train.lora.targets",
-            fix=(f"did you mean {' or '.join(sorted(near))}? " if near else "") + f"its linear modules are {', '.join(sorted(known))}",
+            fix=(f"did you mean {' or '.join(sorted(near))}? " if near else "")
+            + f"its linear modules are {', '.join(sorted(known))}",
         )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ class Monitor(TrainerCallback):
     def _note(self) -> _Noted:
         session, mark = self.session, None
         if session.device.type == "cuda":
-            mark = torch.cuda.Event(enable_timing=True)
+            mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             mark.record()
         return _Noted(
             session.step, session.learning_rate, session.loss, session.grad_norm, session.finite, session.withheld,

@@ -19,16 +19,18 @@ class Prompts:
     """Texts to go on from, as tokens."""
 
     texts: Sequence[str]
-    tokenizer: Any  # tokenizers.Tokenizer
+    tokenizer: Any  # tokenizers.Tokenizer, or None where there are no texts
     end: int  # the token that ends a document: it begins a prompt and ends a sample
     tokens: int  # to write at most
     seed: int
 
     @classmethod
-    def of(cls, texts: Sequence[str], tokenizer_json: Path, *, end: int, tokens: int, seed: int) -> Prompts:
-        """Read the tokenizer."""
+    def of(cls, texts: Sequence[str], tokenizer_json: Path | None, *, end: int, tokens: int, seed: int) -> Prompts:
+        """Read the tokenizer; without one, nothing is written."""
         from tokenizers import Tokenizer
 
+        if tokenizer_json is None:
+            return cls((), None, end, tokens, seed)
         return cls(texts, Tokenizer.from_str(tokenizer_json.read_text("utf-8")), end, tokens, seed)
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ class Schedule:
         return self.behind + (1.0 - self.behind) * (step - start + 1) / max(1, self.total_steps - start)
 
     def decay_now(self, step: int, decay_steps: int) -> Schedule:
-        """Decay from `step` on within `decay_steps`, from the rate in effect; one that has begun goes on; a cosine ends linearly."""
+        """Decay from `step` on in `decay_steps`, from the rate in effect; one that has begun goes on; a cosine ends linearly."""
         total = step + max(1, decay_steps)
         if step > self.decay_start and self.kind != "cosine":
             return self.moved(step, total, self.decay_start)

@@ -110,7 +110,7 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     # 4. What happens after every step.
     metrics = run.services.tracker.metrics
     prompts = Prompts.of(
-        train.samples.prompts if tokenizer_json else (), tokenizer_json, end=packed["eos_id"], tokens=train.samples.tokens,
+        train.samples.prompts, tokenizer_json, end=packed["eos_id"], tokens=train.samples.tokens,
         seed=run.seed,
     )  # fmt: skip
     origins = Origins.of(run.workspace, run.input("fill_gaps"))
@@ -162,7 +162,14 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     _publish_checkpoints(run, checkpoints, retention)
     publish(run.keep("journal"), run.observed)
     return _outcome(
-        session, monitor, dev_loss, last, flops=flops, length=length, vocabulary=vocabulary, start=model.start,
+        session,
+        monitor,
+        dev_loss,
+        last,
+        flops=flops,
+        length=length,
+        vocabulary=vocabulary,
+        start=model.start,
         evaluations=evaluations_in(run.keep("journal")),
     )
 
