@@ -20,6 +20,7 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.window import deadline
 from pipeline_lib.errors import ConfigError, MillraceError, NotFoundError, StoppedError
 from pipeline_lib.planning.graded import grade
+from pipeline_lib.planning.replay import course_of, exported_course
 from pipeline_lib.secrets import hide_passwords, mask, told
 from pipeline_lib.stages import BY_NAME, STAGES
 from pipeline_lib.workspace.artifact import ArtifactRef
@@ -138,15 +139,18 @@ def lent(workspace: Workspace, chosen: Selection, *, lender: str = "", besides: 
 def supply_recorded(workspace: Workspace, record: RunRecord, source: str) -> None:
     """Take the outputs of calibrate, tune and plan from an earlier run, or from a file (`millrace show RUN --recorded`).
 
-    The run then needs `services.adaptive = False`: training follows the plan to the step.
+    The run then needs `services.adaptive = False`: training follows the plan to the step, and makes the other run's re-plans,
+    which go into the record (`follows`), at the steps at which that one made them.
 
     Raises:
         NotFoundError: no such run, or it did not finish these stages.
         DamagedError, ConfigError: the file is not what it should be.
     """
     if Path(source).suffix == ".json":
+        record.follows = exported_course(Path(source))
         _lend(workspace, record, import_recorded(workspace, Path(source), RECORDED))
     else:
+        record.follows = course_of(workspace, RunBook(workspace.runs_folder).load(source))
         _lend(workspace, record, recorded_of(workspace, source))
 
 
@@ -237,6 +241,7 @@ def step(
         services,
         started=datetime.fromisoformat(record.window_from or record.started),
         deadline=datetime.fromisoformat(record.deadline) if record.deadline else None,
+        follow=None if record.follows is None else tuple(record.follows),
     )
     try:
         ref = execute(workspace, stage, config, inputs, services=timed, force=force, wait=wait)

@@ -61,10 +61,11 @@ def show_run(
     workspace = home()
     record = RunBook(workspace.runs_folder).load(run_id)
     if recorded:
+        from pipeline_lib.planning.replay import course_of
         from pipeline_lib.run import RECORDED
         from pipeline_lib.workspace.recorded import export_recorded
 
-        show.json_out(export_recorded(workspace, record, RECORDED))
+        show.json_out({**export_recorded(workspace, record, RECORDED), "course": course_of(workspace, record)})
     elif as_json:
         show.json_out(record.to_json())
     else:

@@ -27,6 +27,10 @@ from pipeline_lib.secrets import hide_passwords
 __all__ = ["check_paths", "check_secrets", "dump_yaml", "load_config", "with_overrides"]
 
 MAX_BYTES = 1 << 20
+# settings that say the same in two ways: an option for one takes the place of what a file says with the other
+ONE_WINDOW: dict[Place, Place] = {
+    ("resources", "max_hours"): ("resources", "finish_by"), ("resources", "finish_by"): ("resources", "max_hours"),
+}  # fmt: skip
 # user:password@ in any URL, a token alone before the @ of a web address, a token in its query
 _PASSWORD = re.compile(
     r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@|https?://[^/@\s]+@|[?&][^=&\s]*(?:token|secret|passw|signature|api_?key|sig)[^=&\s]*=[^&\s]",
@@ -125,7 +129,15 @@ class _Draft:
             return
         self.origin = {old: where for old, where in self.origin.items() if old[: len(place)] != place}
         self.origin[place] = source
+        if place in ONE_WINDOW and parsed.value:
+            self._make_way(ONE_WINDOW[place])
         self.folders[dotted(place)] = Path.cwd()
+
+    def _make_way(self, other: Place) -> None:
+        """What an option replaces goes, unless another option said it: two options contradict each other."""
+        section = self.values.get(other[0])
+        if isinstance(section, dict) and not self._where(other).startswith("--"):
+            section.pop(other[1], None)
 
     def _set(self, place: Place, value: Any) -> None:
         at: Any = self.values

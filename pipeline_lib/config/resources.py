@@ -35,6 +35,12 @@ class ResourcesConfig(Section):
 
     @model_validator(mode="after")
     def _limits_agree(self) -> ResourcesConfig:
+        default = type(self).model_fields["max_hours"].default
+        if self.finish_by and self.max_hours != default:
+            raise ValueError(
+                f"finish_by = {self.finish_by!r} and max_hours = {self.max_hours:g} are two windows; keep one: remove max_hours, "
+                'or set finish_by = ""'
+            )
         window_minutes = self.max_hours * 60
         if not self.finish_by and self.margin_minutes >= window_minutes:
             raise ValueError(

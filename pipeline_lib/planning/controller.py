@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline_lib.planning.outlook import look
+from pipeline_lib.planning.replay import decision_at
 from pipeline_lib.training.hooks import CONTINUE, Decision
 
 LEAST_DECAY = 0.08  # share of all steps; WSD wants a decay of 10–20 % (Hägele et al. 2024), a little less costs little
@@ -62,6 +63,8 @@ class WindowController:
         self.last_time = self.replanned_at = clock().timestamp()
         self.replanned_step = 0
         self.first_call = True  # what comes before an attempt's first step is start-up, not pace
+        follow = plan.get("follow")  # what another run did at these steps, in place of looking at the clock
+        self.follow = None if follow is None or self.adaptive else {int(change["step"]): change for change in follow}
         self.resumed = False  # time has gone by, or there is a new window: the first step is a moment
         self.asked = ""  # why somebody wants the decay to begin now
         self.moment_seconds = max(REPLAN_SECONDS, REPLAN_WINDOW_SHARE * (self.end - self.last_time))
@@ -93,6 +96,8 @@ class WindowController:
         self._measure(step, now)
         if step >= self.total:
             return CONTINUE
+        if self.follow is not None:
+            return self._as_recorded(step)
         if self.asked and (step < self.start or self.linear):
             return self._as_asked(now)
         return self._in_window(step, now) if self.adaptive else CONTINUE
@@ -176,6 +181,12 @@ class WindowController:
             kind="replan", total_steps=total, decay_start=start,
             reason=f"{before} → {total} steps: {self.pace:.3g} s a step, {self.end - now:.0f} s left",
         )  # fmt: skip
+
+    def _as_recorded(self, step: int) -> Decision:
+        change = self.follow.get(step) if self.follow else None
+        if change:
+            self.total, self.start = int(change["total_steps"]), int(change["decay_start"])
+        return decision_at(change)
 
     def _begin(self, now: float) -> Decision:
         """Should this machine become twice as slow, only the least decay would still fit: it begins now, and may end later."""

@@ -52,7 +52,10 @@ class Controller(Protocol):
 
 
 class ControllerFactory(Protocol):
-    """How `train` makes its controller: `run.use("controller")(plan, clock, deadline, adaptive)`."""
+    """How `train` makes its controller: `run.use("controller")(plan, clock, deadline, adaptive)`.
+
+    The plan has one entry more than the details of its stage: `follow`, see `Services`.
+    """
 
     def __call__(
         self, plan: Mapping[str, Any], clock: Callable[[], datetime], deadline: datetime | None, adaptive: bool, /

@@ -124,6 +124,7 @@ def _order(run: StageRun, train: TrainConfig, model: ModelConfig) -> Order:
         key=run.key, fingerprint=run.fingerprint, inputs={name: artifact.key for name, artifact in run.inputs.items()},
         seed=run.seed, train=train.model_dump(mode="json"), model=model.model_dump(mode="json"),
         extensions=list(active_extensions()), adaptive=services.adaptive,
+        follow=None if services.follow is None else list(services.follow),
         deadline=services.deadline.isoformat() if services.deadline else None,
     )  # fmt: skip
 

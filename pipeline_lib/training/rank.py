@@ -50,6 +50,7 @@ class Order:
     model: Mapping[str, Any]
     extensions: list[str]
     adaptive: bool
+    follow: list[Mapping[str, Any]] | None
     deadline: str | None
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +133,7 @@ def main(folder: Path) -> int:
     main_rank = rank == 0
     services = Services(
         tracker=_Relay() if main_rank else NullTracker(), should_stop=should_stop, adaptive=order.adaptive,
+        follow=None if order.follow is None else tuple(order.follow),
         announce=announce if main_rank else lambda progress: None,
         log=(lambda line: say("log", line=line)) if main_rank else lambda line: None,
         deadline=datetime.fromisoformat(order.deadline) if order.deadline else None,

@@ -120,7 +120,8 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
         documents=watch.parts.documents,
     )  # fmt: skip
     dev_loss = DevLoss(session, dev_batches, metrics, watch.evaluated)
-    controller = here.led(run.use("controller")(planned, run.services.clock, run.services.deadline, run.services.adaptive))
+    plan_followed, services = {**planned, "follow": run.services.follow}, run.services
+    controller = here.led(run.use("controller")(plan_followed, services.clock, services.deadline, services.adaptive))
     learning = Learning(session, lambda: dev_loss.curve, controller, event)
     if before:
         _resume(before, monitor, dev_loss, learning, event=event, controller=controller if found else None)

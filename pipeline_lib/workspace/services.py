@@ -106,5 +106,6 @@ class Services:
     clock: Callable[[], datetime] = now
     started: datetime | None = None  # the flow's start; the window counts from here
     deadline: datetime | None = None  # the end of the run's window, margin not subtracted
-    adaptive: bool = True  # False (`--recorded`): training follows its plan to the step, no re-planning by the clock
+    adaptive: bool = True  # False (`--recorded`): training follows its plan to the step, no re-planning by the clock …
+    follow: tuple[Mapping[str, Any], ...] | None = None  # … but for the re-plans of the recorded run (`planning.replay`)
     should_stop: Callable[[], bool] = lambda: False  # a person or a signal asks for a clean stop

@@ -115,6 +115,20 @@ def test_missing_file_names_what_is_there(tmp_path: Path) -> None:
         load_config(tmp_path / "p.yaml")
 
 
+def test_an_option_for_the_window_takes_the_place_of_the_files_and_two_windows_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("resources: {max_hours: 2}\n")
+    there = load_config(file, ["resources.finish_by=07:00 Europe/Berlin"]).resources
+    assert (there.finish_by, there.max_hours) == ("07:00 Europe/Berlin", 12)
+    file.write_text('resources: {finish_by: "07:00 UTC"}\n')
+    assert load_config(file, ["resources.max_hours=3"]).resources.finish_by == ""
+    with pytest.raises(ConfigError, match="are two windows; keep one"):
+        load_config(file, ["resources.finish_by=07:00 UTC", "resources.max_hours=3"])
+    file.write_text('resources: {max_hours: 2, finish_by: "07:00 UTC"}\n')
+    with pytest.raises(ConfigError, match="max_hours = 2 are two windows"):
+        load_config(file)
+
+
 def test_scalars_are_what_they_look_like(tmp_path: Path) -> None:
     """YAML 1.1 would read 3e-4 as text, 010 as eight, a date as an object and `no` as false."""
     file = tmp_path / "p.yaml"
