@@ -28,6 +28,7 @@ from pipeline_lib.config.paths import allowed_roots, check_paths, refusal
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import ConfigError, RefusedError
 from pipeline_lib.extensions import check_extensions, check_modules
+from pipeline_lib.metrics import training_log
 from pipeline_lib.planning.graded import in_metrics
 from pipeline_lib.promotion import decide, promote
 from pipeline_lib.reporting.report import write_report
@@ -128,7 +129,7 @@ def _tracking(run: LiveRun) -> Iterator[None]:
 def report(workspace: Workspace, record: RunRecord) -> None:
     """Write a run's report and say where it is. A report that cannot be written must not hide how the run ended."""
     try:
-        path = write_report(workspace, record, tuple(stage.name for stage in STAGES))
+        path = write_report(workspace, record, tuple(stage.name for stage in STAGES), training_log)
     except Exception as problem:
         get_run_logger().exception("the report could not be written")
         record.events.append({"time": now().isoformat(), "kind": "report_failed", "detail": {"error": told(problem)}})

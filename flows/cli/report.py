@@ -23,13 +23,14 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Render a run's report from its record and artifacts, and say where it is."""
+    from pipeline_lib.metrics import training_log
     from pipeline_lib.reporting.report import write_report
     from pipeline_lib.stages import STAGES
     from pipeline_lib.workspace.runs import RunBook
 
     workspace = home()
     record = RunBook(workspace.runs_folder).load(run_id)
-    path = write_report(workspace, record, tuple(stage.name for stage in STAGES))
+    path = write_report(workspace, record, tuple(stage.name for stage in STAGES), training_log)
     if as_json:
         show.json_out({"run_id": record.run_id, "html": str(path), "markdown": str(path.with_suffix(".md"))})
         return

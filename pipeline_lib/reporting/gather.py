@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.corpus.redact import redact
 from pipeline_lib.errors import MillraceError
-from pipeline_lib.reporting.training import Log, read_log
+from pipeline_lib.reporting.analysis import Analysis, analyse
+from pipeline_lib.reporting.evidence import Evidence, read_training, schedule_of, training_tables
+from pipeline_lib.reporting.training import Log, marks_of, read_log
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.artifact import Artifact, SummaryTable
@@ -22,6 +25,10 @@ from pipeline_lib.workspace.workspace import Workspace
 
 EXAMPLE_CHARACTERS = 160
 EXAMPLES_PER_REASON = 2
+DUPLICATE_EXAMPLES = 3
+WORKED = "made"  # the state of a stage that did its work in this run
+
+TrainingLog = Callable[[Workspace, RunRecord, str], pa.Table]  # a table of a training's log, also of one that never ended
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,13 @@ class Facts:
     """The report's content. Everything is optional but the record: a run that failed early has a report too."""
 
     record: RunRecord
+    config: PipelineConfig = field(default_factory=PipelineConfig)
+    analysis: Analysis = field(default_factory=Analysis)
     stages: list[StageFacts] = field(default_factory=list)
     funnel: list[tuple[str, int]] = field(default_factory=list)
     domains: SummaryTable | None = None
     rejections: list[tuple[str, int, list[str]]] = field(default_factory=list)  # reason, documents, examples
+    duplicates: list[tuple[float, str, str]] = field(default_factory=list)  # similarity, what was kept, what was dropped
     suites: SummaryTable | None = None  # what decontamination took out of the documents, for which suite
     licences: list[tuple[str, int, int]] = field(default_factory=list)  # licence, documents, estimated tokens
     credits: list[tuple[str, str, int, int, str]] = field(default_factory=list)  # source, licence, documents, tokens, attribution
@@ -81,15 +91,22 @@ class Facts:
         return (datetime.fromisoformat(self.record.deadline) - datetime.fromisoformat(self.record.started)).total_seconds()
 
 
-def gather(workspace: Workspace, record: RunRecord, order: Sequence[str]) -> Facts:
+def gather(workspace: Workspace, record: RunRecord, order: Sequence[str], log: TrainingLog | None = None) -> Facts:
     """Collect a run's facts.
 
     Args:
         workspace: where its artifacts lie.
         record: the run.
         order: stage names in order of work.
+        log: reads the log of a training that published nothing (`pipeline_lib.metrics.training_log`).
     """
     facts = Facts(record)
+    try:
+        facts.config = PipelineConfig.model_validate(record.config)
+    except ValidationError as error:
+        facts.missing.append(
+            f"the configuration is of another version ({error.error_count()} settings are unknown or out of range)"
+        )
     artifacts: dict[str, Artifact] = {}
     for name in order:
         entry = record.stages.get(name)
@@ -117,10 +134,79 @@ def gather(workspace: Workspace, record: RunRecord, order: Sequence[str]) -> Fac
                 entry.error,
             )
         )
-    config = PipelineConfig.model_validate(record.config)
-    _data(facts, artifacts, config)
-    _training(facts, artifacts, config)
+    for part in (_data, _training):
+        try:
+            part(facts, artifacts, facts.config)
+        except (MillraceError, OSError, KeyError, pa.ArrowException) as error:
+            facts.missing.append(f"{part.__name__.strip('_')}: {getattr(error, 'what', error)}")
+    facts.analysis = analyse(_evidence(facts, artifacts, _training_tables(workspace, facts, artifacts, log)))
     return facts
+
+
+def _training_tables(
+    workspace: Workspace, facts: Facts, artifacts: Mapping[str, Artifact], log: TrainingLog | None
+) -> dict[str, pa.Table]:
+    """The log of the training: published, or what a training left that failed or was stopped."""
+    entry = facts.record.stages.get("train")
+    try:
+        if "train" in artifacts:
+            return training_tables(artifacts["train"])
+        if log and entry and entry.state not in ("pending", "skipped"):
+            found = {name: log(workspace, facts.record, name) for name in ("steps", "events", "layers")}
+            facts.curve = found["steps"]
+            facts.log.marks = marks_of(found["events"])
+            return found
+    except (MillraceError, OSError, pa.ArrowException) as error:
+        facts.missing.append(f"log of the training: {getattr(error, 'what', error)}")
+    return {}
+
+
+def _evidence(facts: Facts, artifacts: Mapping[str, Artifact], tables: Mapping[str, pa.Table]) -> Evidence:
+    """What the analysis looks at; what cannot be read is left out."""
+    leaked, repeated = None, {}
+    try:
+        leaked, repeated = _leaked(artifacts), _repeated(artifacts)
+    except (MillraceError, OSError, pa.ArrowException) as error:
+        facts.missing.append(f"evidence about the text: {getattr(error, 'what', error)}")
+    read = read_training(tables)
+    dev = facts.dev_curve or [
+        (event.step, float(event.detail["dev_loss"])) for event in read["events"] if event.kind == "evaluated"
+    ]
+    return Evidence(
+        config=facts.config,
+        record=facts.record,
+        dev=dev,
+        parts=facts.log.parts,
+        schedule=schedule_of(facts.train, facts.plan),
+        metrics={name: artifact.metrics for name, artifact in artifacts.items()},
+        details={name: artifact.details for name, artifact in artifacts.items()},
+        took={stage.name: stage.seconds for stage in facts.stages if stage.state in (WORKED, "failed")},
+        overlap=leaked,
+        repeated=repeated,
+        **read,
+    )
+
+
+def _leaked(artifacts: Mapping[str, Artifact]) -> tuple[int, int] | None:
+    """Test documents that the training text contains, of those that were long enough to tell."""
+    if "validate" not in artifacts or "overlap" not in artifacts["validate"].manifest.tables:
+        return None
+    rows = read_tables(artifacts["validate"].files("overlap"), ["suite", "contaminated"])
+    documents = rows.filter(pc.equal(rows["suite"], "language"))
+    return (int(pc.sum(documents["contaminated"]).as_py() or 0), len(documents)) if len(documents) else None
+
+
+def _repeated(artifacts: Mapping[str, Artifact]) -> dict[str, tuple[int, int]]:
+    """Source → (dropped as duplicates, documents)."""
+    if not {"ingest", "dedup"} <= artifacts.keys():
+        return {}
+    files = {"documents": artifacts["ingest"].files("documents"), "decisions": artifacts["dedup"].files("decisions")}
+    wanted = """
+        SELECT source, count(*) FILTER (doc_id IN (SELECT doc_id FROM decisions WHERE NOT kept)), count(*)
+        FROM documents GROUP BY source
+        """
+    with connect(files) as db:
+        return {str(source): (int(out), int(of)) for source, out, of in db.sql(wanted).fetchall()}
 
 
 def _data(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) -> None:
@@ -178,9 +264,38 @@ def _data(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) 
                     """,
                     [2 * EXAMPLE_CHARACTERS, rule, EXAMPLES_PER_REASON],  # so that an address cut by the end is still seen whole
                 ).fetchall()
-                texts = [text if config.report.examples == "full" else redact(text.encode()).decode() for (text,) in found]
-                examples = [text[:EXAMPLE_CHARACTERS] for text in texts]
+                examples = [_shown(text, config.report.examples) for (text,) in found]
             facts.rejections.append((str(rule), int(documents), examples))
+    facts.duplicates = _duplicates(artifacts, config.report.examples)
+
+
+def _duplicates(artifacts: Mapping[str, Artifact], examples: str) -> list[tuple[float, str, str]]:
+    """Some near-duplicate pairs, the least alike of those that were accepted: what decides whether the threshold is right."""
+    if examples == "none" or not {"pairs", "decisions"} <= artifacts["dedup"].manifest.tables.keys():
+        return []
+    files = {
+        "documents": artifacts["ingest"].files("documents"),
+        "pairs": artifacts["dedup"].files("pairs"),
+        "decisions": artifacts["dedup"].files("decisions"),
+    }
+    wanted = """
+        WITH gone AS (SELECT DISTINCT doc_id FROM decisions WHERE NOT kept), shown AS (
+          SELECT jaccard, doc_id_a, doc_id_b FROM pairs
+          WHERE accepted AND jaccard < 1 AND (doc_id_a IN (FROM gone)) <> (doc_id_b IN (FROM gone))
+          ORDER BY jaccard, doc_id_a, doc_id_b LIMIT ?
+        )
+        SELECT jaccard, doc_id_a IN (FROM gone), left(a.text, ?), left(b.text, ?)
+        FROM shown JOIN documents a ON a.doc_id = doc_id_a JOIN documents b ON b.doc_id = doc_id_b
+        ORDER BY jaccard, doc_id_a, doc_id_b
+        """
+    with connect(files) as db:
+        rows = db.execute(wanted, [DUPLICATE_EXAMPLES, 2 * EXAMPLE_CHARACTERS, 2 * EXAMPLE_CHARACTERS]).fetchall()
+    pairs = [(jaccard, b, a) if a_gone else (jaccard, a, b) for jaccard, a_gone, a, b in rows]
+    return [(float(jaccard), _shown(kept, examples), _shown(dropped, examples)) for jaccard, kept, dropped in pairs]
+
+
+def _shown(text: str, examples: str) -> str:
+    return (text if examples == "full" else redact(text.encode()).decode("utf-8", "ignore"))[:EXAMPLE_CHARACTERS]
 
 
 def _training(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) -> None:

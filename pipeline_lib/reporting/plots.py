@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline_lib.reporting.gather import Facts
 
 BLUE, ORANGE, GREEN = "#3b82c4", "#d97706", "#2f9e6e"  # told apart by brightness too
+COLOURS, LINES = (BLUE, ORANGE, GREEN, "#8b5cc7"), ("-", "--", ":", "-.")
 STYLE: Any = {  # matplotlib's own type of this is a list of all its settings
     "svg.fonttype": "none",
     "svg.hashsalt": "millrace",
@@ -22,6 +29,8 @@ STYLE: Any = {  # matplotlib's own type of this is a list of all its settings
     "grid.color": "#808080",
 }
 MARKERS = {"loss_spike": "^", "divergence": "^", "non_finite": "x", "recovery": "v", "resumed": ">"}
+MAX_DOMAINS = 8
+MAX_SLICES = 6
 MAX_MARKS = 200  # of one kind of event
 MAX_POINTS = 2000  # of a curve; more than a screen has pixels
 
@@ -49,6 +58,17 @@ def _figure(width: float = 7.2, height: float = 2.8) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
+def thinned(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """A column in at most `MAX_POINTS` means of neighbours: every step is in the picture, none of its size."""
+    values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    size = -(-len(values) // MAX_POINTS)
+    if size <= 1:
+        return values
+    padded = np.pad(values, (0, -len(values) % size), constant_values=np.nan).reshape(-1, size)
+    kept = np.isfinite(padded)
+    return np.where(kept, padded, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
+
+
 def funnel(facts: Facts) -> str:
     """How many documents are left after each decision."""
     if not facts.funnel:
@@ -71,9 +91,8 @@ def loss(facts: Facts) -> str:
         return ""
     figure, axes = _figure()
     curve = facts.curve
-    step = max(1, len(curve) // MAX_POINTS)
-    steps = curve["step"].to_numpy()[::step]
-    axes.plot(steps, curve["loss"].to_numpy()[::step], color=BLUE, linewidth=1, label="training loss")
+    steps, losses, rates = thinned(curve, "step"), thinned(curve, "loss"), thinned(curve, "lr")
+    axes.plot(steps, losses, color=BLUE, linewidth=1, label="training loss")
     if facts.dev_curve:
         axes.plot(*zip(*facts.dev_curve, strict=True), color=ORANGE, marker="o", markersize=3, label="dev loss")
     for kind in sorted({kind for _, kind in facts.log.marks}):
@@ -84,7 +103,7 @@ def loss(facts: Facts) -> str:
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss [nats per token]")
     rate = axes.twinx()
-    rate.plot(steps, curve["lr"].to_numpy()[::step], color=GREEN, linewidth=1, linestyle="--", label="learning rate")
+    rate.plot(steps, rates, color=GREEN, linewidth=1, linestyle="--", label="learning rate")
     rate.set_ylabel("learning rate")
     rate.grid(visible=False)
     lines = [*axes.get_lines(), *rate.get_lines()]
@@ -99,10 +118,7 @@ def speed(facts: Facts) -> str:
     if facts.curve is None or not len(facts.curve):
         return ""
     figure, axes = _figure(height=1.9)
-    step = max(1, len(facts.curve) // MAX_POINTS)
-    axes.plot(
-        facts.curve["step"].to_numpy()[::step], facts.curve["tokens_per_second"].to_numpy()[::step], color=BLUE, linewidth=1
-    )
+    axes.plot(thinned(facts.curve, "step"), thinned(facts.curve, "tokens_per_second"), color=BLUE, linewidth=1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("tokens/s")
@@ -127,3 +143,71 @@ def trials(facts: Facts) -> str:
     axes.legend(frameon=False)
     axes.set_title("Hyperparameter search", loc="left")
     return _svg(figure, f"Dev loss of {len(done)} trials, best {min(losses):.3f}")
+
+
+def domains(facts: Facts) -> str:
+    """Dev loss of every domain over the evaluations."""
+    sums: dict[str, dict[int, tuple[int, float]]] = {}
+    for row in facts.log.parts:
+        of = sums.setdefault(row["domain"] or "none", {})
+        tokens, total = of.get(row["step"], (0, 0.0))
+        of[row["step"]] = tokens + row["tokens"], total + row["tokens"] * row["loss"]
+    largest = sorted(sums, key=lambda name: (-max(tokens for tokens, _ in sums[name].values()), name))[:MAX_DOMAINS]
+    if not largest or max(len(of) for of in sums.values()) < 2:
+        return ""
+    figure, axes = _figure(height=2.6)
+    last = {}
+    for number, name in enumerate(largest):
+        points = [(step, total / tokens) for step, (tokens, total) in sorted(sums[name].items()) if tokens]
+        last[name] = points[-1][1]
+        axes.plot(*zip(*points, strict=True), color=COLOURS[number % 4], linestyle=LINES[number // 4], marker="osv^"[number % 4],
+                  markersize=3, linewidth=1, label=name)  # fmt: skip
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("dev loss [nats per token]")
+    axes.legend(frameon=False, ncols=2)
+    axes.set_title("Dev loss by domain", loc="left")
+    return _svg(figure, "Dev loss by domain, at the end: " + ", ".join(f"{name} {value:.3f}" for name, value in last.items()))
+
+
+def slices(facts: Facts) -> str:
+    """Dev loss of the trials over each searched value, the most telling one first."""
+    values: dict[str, list[tuple[float, float]]] = {}
+    for trial in facts.trials:
+        if trial.get("dev_loss") is not None:
+            for name, value in json.loads(trial["params"]).items():
+                if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith("_factor"):
+                    values.setdefault(name, []).append((float(value), float(trial["dev_loss"])))
+    told = importance(values)
+    if not told:
+        return ""
+    names = sorted(told, key=lambda name: (-told[name], name))[:MAX_SLICES]
+    figure, first = _figure(height=2.3)
+    first.remove()
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), number + 1)
+        points = np.array(values[name])
+        axes.scatter(points[:, 0], points[:, 1], s=14, color=BLUE)
+        if points[:, 0].min() > 0 and points[:, 0].max() / points[:, 0].min() >= 4:
+            axes.set_xscale("log")
+        axes.set_xlabel(f"{name.replace('_', ' ')}\nrank correlation {told[name]:.2f}")
+        if number == 0:
+            axes.set_ylabel("dev loss [nats per token]")
+    figure.suptitle("Trials by searched value", x=0.01, ha="left", fontsize=10)
+    return _svg(
+        figure, "Trials by searched value; rank correlation with the dev loss: " + ", ".join(f"{n} {told[n]:.2f}" for n in names)
+    )
+
+
+def importance(values: Mapping[str, list[tuple[float, float]]]) -> dict[str, float]:
+    """How strongly a searched value ranks the trials: Spearman's |ρ| of value and dev loss; values with one setting are left out."""
+    told = {}
+    for name, points in values.items():
+        x, y = np.array(points).T
+        if len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
+            told[name] = abs(float(np.corrcoef(_ranks(x), _ranks(y))[0, 1]))
+    return told
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]  # ties share their mean rank

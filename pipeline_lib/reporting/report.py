@@ -6,12 +6,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
-from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.reporting import plots
-from pipeline_lib.reporting.gather import Facts, gather
+from pipeline_lib.reporting.analysis import numbers_table, recoveries_table
+from pipeline_lib.reporting.efficiency import Spent
+from pipeline_lib.reporting.gather import Facts, TrainingLog, gather
+from pipeline_lib.reporting.page import cell, templates
 from pipeline_lib.reporting.scores import (
     bias_table,
     certainty_table,
@@ -24,7 +25,7 @@ from pipeline_lib.reporting.scores import (
 )
 from pipeline_lib.reporting.training import evaluations_table, parts_table, samples_table, worst_table
 from pipeline_lib.workspace.artifact import SummaryTable
-from pipeline_lib.workspace.files import write_atomic
+from pipeline_lib.workspace.files import write_atomic, write_json
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -44,6 +45,7 @@ OUTCOMES = {
     "running": "still running",
 }
 
+PICTURES = ("funnel", "loss", "speed", "domains", "trials", "slices")
 VALIDATION = (
     certainty_table, bias_table, robustness_table, contamination_table, years_table, written_table, not_scored_table,
 )  # fmt: skip
@@ -54,30 +56,24 @@ def report_folder(workspace: Workspace, run_id: str) -> Path:
     return workspace.reports_folder / run_id
 
 
-def write_report(workspace: Workspace, record: RunRecord, order: tuple[str, ...]) -> Path:
+def write_report(workspace: Workspace, record: RunRecord, order: tuple[str, ...], log: TrainingLog | None = None) -> Path:
     """Render a run's report, whatever happened in it.
 
     Args:
         workspace: where the run's artifacts lie.
         record: the run.
         order: stage names in order of work (`pipeline_lib.stages.STAGES`).
+        log: reads the log of a training that published nothing (`pipeline_lib.metrics.training_log`); None: it is not shown.
 
     Returns:
-        The HTML file; `report.md` and `model_card.md` lie beside it.
+        The HTML file; `report.md`, `analysis.json` and, with scores, `model_card.md` lie beside it.
     """
-    facts = gather(workspace, record, order)
+    facts = gather(workspace, record, order, log)
     folder = report_folder(workspace, record.run_id)
     values = _values(facts)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=jinja2.select_autoescape(["html.j2"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["cell"] = cell
-    environment.filters["plain"] = plain
-    pictures = {name: getattr(plots, name)(facts) for name in ("funnel", "loss", "speed", "trials")}
+    environment = templates()
+    pictures = {name: getattr(plots, name)(facts) for name in PICTURES}
+    write_json(folder / "analysis.json", facts.analysis.to_json())
     write_atomic(folder / "report.html", environment.get_template("report.html.j2").render(**values, pictures=pictures))
     write_atomic(folder / "report.md", environment.get_template("report.md.j2").render(**values))
     if facts.scores:
@@ -106,6 +102,10 @@ def _values(facts: Facts) -> dict[str, Any]:
             worst_table(facts.log),
         ],
         "stage_table": stage_table(facts),
+        "findings": facts.analysis.findings,
+        "numbers": numbers_table(facts.analysis),
+        "recoveries": recoveries_table(facts.analysis),
+        "gate": gate_table(facts),
         "limits": limits_table(facts),
         "links": [
             (name, url)
@@ -164,6 +164,18 @@ def plan_table(facts: Facts) -> SummaryTable:
     return SummaryTable(("", "planned (90 % interval)", "actual"), rows, "Plan and actual")
 
 
+def gate_table(facts: Facts) -> SummaryTable:
+    """What the gate compared: the candidate, and where there is one the champion on the same items."""
+    verdict = facts.record.verdict
+    sides = [(name, verdict.get(name)) for name in ("candidate", "champion", "difference")]
+    rows: list[list[str | float | int]] = [
+        [name, side["value"], f"{side['low']:.4f} to {side['high']:.4f}", side.get("n", "")]
+        for name, side in sides
+        if isinstance(side, dict) and {"value", "low", "high"} <= side.keys()
+    ]
+    return SummaryTable(("", "value", "95 % interval", "items"), rows, f"The gate on {verdict.get('metric', 'the test side')}")
+
+
 def stage_table(facts: Facts) -> SummaryTable:
     """Time, memory and identity of every stage."""
     rows: list[list[str | float | int]] = [
@@ -174,10 +186,8 @@ def stage_table(facts: Facts) -> SummaryTable:
 
 def limits_table(facts: Facts) -> SummaryTable:
     """What the run spent beside what `resources` allowed."""
-    limits = ResourcesConfig.model_validate(facts.record.config["resources"])
-    hours = facts.seconds / 3600
-    kwh = limits.watts * hours / 1000
-    money = limits.price_per_hour * hours + limits.price_per_kwh * kwh
+    limits = facts.config.resources
+    spent = Spent.of(facts.seconds, limits)
     peak = max((stage.peak_mib for stage in facts.stages), default=0.0) / 1024
     search = next((stage.seconds for stage in facts.stages if stage.name == "tune" and stage.state == "made"), 0.0) / 60
     window = facts.window_seconds / 60
@@ -187,9 +197,9 @@ def limits_table(facts: Facts) -> SummaryTable:
         ["memory [GiB]", peak, cell(limits.memory_gib or 0.9 * float(facts.record.machine.get("memory_gib", 0)))],
     ]
     if limits.watts:
-        rows.append(["energy [kWh]", kwh, "none"])
+        rows.append(["energy [kWh]", spent.kwh, "none"])
     if limits.price_per_hour or limits.price_per_kwh:
-        rows.append([f"money [{limits.currency}]", money, cell(limits.money) if limits.money else "none"])
+        rows.append([f"money [{limits.currency}]", spent.money, cell(limits.money) if limits.money else "none"])
     return SummaryTable(("", "spent", "limit"), rows, "Spent and allowed")
 
 
@@ -202,22 +212,3 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
         ("Run one stage again", f"millrace rerun {run} --stage train --force"),
         ("Ask the tables", f"millrace sql --run {run} 'FROM decisions LIMIT 20'"),
     ]
-
-
-def cell(value: Any) -> str:
-    """A table cell for people: thousands separated, long fractions cut, nothing else changed."""
-    if isinstance(value, bool) or value is None:
-        return "" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value)
-
-
-def plain(text: str) -> str:
-    """Text from data in Markdown: one line, no markup, no control characters."""
-    kept = "".join(c if c.isprintable() else " " for c in str(text))
-    for mark in "\\`*_{}[]<>#|":
-        kept = kept.replace(mark, "\\" + mark)
-    return " ".join(kept.split())

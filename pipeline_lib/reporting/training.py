@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline_lib.corpus.redact import redact
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.parquet import read_tables
@@ -51,7 +53,7 @@ def read_log(train: Artifact, ingest: Artifact | None, examples: str) -> Log:
     log, events = Log(), rows("events")
     told = {row["step"]: json.loads(row["detail"]) for row in events if row["kind"] == "evaluated"}
     log.evaluations = [{"step": step, **told[step]} for step in sorted(told)]
-    log.marks = [(int(row["step"]), row["kind"]) for row in events if row["kind"] in MARKED]
+    log.marks = _marks(events)
     log.parts = [row for row in rows("losses") if row["side"] == "dev"]
     log.samples = [{**row, "text": _shown(row["text"], examples)} for row in rows("samples")]
     worst = rows("worst")
@@ -60,6 +62,15 @@ def read_log(train: Artifact, ingest: Artifact | None, examples: str) -> Log:
     for row in log.worst:
         row["text"] = _shown(texts.get(row["doc_id"], ""), examples)
     return log
+
+
+def marks_of(events: pa.Table) -> list[tuple[int, str]]:
+    """(step, kind) of the events that stand on the curve of the loss, from a table `events`."""
+    return _marks(events.to_pylist())
+
+
+def _marks(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    return [(int(row["step"]), row["kind"]) for row in events if row["kind"] in MARKED]
 
 
 def _texts(ingest: Artifact, ids: Sequence[bytes]) -> dict[bytes, str]:

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from pipeline_lib.config.pipeline import PipelineConfig
-from pipeline_lib.reporting.report import cell, plain, write_report
+from pipeline_lib.reporting.page import cell, plain
+from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, step
 from pipeline_lib.stages import STAGES
 from pipeline_lib.tables.duck import connect
