@@ -27,6 +27,8 @@ HISTORY = 50  # former champions that are remembered
 def decide(workspace: Workspace, record: RunRecord, *, services: Services | None = None) -> dict[str, Any]:
     """Compare the run's model with the champion on the same items; the first model with chance.
 
+    Each further candidate that is tried against one champion needs more evidence (`gate.level_of`).
+
     Returns:
         {"outcome": pass | fail | not_enough_evidence | same, "metric", "candidate", "champion", "difference", "reasons"}; the
         same answer for ever for one pair of models, as the candidate was validated, and one set of rules (`gate`).
@@ -40,17 +42,18 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
     champion = read_champion(workspace).get("champion", {})
     decides = {"metric", "min_gain", "rules", "most_contaminated", "lookback_nights"}
     rules = fingerprint_of({**config.gate.model_dump(mode="json", include=decides), "version": GATE_VERSION})
-    mark = f"{validated.digest[:16]}-{champion.get('digest', 'none')[:16]}-{rules[:8]}"
-    path = workspace.root / "verdicts" / f"{mark}.json"
+    mine, theirs = validated.digest[:16], champion.get("digest", "none")[:16]
+    path = workspace.root / "verdicts" / f"{mine}-{theirs}-{rules[:8]}.json"
     if path.exists():
         return dict(read_json(path))
+    attempt = 1 + len(_tried(workspace, theirs) - {mine})
     candidate = workspace.store.artifact(validated.key)
     if not champion:
-        verdict = against_chance(candidate, config)
+        verdict = against_chance(candidate, config, attempt=attempt)
     elif champion["digest"] == train.digest:
         verdict = {"outcome": "same", "metric": config.gate.metric, "reasons": ["the model is the champion"]}
     else:
-        verdict = _against(workspace, record, config, champion=champion, candidate=candidate, services=services)
+        verdict = _against(workspace, record, config, champion=champion, candidate=candidate, services=services, attempt=attempt)
         verdict = _not_worse_than_earlier(workspace, record, config, verdict, candidate=candidate, services=services)
     verdict |= {
         "decided": now().isoformat(),
@@ -62,6 +65,12 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
     return verdict
 
 
+def _tried(workspace: Workspace, champion: str) -> set[str]:
+    """The candidates that were tried against a champion; one that was judged by several rules is one."""
+    verdicts = (workspace.root / "verdicts").glob(f"*-{champion}-*.json")
+    return {path.name.partition("-")[0] for path in verdicts if read_json(path)["outcome"] != "same"}
+
+
 def _against(
     workspace: Workspace,
     record: RunRecord,
@@ -70,6 +79,7 @@ def _against(
     champion: Mapping[str, Any],
     candidate: Artifact,
     services: Services | None,
+    attempt: int = 1,
 ) -> dict[str, Any]:
     """Score a former or present champion on tonight's items and compare."""
     reference = ArtifactRef("train", champion["train"], champion["digest"])
@@ -77,7 +87,8 @@ def _against(
     scored = execute(workspace, BY_NAME["validate"], config, inputs, services=services)
     selection = workspace.store.artifact(champion["select"]).files("selection") if "select" in champion else []
     other = workspace.store.artifact(scored.key)
-    return {**against_champion(candidate, other, config, selection=selection), "forgotten": forgotten(candidate, other)}
+    verdict = against_champion(candidate, other, config, selection=selection, attempt=attempt)
+    return {**verdict, "forgotten": forgotten(candidate, other)}
 
 
 def _not_worse_than_earlier(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from flows.cli import show
-from flows.cli.command import LOOK, Json, RunId, command, home
+from flows.cli.command import LOOK, Json, RunId, command, group, home
 from pipeline_lib.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
@@ -21,11 +21,10 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="Items at most.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    validate = typer.Typer(no_args_is_help=True)
-    command(validate, "show", example="millrace validate show latest --suite earth --wrong", panel=LOOK)(show_scores)
-    command(validate, "compare", example="millrace validate compare RUN OTHER", panel=LOOK)(compare)
-    command(validate, "landscape", example="millrace validate landscape latest --directions 2", panel=LOOK)(landscape)
-    app.add_typer(validate, name="validate", help="Look at scores item by item.", rich_help_panel=LOOK)
+    validate = group(app, "validate", "Look at scores item by item.", example="millrace validate show latest", panel=LOOK)
+    command(validate, "show", example="millrace validate show latest --suite earth --wrong")(show_scores)
+    command(validate, "compare", example="millrace validate compare RUN OTHER")(compare)
+    command(validate, "landscape", example="millrace validate landscape latest --directions 2")(landscape)
 
 
 def show_scores(
@@ -94,11 +93,13 @@ def compare(
     cells: list[list[show.Cell]] = [
         [
             row["suite"], row[by], round(row["before"], 4), round(row["now"], 4),
-            f"{row['change']['low']:+.4f} to {row['change']['high']:+.4f}", row["lost"], row["won"], row["items"],
+            f"{row['change']['low']:+.4f} to {row['change']['high']:+.4f}", round(row["detectable"], 4),
+            row["lost"], row["won"], row["items"],
         ]
         for row in tasks
     ]  # fmt: skip
-    show.table(["suite", by, two.run_id, one.run_id, "95 % interval of the change", "lost", "won", "items"], cells)
+    change = ("95 % interval of the change", "detectable")
+    show.table(["suite", by, two.run_id, one.run_id, *change, "lost", "won", "items"], cells)
     show.say()
     _items(items, as_json=False)
 

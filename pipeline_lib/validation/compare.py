@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
-from pipeline_lib.validation.intervals import LEVEL, estimate
+from pipeline_lib.validation.intervals import LEVEL, detectable, estimate
 from pipeline_lib.workspace.artifact import Artifact
 
 By = Literal["task", "domain", "source", "fact", "item"]
@@ -77,8 +77,8 @@ def forgetting(
         shared_level: widen the intervals, so that all of them together err as rarely as one (Bonferroni).
 
     Returns:
-        Rows with suite, the group, items, before, now, change (with its interval), gain (positive: better), lost and won (items),
-        and worse (surely).
+        Rows with suite, the group, items, before, now, change (with its interval), detectable (the change that such a comparison
+        finds in 80 of 100 cases), gain (positive: better), lost and won (items), and worse (surely).
 
     Raises:
         NotFoundError: the two were asked nothing in common.
@@ -130,7 +130,8 @@ def _changed(pairs: pa.Table, lower_is_better: bool, level: float) -> dict[str, 
     gain = sign * (now - before)
     return {
         "items": len(gain), "before": float(before.sum() / weight.sum()), "now": float(now.sum() / weight.sum()),
-        "change": change.to_json(), "gain": float(gain.sum() / weight.sum()), "lost": int((gain < 0).sum()),
+        "change": change.to_json(), "detectable": round(detectable(change, level=level), 6),
+        "gain": float(gain.sum() / weight.sum()), "lost": int((gain < 0).sum()),
         "won": int((gain > 0).sum()), "worse": max(sign * change.low, sign * change.high) < 0 and change.n >= FEWEST,
     }  # fmt: skip
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ def read_suite(path: Path) -> list[Item]:
 
     Raises:
         NotFoundError: there is no such file, or none in the folder.
-        ConfigError: a line is malformed (file, line and field are named), or there are no items.
+        ConfigError: a line is malformed (file, line and field are named), two items of a file have one name, or there are none.
     """
     files = suite_files(path)
     if not files:
@@ -41,7 +44,7 @@ def read_suite(path: Path) -> list[Item]:
     if is_pararel(path):
         items = list(read_pararel(path))
     else:
-        items = [replace(item, suite=path.stem) for file in files for item in _read(file)]
+        items = _apart(path.stem, [(file, item) for file in files for item in _read(file)])
     if not items:
         raise ConfigError(
             "the suite has no items", where=str(path), fix='one JSON object a line: {"options": [...], "answer": 0}'
@@ -49,11 +52,36 @@ def read_suite(path: Path) -> list[Item]:
     return items
 
 
+def _apart(suite: str, found: Sequence[tuple[Path, Item]]) -> list[Item]:
+    """The items of a suite, each with a name of its own: where files use the same ones, the file's name stands before them."""
+    shared = max(Counter(item.item for _, item in found).values(), default=0) > 1
+    several = len({file for file, _ in found}) > 1
+    items = [
+        replace(item, suite=suite, item=f"{file.stem}-{item.item}" if shared and several else item.item) for file, item in found
+    ]
+    first: dict[str, Item] = {}
+    for item in items:
+        if other := first.get(item.item):
+            raise ConfigError(
+                f"field 'item': two items are named {item.item!r}, here and in {other.source}", where=item.source,
+                fix="a name of its own for each, or none: then it is the line number",
+            )  # fmt: skip
+        first[item.item] = item
+    return items
+
+
 def _read(file: Path) -> list[Item]:
-    if file.suffix != ".jsonl":
-        return read_table_suite(file)
+    try:
+        return _records(file) if file.suffix == ".jsonl" else read_table_suite(file)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(file)) from None
+    except csv.Error as error:
+        raise ConfigError(f"not a table: {error}", where=str(file)) from None
+
+
+def _records(file: Path) -> list[Item]:
     rows = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text("utf-8-sig").split("\n"), start=1):  # not at U+2028, which JSON may contain
         if line.strip():
             rows.append((number, _record(line, f"{file}:{number}")))
     reader = published_form(list(rows[0][1])) if rows else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,37 +17,54 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.schemas import OVERLAP, SELECTION
-from pipeline_lib.validation.intervals import LEVEL, Estimate, estimate, relative_difference
+from pipeline_lib.validation.intervals import LEVEL, Estimate, detectable, estimate, relative_difference
 from pipeline_lib.workspace.artifact import Artifact
 
-GATE_VERSION = 5  # of the rules in this module: a verdict by other rules is no verdict
+GATE_VERSION = 6  # of the rules in this module: a verdict by other rules is no verdict
 CHANCE_ITEMS = 30  # a suite with fewer is no evidence: with several small suites one is easily lucky
 PAIRED_ITEMS = 20  # with fewer pairs the percentile bootstrap's interval is too narrow to be called 95 %
 
 
-def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any]:
+def level_of(attempt: int) -> float:
+    """Of the interval by which the so manieth candidate is judged that is tried against one champion, counted from 1.
+
+    Night after night of candidates that are no better, one would pass by luck. So the k-th spends 1 / (k (k + 1)) of the error
+    rate `1 - LEVEL`. These shares sum to 1: by Bonferroni's inequality all candidates that are ever tried against one champion
+    err together as rarely as one comparison (alpha spending: Foster and Stine 2008, "α-investing: a procedure for sequential
+    control of expected false discoveries", JRSS B 70:429-444, section 2).
+    """
+    return 1 - (1 - LEVEL) / (attempt * (attempt + 1))
+
+
+def against_chance(candidate: Artifact, config: PipelineConfig, *, attempt: int = 1) -> dict[str, Any]:
     """The first model's verdict: it must beat a random guess in bits per byte, and chance and majority surely on a suite.
 
-    A suite counts from `CHANCE_ITEMS` items on.
+    A suite counts from `CHANCE_ITEMS` items on. One is enough, so the level is shared by all that count (Bonferroni), and by the
+    nights on which a first model is looked for (`attempt`, see `level_of`).
     """
     scores = candidate.details["scores"]
+    counting = [name for name, score in scores.items() if _may_beat_chance(name, score) and score["n"] >= CHANCE_ITEMS]
+    level = 1 - (1 - level_of(attempt)) / max(len(counting), 1)
+    wider = NormalDist().inv_cdf((1 + level) / 2) / NormalDist().inv_cdf((1 + LEVEL) / 2)
     beaten, above, reasons = config.gate.metric in scores, False, []
     if not beaten:
         reasons.append(f"{config.gate.metric} was not scored: without it nothing is promoted (is the test side empty?)")
     for name, score in scores.items():
-        if "/" in name or not score.get("judged", True):
-            continue  # a preference has no right answer
+        if "/" in name:
+            continue
         if score["lower_is_better"]:
             ok = score["high"] < score["chance"]
             reasons.append(
                 f"{name} {score['value']:.3f} {'beats' if ok else 'does not beat'} a random guess ({score['chance']:.3f})"
             )
             beaten &= ok
+        elif not _may_beat_chance(name, score):
+            continue
         elif score["n"] < CHANCE_ITEMS:
             reasons.append(f"{name} has {score['n']} items, fewer than the {CHANCE_ITEMS} that tell anything about chance")
         else:
             guess = max(score["chance"], score.get("majority", 0.0))
-            ok = score["low"] > guess
+            ok = score["value"] - wider * (score["value"] - score["low"]) > guess
             above |= ok
             reasons.append(
                 f"{name} {score['value']:.3f} {'is above' if ok else 'is not surely above'} chance and majority ({guess:.3f})"
@@ -68,6 +86,11 @@ def against_chance(candidate: Artifact, config: PipelineConfig) -> dict[str, Any
             *reasons,
         ],
     }
+
+
+def _may_beat_chance(name: str, score: dict[str, Any]) -> bool:
+    """Whether a score is of a whole suite with right answers: a preference has none."""
+    return "/" not in name and not score["lower_is_better"] and bool(score.get("judged", True))
 
 
 def _paired(candidate: Artifact, champion: Artifact, metric: str, learned: Sequence[Path]) -> pa.Table:
@@ -94,9 +117,12 @@ def _paired(candidate: Artifact, champion: Artifact, metric: str, learned: Seque
 
 
 def against_champion(
-    candidate: Artifact, champion: Artifact, config: PipelineConfig, *, selection: Sequence[Path] = ()
+    candidate: Artifact, champion: Artifact, config: PipelineConfig, *, selection: Sequence[Path] = (), attempt: int = 1
 ) -> dict[str, Any]:
     """The verdict over two models' scores on the same items.
+
+    It is a pass when the gain's interval at `level_of(attempt)` is above `gate.min_gain`, a fail when the 95 % interval is below
+    it, else there is not enough evidence.
 
     Args:
         candidate: of `validate`.
@@ -104,6 +130,7 @@ def against_champion(
         config: metric, gain asked for, resamples, seed.
         selection: what the champion was trained on. Another seed or other shares put documents on the test side that it has
             learned; they are left out.
+        attempt: the so manieth candidate that is tried against this champion, from 1.
 
     Raises:
         NotFoundError: the metric was not scored.
@@ -130,21 +157,26 @@ def against_champion(
             f"{fair.num_rows} items are left that both models can be judged by, fewer than the {PAIRED_ITEMS} that are needed"
         )
         return {"outcome": "not_enough_evidence", **both, "reasons": [reason, *told]}
-    columns = {name: np.asarray(fair[name].to_numpy(), np.float64) for name in fair.column_names}
-    difference = relative_difference(
-        columns["candidate"], columns["champion"], columns["weight"], n_resamples=config.validation.bootstrap, seed=config.seed
-    )
-    if difference is None:
+    level, lower_is_better = level_of(attempt), scores[metric]["lower_is_better"]
+    gain, usual = (_change(fair, lower_is_better, config, one, relative=True) for one in (level, LEVEL))
+    if gain is None or usual is None:
         reason = f"the champion's {metric} is 0, or nearly: a relative gain over it means nothing"
         return {"outcome": "not_enough_evidence", **both, "reasons": [reason, *told]}
-    outcome, reason = judge(difference, lower_is_better=scores[metric]["lower_is_better"], min_gain=config.gate.min_gain)
+    outcome, reason = judge(gain, usual, level=level, min_gain=config.gate.min_gain)
+    if attempt > 1:
+        told.append(f"more evidence is asked for: {attempt - 1} others were tried against this champion before")
     rules = [keeps(rule, candidate, champion, config, selection) for rule in config.gate.rules]
     if any(rule["outcome"] == "fail" for rule in rules):
         outcome = "fail"
     return {
         "outcome": outcome,
         **both,
-        "difference": difference.to_json(),
+        "difference": {
+            **(_negative(gain) if lower_is_better else gain).to_json(),
+            "level": round(level, 6),
+            "detectable": round(detectable(gain, level=level), 6),
+            "attempt": attempt,
+        },
         "rules": rules,
         "reasons": [reason, *told, *(rule["reason"] for rule in rules)],
     }
@@ -205,6 +237,10 @@ def _change(pairs: pa.Table, lower_is_better: bool, config: PipelineConfig, leve
         found = estimate(candidate - champion, weight, **options)
     if found is None or not lower_is_better:
         return found
+    return _negative(found)
+
+
+def _negative(found: Estimate) -> Estimate:
     return Estimate(-found.value, -found.high, -found.low, found.n)
 
 
@@ -214,12 +250,14 @@ def _own(candidate: Artifact, metric: str, config: PipelineConfig, level: float)
     return estimate(scores, weight, n_resamples=config.validation.bootstrap, seed=config.seed, level=level)
 
 
-def judge(difference: Estimate, *, lower_is_better: bool, min_gain: float) -> tuple[str, str]:
-    """Pass when the gain's whole interval is above `min_gain`, fail when it is wholly below, else not enough evidence."""
-    sign = -1 if lower_is_better else 1
-    gain, low, high = sign * difference.value, *sorted((sign * difference.low, sign * difference.high))
-    interval = f"95 % interval {low:+.2%} to {high:+.2%}"
-    told = f"gain {gain:+.2%} ({interval}) over {difference.n} items, asked for {min_gain:+.2%}"
-    if low > min_gain:
+def judge(gain: Estimate, usual: Estimate, *, level: float, min_gain: float) -> tuple[str, str]:
+    """Pass when the gain's whole interval is above `min_gain`, fail when the usual one (95 %) is wholly below, else not enough
+    evidence; and the reason, with the gain that such a comparison finds in 80 of 100 cases (`intervals.detectable`).
+    """
+    told = (
+        f"gain {gain.value:+.2%} ({100 * level:.4g} % interval {gain.low:+.2%} to {gain.high:+.2%}) over {gain.n} items, "
+        f"asked for {min_gain:+.2%}; detectable is {min_gain + detectable(gain, level=level):+.2%}"
+    )
+    if gain.low > min_gain:
         return "pass", told
-    return ("fail" if high < min_gain else "not_enough_evidence"), told
+    return ("fail" if usual.high < min_gain else "not_enough_evidence"), told

@@ -11,6 +11,8 @@ from scipy.special import ndtr, stdtrit
 
 LEVEL = 0.95
 MANY = 2000  # items, from which on a mean is as good as normal
+TAIL = 10  # resamples beyond each end of a percentile interval, at least: fewer do not tell where it ends
+POWER = 0.8  # of the smallest difference that is called detectable
 BLOCK = 1 << 24  # resampled counts held at once; bounds memory at 128 MiB
 
 
@@ -67,7 +69,7 @@ def estimate(
 
     The Wilson interval where every score is 0 or 1 with weight one: the bootstrap of 1 right of 1 would be sure of it. The
     percentile bootstrap (Efron and Tibshirani 1993, chapter 13) for all other ratios of up to `MANY` items, the normal interval
-    beyond, where the two are the same and resampling takes a second.
+    beyond, where the two are the same and resampling takes a second, and for levels of which resamples know too little (`TAIL`).
 
     Args:
         scores: float64 [items].
@@ -85,7 +87,7 @@ def estimate(
     if together is not None:
         scores = np.bincount(together, weights=scores).astype(np.float64)
         weights = np.bincount(together, weights=weights).astype(np.float64)
-    if len(weights) > MANY:
+    if len(weights) > MANY or not _resamples_tell(level, n_resamples):
         return linearised(scores, weights, level=level)
     resampled = resampled_ratios(scores, weights, n_resamples, seed)
     return _percentiles(float(scores.sum() / weights.sum()), resampled, weights, level)
@@ -141,14 +143,37 @@ def relative_difference(
 ) -> Estimate | None:
     """(candidate − champion) / champion of two ratios over the *same* items, resampled together.
 
-    None where the champion's score is 0, or is 0 in a resample: there is no finite relation to it.
+    By the linearised variance of the one sum over the other for levels of which resamples know too little (`TAIL`). None where
+    the champion's score is 0, or is 0 in a resample, or is not 0 in fewer than `TAIL` items: there is no finite relation to it.
     """
+    if not _resamples_tell(level, n_resamples):
+        if np.count_nonzero(champion) < TAIL:
+            return None
+        ratio = linearised(candidate, champion, level=level)
+        return replace(ratio, value=ratio.value - 1, low=ratio.low - 1, high=ratio.high - 1)
     both = np.stack([candidate, champion], axis=1)
     resampled = resampled_ratios(both, weights, n_resamples, seed)
     if not (champion.sum() and resampled[:, 1].all()):
         return None
     differences = resampled[:, 0] / resampled[:, 1] - 1
     return _percentiles(float(candidate.sum() / champion.sum() - 1), differences, weights, level)
+
+
+def _resamples_tell(level: float, n_resamples: int) -> bool:
+    return (1 - level) / 2 * n_resamples >= TAIL
+
+
+def detectable(found: Estimate, *, level: float = LEVEL) -> float:
+    """The smallest true difference that a comparison like this one finds with probability `POWER`.
+
+    (z of the level + z of the power) standard errors: Bloom 1995, "Minimum detectable effects" (Evaluation Review 19:547-556).
+
+    Args:
+        found: the difference with its interval.
+        level: of the interval.
+    """
+    ends = NormalDist().inv_cdf((1 + level) / 2)
+    return (found.high - found.low) / 2 * (1 + NormalDist().inv_cdf(POWER) / ends)
 
 
 def _percentiles(value: float, resampled: NDArray[np.float64], weights: NDArray[np.float64], level: float) -> Estimate:

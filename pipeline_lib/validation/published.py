@@ -152,5 +152,5 @@ def items_from(reader: Callable[[str, Rows, Path], Iterator[Item]], rows: Rows, 
 
 
 def _table(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         yield from zip(itertools.count(1), csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","), strict=False)

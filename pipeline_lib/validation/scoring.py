@@ -29,7 +29,7 @@ from pipeline_lib.workspace.machine import versions
 from pipeline_lib.workspace.services import thread_mapper
 from pipeline_lib.workspace.stage import StageRun
 
-ENGINE = 2  # of answers, perturbations, texts and samples: what they compute
+ENGINE = 3  # of answers, perturbations, texts and samples: what they compute
 COMPUTES = ("torch", "transformers", "tokenizers")
 
 

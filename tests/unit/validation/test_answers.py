@@ -11,7 +11,7 @@ from pipeline_lib.validation import people
 from pipeline_lib.validation.answers import answer
 from pipeline_lib.validation.bias import bias, holm
 from pipeline_lib.validation.items import Item
-from pipeline_lib.validation.perturb import PERTURBATIONS, perturbed
+from pipeline_lib.validation.perturb import ORDER, PROMPTS, perturbed
 from pipeline_lib.validation.trees import Span
 
 
@@ -86,7 +86,7 @@ def test_perturbations_change_the_prompt_and_protect_what_matters():
              (" Streslau.", " Zenda."), 0, "c", entities=("Ruritania",))
         for n in range(20)
     ]  # fmt: skip
-    for name in PERTURBATIONS:
+    for name in PROMPTS:
         changed = perturbed(rows(items), name, 0)
         assert len(changed) >= 18, name
         for item in changed:
@@ -94,9 +94,49 @@ def test_perturbations_change_the_prompt_and_protect_what_matters():
             assert "1987" in item["prompt"]
             assert item["options"] == (" Streslau.", " Zenda.")
         assert perturbed(rows(items), name, 0) == changed
-        assert perturbed(rows(items), name, 1) != changed or name == "truncated"
+        assert perturbed(rows(items), name, 1) != changed or name in {"truncated", "paraphrase"}
     letters = [sorted(item["prompt"]) for item in perturbed(rows(items), "typos", 0)]
     assert letters == [sorted(item.prompt) for item in items]
+    assert not perturbed(rows(items), ORDER, 0), "no option is in sight of the others"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ("Which of them lies in France?\nA. Paris\nB. New York\nC. Bern\nAnswer:", (" A", " B", " C")),
+        ("Which of them lies in France? (1) Paris (2) New York, (3) Bern\nAnswer:", (" 1", " 2", " 3")),
+        ("Which of them lies in France: Bern, Paris, or New York?", (" Paris.", " New York.", " Bern.")),
+        ("Which of them lies in France?\n- Bern\n- New York\n- Paris\nIt is", (" Paris.", " New York.", " Bern.")),
+    ],
+)
+def test_listed_options_change_places_and_keep_their_meaning(prompt: str, options: tuple[str, ...]) -> None:
+    asked = rows([Item("s", "1", "choice", prompt, options, 0, "c")])
+    cities = ("Paris", "New York", "Bern")
+    found = {one["prompt"]: one for seed in range(8) for one in perturbed(asked, ORDER, seed)}
+    assert len(found) == 2, "every option comes into each other place"
+    for changed in found.values():
+        assert changed["answer"] == 0
+        before, after = ([text.find(city) for city in cities] for text in (prompt, changed["prompt"]))
+        assert min(after) > 0
+        places = [np.argsort(np.argsort(each)) for each in (before, after)]
+        assert (places[0] != places[1]).all()
+        if len(options[0]) == 2:  # the label of the right option is that before its text
+            named = [changed["prompt"][: changed["prompt"].find(city)].rstrip(" .)")[-1] for city in cities]
+            assert named == [option.strip() for option in changed["options"]]
+        else:
+            assert tuple(changed["options"]) == options
+    for name in ("typos", "case", "paraphrase", "truncated"):
+        assert all(city in one["prompt"] for one in perturbed(asked, name, 0) for city in cities), name
+    reader = Toy(lambda p, o: 0.0 if o == options[0] else -9.0)  # goes by the place, or by the name, of the answer
+    kept = [answer([one], reader)[0]["chosen"][0].as_py() == 0 for one in found.values()]
+    assert kept == [len(options[0]) > 2] * 2, (
+        "a model that goes by the label changes its answer, one that goes by the text does not"
+    )
+
+
+def test_sentences_about_people_are_no_list_of_options() -> None:
+    prompt = "The young man and the old man met on Monday. Who was late?"
+    assert not perturbed(rows([Item("s", "1", "people", prompt, (" The old man", " The young man"), 0, "c")]), ORDER, 0)
 
 
 def test_a_fair_and_a_biased_model():

@@ -1,10 +1,20 @@
 """Intervals cover what they claim, and the gate errs as rarely as it says."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
-from pipeline_lib.validation.gate import judge
-from pipeline_lib.validation.intervals import estimate, relative_difference, resampled_ratios
+from pipeline_lib.validation.gate import judge, level_of
+from pipeline_lib.validation.intervals import (
+    LEVEL,
+    Estimate,
+    detectable,
+    estimate,
+    linearised,
+    relative_difference,
+    resampled_ratios,
+)
 
 
 def test_the_bootstrap_error_of_a_mean_is_the_analytic_one():
@@ -67,19 +77,50 @@ def test_a_paired_comparison_sees_what_two_intervals_would_not():
     assert difference is not None
     alone = estimate(candidate, weights, n_resamples=2000)
     assert difference.high < 0 < alone.high - champion.mean()
-    assert judge(difference, lower_is_better=True, min_gain=0.0)[0] == "pass"
-    assert judge(difference, lower_is_better=True, min_gain=0.05)[0] == "fail"
-    assert judge(difference, lower_is_better=False, min_gain=0.0)[0] == "fail"
 
 
-def test_an_equal_model_is_not_promoted():
+def test_a_model_passes_by_the_wide_interval_and_fails_by_the_usual_one() -> None:
+    wide, usual = Estimate(0.02, -0.01, 0.05, 500), Estimate(0.02, 0.01, 0.03, 500)
+    for min_gain, outcome in ((-0.02, "pass"), (0.0, "not_enough_evidence"), (0.04, "fail")):
+        found, reason = judge(wide, usual, level=0.99, min_gain=min_gain)
+        assert found == outcome
+    assert "99 % interval -1.00% to +5.00%" in reason
+
+
+def test_a_true_difference_of_the_detectable_size_is_found_in_80_of_100_cases() -> None:
+    draw = np.random.default_rng(6)
+    for level in (LEVEL, level_of(30)):
+        smallest = detectable(linearised(draw.normal(0, 1, 1000), np.ones(1000), level=level), level=level)
+        trials = [linearised(draw.normal(smallest, 1, 1000), np.ones(1000), level=level) for _ in range(1000)]
+        assert abs(np.mean([found.low > 0 for found in trials]) - 0.8) < 0.06
+
+
+def test_thirty_nights_of_equals_together_err_as_rarely_as_one_comparison() -> None:
     draw = np.random.default_rng(3)
-    outcomes = []
-    for trial in range(200):
-        champion = draw.normal(3, 1, 300)
-        candidate = champion + draw.normal(0, 0.2, 300)
-        difference = relative_difference(candidate, champion, np.ones(300), n_resamples=400, seed=trial)
-        assert difference is not None
-        outcomes.append(judge(difference, lower_is_better=True, min_gain=0.0)[0])
-    assert outcomes.count("pass") <= 12
-    assert outcomes.count("not_enough_evidence") >= 180
+    passed, at_once, undecided = 0, 0, 0
+    for _ in range(300):
+        champion = draw.normal(3, 1, 200)
+        outcomes = []
+        for attempt in range(1, 31):
+            candidate, level = champion + draw.normal(0, 0.2, 200), level_of(attempt)
+            found = [linearised(champion - candidate, champion, level=one) for one in (level, LEVEL)]
+            outcomes.append(judge(*found, level=level, min_gain=0.0)[0])
+            at_once += found[1].low > 0
+        passed += "pass" in outcomes
+        undecided += outcomes.count("not_enough_evidence")
+    assert passed <= 16, "one-sided: 2.5 % of 300"
+    assert at_once > 150, "without the correction, every month or two would have a lucky one"
+    assert undecided >= 0.95 * 300 * 30
+
+
+def test_rare_levels_are_wider_than_any_resample_tells() -> None:
+    draw = np.random.default_rng(5)
+    champion = draw.normal(3, 1, 300)
+    candidate = champion + draw.normal(0, 0.2, 300)
+    widths = []
+    for level in (0.95, 0.975, 0.999, 0.99995):
+        found = relative_difference(candidate, champion, np.ones(300), n_resamples=1000, level=level)
+        assert found is not None
+        widths.append((found.high - found.low) / 2)
+    normal = [NormalDist().inv_cdf((1 + level) / 2) for level in (0.95, 0.975, 0.999, 0.99995)]
+    assert np.allclose(np.array(widths) / widths[0], np.array(normal) / normal[0], rtol=0.06)

@@ -98,6 +98,25 @@ def test_empty_suite_and_unknown_suite_are_refused(tmp_path):
         build(tmp_path, names=["gramar"])
 
 
+def test_items_of_several_files_keep_apart_and_one_file_names_none_twice(tmp_path):
+    folder = tmp_path / "guide"
+    folder.mkdir()
+    for name in ("general", "science", "earth_facts"):
+        row = {"prompt": f"The {name}\u2028is", "options": [" a", " b"], "answer": 0}
+        (folder / f"{name}.jsonl").write_text("\ufeff" + "\n".join([json.dumps(row, ensure_ascii=False)] * 2), "utf-8")
+    items = read_suite(folder)
+    assert len({item.item for item in items}) == 6
+    assert {item.category for item in items} == {"general", "science", "earth_facts"}
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(2 * '{"item": "same", "options": [" a", " b"], "answer": 0}\n')
+    with pytest.raises(ConfigError, match=r"field 'item': two items are named 'same', here and in twice.jsonl:1"):
+        read_suite(twice)
+    for name in ("latin.jsonl", "latin.csv"):
+        (tmp_path / name).write_bytes(b'{"options": ["caf\xe9", "b"], "answer": 0}\n')
+        with pytest.raises(ConfigError, match="not UTF-8"):
+            read_suite(tmp_path / name)
+
+
 def test_a_suite_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{\n")
     (tmp_path / "zen.jsonl").write_text('{"options": ["a", "b"], "answer": 0}\n')
