@@ -50,6 +50,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+# Also tests extras that the lock file leaves out; first: pip install '.[eightbit,s3,tensorboard,wandb]' 'moto[server]'
 campaign: $(STAMP)
 	MILLRACE_HYPOTHESIS=campaign $(BIN)/python -m pytest -m '' --timeout 0
 	$(BIN)/python -m tests.benchmarks kills --kills 200

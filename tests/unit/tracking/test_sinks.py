@@ -14,8 +14,8 @@ from pipeline_lib.tracking.sinks import SinkTracker, open_sinks
 from pipeline_lib.tracking.spool import Spool
 
 
+@pytest.mark.slow  # the library is an extra, outside the lock
 def test_tensorboard_reads_what_a_run_told_it(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Run(Spool(tmp_path / "spool.jsonl"), "r1")
@@ -30,8 +30,8 @@ def test_tensorboard_reads_what_a_run_told_it(tmp_path: Path) -> None:
     assert [line["step"] for line in run.spool.all()] == [1, 2, 3]  # MLflow gets them as before
 
 
+@pytest.mark.slow  # likewise
 def test_weights_and_biases_stays_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     tracker = SinkTracker(open_sinks(["wandb"], tmp_path, run_id="20260101-000000-abcdef", project="p"))
     for step in range(20):
