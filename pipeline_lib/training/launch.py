@@ -150,11 +150,17 @@ def _ranks(folder: Path, size: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a rank and its descendants. What matters is committed; a rank that was asked to save has left by itself."""
+    """Kill a rank and its descendants. What matters is committed; a rank that was asked to save has left by itself.
+
+    A rank leads a process group: what it started is in it even when the rank is dead and its children are nobody's. Those that
+    have made a group of their own are found while the rank lives.
+    """
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
     if process.stdout:
@@ -188,7 +194,7 @@ def _watch(run: StageRun, ranks: list[subprocess.Popen[bytes]], stall_seconds: f
         for rank, code in enumerate(codes):
             if code:
                 return _Death(rank, _words(code), _tail(folder / f"rank-{rank}.log"))
-        quiet = max(range(len(ranks)), key=lambda rank: time.monotonic() - heard[rank])
+        quiet = min((rank for rank, code in enumerate(codes) if code is None), key=lambda rank: heard[rank])
         if (silence := time.monotonic() - heard[quiet]) > stall_seconds:
             return _Death(quiet, f"gave no sign of life for {silence:.0f} s", _tail(folder / f"rank-{quiet}.log"))
         if not asked and run.services.should_stop():

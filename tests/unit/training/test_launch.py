@@ -24,7 +24,8 @@ def ranks(tmp_path: Path, *scripts: str) -> Iterator[list[subprocess.Popen[bytes
     started = []
     for number, script in enumerate(scripts):
         with (tmp_path / f"rank-{number}.log").open("wb") as log:
-            started.append(subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, stderr=log))
+            command = ["/bin/sh", "-c", script]
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True))
     try:
         yield started
     finally:
@@ -59,6 +60,18 @@ def test_a_rank_that_dies_and_one_that_is_silent_end_the_launch(tmp_path: Path) 
     assert (death.rank, death.how) == (1, "gave no sign of life for 1 s")
     assert family
     assert not any(lives(child) for child in family)
+
+
+def test_what_a_dead_rank_had_started_is_ended_too(tmp_path: Path) -> None:
+    """Its children are nobody's by then: only their group tells whose they were."""
+    with ranks(tmp_path, f"sleep 60 & echo $! > {tmp_path / 'child'}; kill -9 $$") as started:
+        started[0].wait()
+        child = psutil.Process(int((tmp_path / "child").read_text()))
+        assert lives(child)
+    end = time.monotonic() + 10
+    while lives(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not lives(child)
 
 
 def test_what_a_rank_says_reaches_the_run(tmp_path: Path) -> None:
