@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.window import deadline
 from pipeline_lib.errors import ConfigError, MillraceError, NotFoundError, StoppedError
+from pipeline_lib.memory.keep import remember
 from pipeline_lib.planning.graded import grade
 from pipeline_lib.planning.replay import course_of, exported_course
 from pipeline_lib.secrets import hide_passwords, mask, told
@@ -269,6 +270,7 @@ def close_run(workspace: Workspace, record: RunRecord, outcome: str, *, error: s
     if record.attempts:
         record.attempts[-1].ended, record.attempts[-1].state = record.ended, outcome
     record.features, record.graded = features_of(workspace, record), grade(workspace, record)
+    remember(workspace, record)
     book = RunBook(workspace.runs_folder)
     book.save(record)
     book.let_go(record.run_id)

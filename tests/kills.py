@@ -61,7 +61,7 @@ ALONG_THE_LINE = (
     "promote.before_champion",
     "promote.after_champion",
 )
-assert {fault.partition(":")[0] for fault in ALONG_THE_LINE} == {point for point in POINTS if not point.startswith("forget.")}
+assert {fault.partition(":")[0] for fault in ALONG_THE_LINE} == {p for p in POINTS if not p.startswith(("forget.", "memory."))}
 ORDER = [stage.name for stage in STAGES]
 
 

@@ -21,7 +21,7 @@ from pipeline_lib.config.model import (
 )
 from pipeline_lib.config.presets import PresetConfig
 from pipeline_lib.config.profiles import all_profiles, check_profile
-from pipeline_lib.config.resources import ExecutionConfig, KeepConfig, ResourcesConfig, TrackingConfig
+from pipeline_lib.config.resources import ExecutionConfig, KeepConfig, MemoryConfig, ResourcesConfig, TrackingConfig
 from pipeline_lib.errors import ConfigError
 
 
@@ -57,6 +57,7 @@ class PipelineConfig(Section):
     execution: ExecutionConfig = setting(ExecutionConfig, "Workers and extensions")
     tracking: TrackingConfig = setting(TrackingConfig, "MLflow")
     keep: KeepConfig = setting(KeepConfig, "Garbage collection")
+    memory: MemoryConfig = setting(MemoryConfig, "Memory of past runs")
 
     @model_validator(mode="after")
     def _profile_exists(self) -> PipelineConfig:

@@ -90,3 +90,18 @@ class KeepConfig(Section):
 
     runs: int = setting(10, "Newest runs whose artifacts stay", unit="runs", ge=1, identity=False)
     days: int = setting(14, "Runs younger than this stay", unit="days", ge=0, identity=False)
+
+
+class MemoryConfig(Section):
+    """What is remembered of past runs, beyond their artifacts."""
+
+    hot: int = setting(200, "Latest steps and events of a running job that are shown", unit="rows", ge=1, identity=False)
+    warm: int = setting(1000, "Ended runs that stay single files", unit="runs", ge=1, identity=False)
+    warm_days: float = setting(
+        180.0, "Older ones move to Parquet by month whatever their number", unit="days", ge=1, identity=False
+    )
+    cold: int = setting(100_000, "Runs kept in Parquet; the files of the oldest months go", unit="runs", ge=1, identity=False)
+    embedding_model: str = setting(
+        "none", "Folder of a sentence-embedding model (safetensors) that compares goals; `none`: hashed n-grams", identity=False,
+        path=("none",),
+    )  # fmt: skip

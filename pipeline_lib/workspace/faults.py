@@ -25,6 +25,9 @@ POINTS = {
     "forget.before_manifest": "an artifact has its segments without the forgotten document, its manifest names the old ones",
     "forget.after_manifest": "the manifest names the new segments, the old ones are still there",
     "promote.before_champion": "the verdict is known, the champion is the old one",
+    "memory.before_save": "a run has ended, nothing of it is remembered yet",
+    "memory.before_cold": "a file of old memories is written beside, not renamed",
+    "memory.after_cold": "old memories are in cold, and still in warm",
     "promote.after_champion": "the champion moved, the registry does not know",
 }
 
