@@ -53,7 +53,7 @@ STAGES: tuple[Stage, ...] = (
           outside="pipeline_lib.training.start:file_digests"),
     Stage("validate", 7, "pure", "pipeline_lib.validation.validate:validate",
           reads={"suites": ("suite_items", "details"), "ingest": ("documents",), "select": ("selection", "cuts"),
-                 "train": ("model",)},
+                 "pack": ("rows",), "train": ("model",)},
           sections=("validation",), seeded=True),
 )  # fmt: skip
 

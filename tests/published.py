@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline_lib.config.fields import Section, setting
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.tables.parquet import write_table
+from pipeline_lib.tables.schemas import ROWS
 from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.identity import file_digest, tree_digest
 from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
@@ -23,6 +24,7 @@ class Given(Section):
 
     tables: dict[str, str] = setting(dict, "Table → file or folder")
     details: dict[str, Any] = setting(dict, "Details")
+    metrics: dict[str, float] = setting(dict, "Metrics")
 
 
 class Config(PipelineConfig):
@@ -41,11 +43,20 @@ def copied(run: StageRun, *, given: Given) -> Outcome:
     for table, path in given.tables.items():
         for file in sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]:
             shutil.copyfile(file, run.path(table, file.name))
-    return Outcome(details=given.details)
+    return Outcome(details=given.details, metrics=dict(given.metrics))
+
+
+def packed(selection: pa.Table) -> pa.Table:
+    """The rows that `pack` would make of a selection, as far as their documents go."""
+    return pa.Table.from_pylist(selection.select(["side", "doc_id", "domain"]).to_pylist(), schema=ROWS)
 
 
 def publish(
-    workspace: Workspace, stage: str, tables: Mapping[str, Path | pa.Table], details: Mapping[str, Any] | None = None
+    workspace: Workspace,
+    stage: str,
+    tables: Mapping[str, Path | pa.Table],
+    details: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> ArtifactRef:
     """Publish tables, files and folders as the artifact of a stage."""
     paths: dict[str, str] = {}
@@ -56,4 +67,5 @@ def publish(
             write_table(value, path)
         paths[table] = str(path)
     row = Stage(stage, 1, "pure", "tests.published:copied", sections=("given",), outside="tests.published:contents")
-    return execute(workspace, row, Config(given=Given(tables=paths, details=dict(details or {}))), {})
+    given = Given(tables=paths, details=dict(details or {}), metrics=dict(metrics or {}))
+    return execute(workspace, row, Config(given=given), {})

@@ -87,7 +87,7 @@ def estimate(
     if together is not None:
         scores = np.bincount(together, weights=scores).astype(np.float64)
         weights = np.bincount(together, weights=weights).astype(np.float64)
-    if len(weights) > MANY or not _resamples_tell(level, n_resamples):
+    if len(weights) > 1 and (len(weights) > MANY or not _resamples_tell(level, n_resamples)):
         return linearised(scores, weights, level=level)
     resampled = resampled_ratios(scores, weights, n_resamples, seed)
     return _percentiles(float(scores.sum() / weights.sum()), resampled, weights, level)
@@ -146,7 +146,7 @@ def relative_difference(
     By the linearised variance of the one sum over the other for levels of which resamples know too little (`TAIL`). None where
     the champion's score is 0, or is 0 in a resample, or is not 0 in fewer than `TAIL` items: there is no finite relation to it.
     """
-    if not _resamples_tell(level, n_resamples):
+    if len(weights) > 1 and not _resamples_tell(level, n_resamples):
         if np.count_nonzero(champion) < TAIL:
             return None
         ratio = linearised(candidate, champion, level=level)

@@ -1,8 +1,9 @@
 """What the training text contains of what the model is asked: leftover overlap, after decontamination and deduplication.
 
-Searched is the text that was chosen for training, tonight or on earlier nights of the chain, without what was cut out of it. An
-item counts as contaminated when it has one n-gram in common with it (13 words; a shorter item as a whole, GPT-3, appendix C), a
-test document when half of its n-grams are there: one in common may be a licence or a quotation.
+Searched are the documents of the packed rows: what training read tonight, and in a continued cache what it read on earlier
+nights, still selected or not; without what was cut out of it. A document of an earlier night that the sources no longer hold
+cannot be searched. An item counts as contaminated when it has one n-gram in common with it (13 words; a shorter item as a whole,
+GPT-3, appendix C), a test document when half of its n-grams are there: one in common may be a licence or a quotation.
 
 Generated statements count too, here: decontamination leaves them to the entities that are held out, and what other text says of
 these stays in the training text. Statements of fewer than `SHORTEST` words are not searched, they say nothing.
@@ -43,7 +44,7 @@ def overlap(run: StageRun, asked: pa.Table) -> pa.Table:
     """Search the training text.
 
     Args:
-        run: of a stage that reads `ingest` (documents) and `select` (selection, cuts).
+        run: of a stage that reads `ingest` (documents), `select` (cuts) and `pack` (rows).
         asked: suite, item, text.
 
     Returns:
@@ -52,8 +53,8 @@ def overlap(run: StageRun, asked: pa.Table) -> pa.Table:
     needles = needles_of(asked.append_column("kind", pa.array(["verbatim"] * len(asked), pa.string())), WORDS, shortest=SHORTEST)
     found = np.zeros(len(needles.hashes), bool)
     select = run.input("select")
-    selection = read_tables(select.files("selection"), ["doc_id", "side"])
-    learned = selection.filter(pc.equal(selection["side"], "train"))["doc_id"].combine_chunks()
+    packed = read_tables(run.input("pack").files("rows"), ["doc_id", "side"])
+    learned = pc.unique(packed.filter(pc.equal(packed["side"], "train"))["doc_id"])
     cuts = read_tables(select.files("cuts")) if "cuts" in select.manifest.tables else CUTS.empty_table()
     for path in run.input("ingest").files("documents") if len(needles) else ():
         with pq.ParquetFile(path) as file:

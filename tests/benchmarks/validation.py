@@ -30,7 +30,7 @@ from tests.benchmarks import validation_known as known
 from tests.benchmarks.figures import Book
 from tests.benchmarks.peers import peer, peers_installed
 from tests.benchmarks.small_models import tokenizer_of, untrained
-from tests.published import publish
+from tests.published import packed, publish
 
 TEN_MILLION = ModelConfig(width=320, depth=6, heads=5, ffn_width=1024)  # and 8,192 entries: 11.0 M parameters
 CONTEXT = 512
@@ -74,10 +74,12 @@ def speed(book: Book, folder: Path, *, quick: bool) -> None:
     ids = [number.to_bytes(16, "big") for number in range(len(texts))]
     documents = [{"doc_id": i, "text": text, "domain": "docs", "kind": "text"} for i, text in zip(ids, texts, strict=True)]
     sides = [{"doc_id": i, "side": ("train", "test")[place % 2], "domain": "docs"} for place, i in enumerate(ids)]
+    selection = pa.Table.from_pylist(sides, schema=SELECTION)
     inputs = {
         "suites": suites, "train": publish(workspace, "train", {"model": model}),
         "ingest": publish(workspace, "ingest", {"documents": pa.Table.from_pylist(documents, schema=DOCUMENTS)}),
-        "select": publish(workspace, "select", {"selection": pa.Table.from_pylist(sides, schema=SELECTION)}),
+        "select": publish(workspace, "select", {"selection": selection}),
+        "pack": publish(workspace, "pack", {"rows": packed(selection)}),
     }  # fmt: skip
     begin = time.perf_counter()
     validated = workspace.store.artifact(execute(workspace, BY_NAME["validate"], config, inputs).key)

@@ -17,7 +17,7 @@ from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks.small_models import tokenizer_of, untrained
-from tests.published import publish
+from tests.published import packed, publish
 
 NOISE = np.random.default_rng(0)
 WORDS = ["mill", "wheel", "river", "sack", "flour", "stone", "night", "water", "wind", "field", "oats", "cart", "bridge", "lamp"]
@@ -54,7 +54,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [untrained(tokenizer, folder / str(seed), small, seed=seed) for seed in (0, 1)]
 
 
-def validated(home: Path, model: Path, items: list[Item], *, cut: bool = False, **settings: object):
+def validated(home: Path, model: Path, items: list[Item], *, cut: bool = False, packed_too: int = 0, **settings: object):
+    """`packed_too`: documents of the test side that an earlier night trained on and nobody selects any more."""
     workspace = Workspace.open(home)
     rows = [
         {
@@ -67,6 +68,9 @@ def validated(home: Path, model: Path, items: list[Item], *, cut: bool = False, 
         for n, text in enumerate(TRAIN + TEST)
     ]
     sides = [{"doc_id": doc_id(n), "side": "train" if n < len(TRAIN) else "test", "domain": "prose"} for n in range(len(rows))]
+    earlier = range(len(rows), len(rows) + packed_too)
+    rows += [{**rows[0], "doc_id": doc_id(n), "text": TEST[n - earlier[0] + 1]} for n in earlier]
+    read = sides + [{"doc_id": doc_id(n), "side": "train", "domain": "prose"} for n in earlier]
     last = TRAIN[-1].index("The capital")
     cuts = [{"doc_id": doc_id(len(TRAIN) - 1), "start": last, "end": last + 10}] if cut else []
     inputs = {
@@ -75,6 +79,7 @@ def validated(home: Path, model: Path, items: list[Item], *, cut: bool = False, 
             workspace, "select",
             {"selection": pa.Table.from_pylist(sides, schema=SELECTION), "cuts": pa.Table.from_pylist(cuts, schema=CUTS)},
         ),
+        "pack": publish(workspace, "pack", {"rows": packed(pa.Table.from_pylist(read, schema=SELECTION))}),
         "suites": publish(workspace, "suites", {"suite_items": items_table(items)}, {"not_built": []}),
         "train": publish(workspace, "train", {"model": model}),
     }  # fmt: skip
@@ -102,6 +107,8 @@ def test_what_training_text_gives_away_stands_apart(tmp_path, models):
     assert (language["clean"]["n"], language["contaminated"]["n"]) == (11, 1)
     without, _ = validated(tmp_path, models[0], ITEMS + OTHERS, cut=True)
     assert without.details["scores"]["towns"]["contaminated_items"] == 0, "what was cut out was not trained on"
+    more, _ = validated(tmp_path, models[0], OTHERS, packed_too=2)
+    assert more.details["scores"]["bits_per_byte"]["contaminated_items"] == 3, "no longer selected is still trained on"
 
 
 def taken_over(artifact: Artifact) -> int:
