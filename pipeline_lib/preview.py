@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -10,15 +10,20 @@ from typing import Any
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.window import deadline
 from pipeline_lib.errors import NotFoundError, RefusedError
+from pipeline_lib.planning.earlier import earlier_ends
+from pipeline_lib.planning.foreseen import Foreseen, data_seconds
 from pipeline_lib.planning.graded import coverage
 from pipeline_lib.planning.plan import after_training, compose
 from pipeline_lib.planning.profiles import choose_profile
 from pipeline_lib.planning.window import Window
 from pipeline_lib.run import lent, selection
-from pipeline_lib.stages import BY_NAME
+from pipeline_lib.stages import BY_NAME, STAGES
+from pipeline_lib.status import status
 from pipeline_lib.training.start import real_numbers
+from pipeline_lib.tuning.tune import search_seconds
+from pipeline_lib.workspace.machine import machine_identity
 from pipeline_lib.workspace.resolve import resolve
-from pipeline_lib.workspace.runs import RunBook
+from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.services import Services, now
 from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
@@ -43,7 +48,8 @@ def preview(workspace: Workspace, config: PipelineConfig, *, documents: Document
         documents: the size of the data; None: the packed data of the newest run.
 
     Returns:
-        The details of the stage `plan` (pipeline_lib/planning/README.md), and `data`: where its size comes from.
+        The details of the stage `plan` (pipeline_lib/planning/README.md), `data`: where its size comes from, and `reading`: where
+        the seconds of reading and packing it come from. The first part of the window is split into these and the search's share.
 
     Raises:
         NotFoundError: there is no packed data, and no size was named.
@@ -53,15 +59,18 @@ def preview(workspace: Workspace, config: PipelineConfig, *, documents: Document
     started = now()
     end = deadline(config.resources, started)
     resolved, _ = resolve(config, workspace)
-    data, tuned, whence = _data(workspace, resolved, documents)
+    data, digest, whence = _data(workspace, resolved, documents)
     ref = execute(workspace, BY_NAME["calibrate"], resolved, {}, services=Services(started=started, deadline=end))
     calibrated = workspace.store.artifact(ref.key).details
     real, rows = real_numbers(resolved.model, data["vocabulary_size"], workspace.store.artifact)
+    past = list(RunBook(workspace.runs_folder).all())
+    foreseen = _foreseen(workspace, resolved, past, documents=documents, tokens=sum(data["tokens"].values()))
+    window, search = _window(workspace, resolved, past, length=end - started, calibrated=calibrated, reading=foreseen.seconds)
     details = compose(
         data,
         calibrated,
-        tuned,
-        _window(workspace, resolved, end - started, calibrated),
+        UNSEARCHED,
+        window,
         profile=choose_profile(calibrated, resolved.resources, profile=resolved.plan.profile, priority=resolved.plan.priority),
         plan=resolved.plan,
         train=resolved.train,
@@ -69,33 +78,58 @@ def preview(workspace: Workspace, config: PipelineConfig, *, documents: Document
         model=resolved.model,
         real=real,
         rows=rows,
-        kept=coverage(RunBook(workspace.runs_folder).all()),
+        kept=coverage(past),
+        earlier=earlier_ends(workspace, past, resolved.model, resolved.train, data=data, digest=digest),
     )
-    return {**details, "data": whence}
+    before = [["reading and packing data", foreseen.seconds], ["search", search]]
+    parts = [[part, round(seconds, 3)] for part, seconds in (*before, *details["window"]) if part != "spent before the plan"]
+    return {**details, "window": parts, "data": whence, "reading": foreseen.basis}
 
 
-def _window(workspace: Workspace, config: PipelineConfig, length: timedelta, calibrated: Mapping[str, Any]) -> Window:
-    """The window with what a run spends before it plans: calibration and the search's share. Reading the data is not foreseen."""
-    total, past = length.total_seconds(), RunBook(workspace.runs_folder).all()
-    search = config.resources.search_share * total if config.tune.trials else 0.0
+def _foreseen(
+    workspace: Workspace, config: PipelineConfig, past: Sequence[RunRecord], *, documents: Documents | None, tokens: float
+) -> Foreseen:
+    """Seconds until the data is packed: none where it is; all stages' where it is only named."""
+    reading = [stage.name for stage in STAGES[: [stage.name for stage in STAGES].index("calibrate")]]
+    if not documents:
+        runs = {one.stage for one in status(workspace, config) if one.runs}
+        reading = [name for name in reading if name in runs]
+    cpu, count = machine_identity()["cpu"], float(documents.count) if documents else None
+    return data_seconds(reading, past, cpu=cpu, documents=count, tokens=tokens)
+
+
+def _window(
+    workspace: Workspace,
+    config: PipelineConfig,
+    past: Sequence[RunRecord],
+    *,
+    length: timedelta,
+    calibrated: Mapping[str, Any],
+    reading: float,
+) -> tuple[Window, float]:
+    """The window with what a run spends before it plans, and the search's part of that; the calibration is made already."""
+    total = length.total_seconds()
+    begun = now()
+    at_search = Services(clock=lambda: begun + timedelta(seconds=reading), started=begun, deadline=begun + length)
+    search = search_seconds(at_search, config.resources) or 0.0 if config.tune.trials else 0.0
     after, estimated = after_training(
         calibrated, workspace, past, language_tokens=config.validation.language_tokens, level=config.suites.level
     )
-    return Window(
+    window = Window(
         total=total,
-        spent=search + config.calibrate.seconds,
+        spent=reading + search,
         margin=config.resources.margin_minutes * 60,
         after_training=after,
         start_up=float(calibrated["build_seconds"]) + float(calibrated["import_seconds"]),
         after_estimated=estimated,
     )
+    return window, search
 
 
-def _data(
-    workspace: Workspace, config: PipelineConfig, documents: Documents | None
-) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
+def _data(workspace: Workspace, config: PipelineConfig, documents: Documents | None) -> tuple[Mapping[str, Any], str, str]:
+    """What `fill_gaps` says or would say, the digest of its output (none of named data), and where it is from, in words."""
     if documents:
-        return _sized(config, documents), UNSEARCHED, f"{documents.count:,} documents of {documents.tokens_each:,.0f} tokens"
+        return _sized(config, documents), "", f"{documents.count:,} documents of {documents.tokens_each:,.0f} tokens"
     try:
         refs = lent(workspace, selection(from_stage="calibrate"))
     except NotFoundError as error:
@@ -106,7 +140,7 @@ def _data(
         ) from None
     data = workspace.store.artifact(refs["fill_gaps"].key).details
     tokens = data["tokens"]["train"]
-    return data, UNSEARCHED, f"the packed data here: {tokens:,} tokens to learn from"
+    return data, refs["fill_gaps"].digest, f"the packed data here: {tokens:,} tokens to learn from"
 
 
 def _sized(config: PipelineConfig, documents: Documents) -> dict[str, Any]:

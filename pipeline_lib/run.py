@@ -20,7 +20,7 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.window import deadline
 from pipeline_lib.errors import ConfigError, MillraceError, NotFoundError, StoppedError
 from pipeline_lib.memory.keep import remember
-from pipeline_lib.planning.graded import grade
+from pipeline_lib.planning.graded import grade, slowed_down
 from pipeline_lib.planning.replay import course_of, exported_course
 from pipeline_lib.secrets import hide_passwords, mask, told
 from pipeline_lib.stages import BY_NAME, STAGES
@@ -270,6 +270,8 @@ def close_run(workspace: Workspace, record: RunRecord, outcome: str, *, error: s
     if record.attempts:
         record.attempts[-1].ended, record.attempts[-1].state = record.ended, outcome
     record.features, record.graded = features_of(workspace, record), grade(workspace, record)
+    if slowed_down(record.graded):  # its speed says what else was at work then, not what this machine does
+        record.features.pop("tokens_per_second", None)
     remember(workspace, record)
     book = RunBook(workspace.runs_folder)
     book.save(record)

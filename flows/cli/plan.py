@@ -77,7 +77,7 @@ def _print(details: Mapping[str, Any]) -> None:
     show.table(
         ["what", "value", "why"],
         [
-            ["data", details["data"], ""],
+            ["data", details["data"], f"reading and packing: {details['reading']}"],
             ["steps", f"{details['steps']:,}", f"limit: {details['limit']}"],
             ["passes", f"{details['epochs']:.2f}", ""],
             ["schedule", details["schedule"], f"warm-up {details['warmup_steps']:,}, decay {details['decay_steps']:,} steps"],

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 AFTER_RUNS, AFTER_SAFETY, AFTER_RANGE = 5, 1.1, (0.4, 2.0)
+SLOWED = 0.3  # beyond the usual drift of 8–12 %: something else was at work
 MADE = "made"  # a training that was reused kept no promise of this run
 
 
@@ -26,8 +27,9 @@ def grade(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
 
     Returns:
         {"promises": {name: {value, low, high, unit, actual, error, inside}}, "parts": {part: {planned, actual}}, "time_error",
-        "speed_error_from_memory" (of what past runs alone let expect; None where none did)}; `error` is (actual − promised) /
-        promised. Empty where the run did not train by a plan of its own, or did not end well.
+        "speed_error" (of the training against the calibrated speed), "speed_error_from_memory" (against what past runs alone let
+        expect); None where unknown}; `error` is (actual − promised) / promised. Empty where the run did not train by a plan of
+        its own, or did not end well.
     """
     train, planned = record.ref("train"), record.ref("plan")
     if record.outcome != "completed" or train is None or planned is None or record.stages["train"].state != MADE:
@@ -54,7 +56,15 @@ def grade(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
     }
     speed, recalled = trained.metrics.get("tokens_per_second"), plan.get("recalled", {}).get("tokens_per_second", {}).get("value")
     from_memory = round(float(speed) / recalled - 1, 5) if speed and recalled else None
-    return {"promises": promises, "speed_error_from_memory": from_memory, **_parts(record, plan, seconds)}
+    calibrated = plan.get("tokens_per_second")
+    slowed = round(float(speed) / calibrated - 1, 5) if speed and calibrated else None
+    told = {"speed_error": slowed, "speed_error_from_memory": from_memory}
+    return {"promises": promises, **told, **_parts(record, plan, seconds)}
+
+
+def slowed_down(graded: Mapping[str, Any]) -> bool:
+    """Whether a training was far slower than what had been calibrated just before it."""
+    return (graded.get("speed_error") or 0.0) < -SLOWED
 
 
 def _graded(promise: Mapping[str, Any], actual: float) -> dict[str, Any]:

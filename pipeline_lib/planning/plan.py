@@ -13,11 +13,13 @@ from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.errors import RefusedError
 from pipeline_lib.hardware.machine import training_device
 from pipeline_lib.planning import laws
-from pipeline_lib.planning.forecast import Promise, forecast_loss, widened
+from pipeline_lib.planning.earlier import earlier_ends
+from pipeline_lib.planning.forecast import Earlier, Promise, forecast_from, forecast_loss, widened
 from pipeline_lib.planning.graded import after_factor, coverage
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
 from pipeline_lib.planning.profiles import choose_profile, profile_table
 from pipeline_lib.planning.recalled import features_asked, in_words, recall
+from pipeline_lib.planning.searched import at_size, with_search
 from pipeline_lib.planning.window import (
     AFTER_TRAINING_SECONDS,
     SUITE_TOKENS,
@@ -59,8 +61,11 @@ def plan(
         RefusedError: window, memory or money do not allow it; the fix names the nearest plan that would.
     """
     data, calibrated, tuned = run.input("fill_gaps").details, run.input("calibrate").details, run.input("tune").details
+    configured = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
+    plan, train, model = with_search(tuned, plan=plan, train=train, model=model)
     real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
     profile = choose_profile(calibrated, resources, profile=plan.profile, priority=plan.priority)
+    profile = at_size(profile, count_parameters(*configured), count_parameters(real, rows))
     past = list(RunBook(run.workspace.runs_folder).all())
     details = compose(
         data,
@@ -81,7 +86,9 @@ def plan(
         rows=rows,
         source=source_of(run.workspace, train.parent),
         kept=coverage(past),
+        earlier=earlier_ends(run.workspace, past, model, train, data=data, digest=run.input("fill_gaps").manifest.digest),
     )
+    details["chosen"] = dict(tuned["best"].get("chosen", {}))
     details["recalled"] = recall(
         run, features_asked(real, train, data, count_parameters(real, rows).total), float(profile["tokens_per_second"])
     )
@@ -123,6 +130,7 @@ def compose(
     rows: int,
     source: Checkpoint | None = None,
     kept: Mapping[str, Mapping[str, float]] | None = None,
+    earlier: Earlier | None = None,
 ) -> dict[str, Any]:
     """The whole plan as the details of the stage (README.md beside this file); asks nothing of a workspace.
 
@@ -137,6 +145,7 @@ def compose(
         rows: of its embedding.
         source: the checkpoint that a fork goes on from.
         kept: how past promises were kept, see `graded.coverage`.
+        earlier: how trainings of this model ended, see `recalled.earlier_ends`.
 
     Raises:
         RefusedError: window or money do not allow it; the fix names the nearest plan that would.
@@ -147,7 +156,9 @@ def compose(
     rate = _learning_rate(parameters.without_embeddings, tokens, tuned, model, train, batch_share=draft.batch_share)
     warm, short = warmup(draft.fit.steps, draft.most_steps, plan.warmup_share)
     shape = course(draft.fit.steps, schedule=train.schedule, warmup_steps=warm, decay_share=plan.decay_share)
-    promises = _promises(draft, window, calibrated=calibrated, profile=profile, tuned=tuned, resources=resources, tokens=tokens)
+    promises = _promises(
+        draft, window, calibrated=calibrated, profile=profile, tuned=tuned, resources=resources, tokens=tokens, earlier=earlier
+    )
     _refuse_above_limits(promises, resources, window)
     twice = bool(train.activation_checkpointing or profile.get("activation_checkpointing", False))
     estimate = estimate_memory(
@@ -386,6 +397,7 @@ def _promises(
     tuned: Mapping[str, Any],
     resources: ResourcesConfig,
     tokens: int,
+    earlier: Earlier | None,
 ) -> dict[str, Promise]:
     """What a person may expect, each with a 90 % interval. Times count from the run's start, without a window from now."""
     training = sum(draft.fit.seconds(draft.load).values())
@@ -404,7 +416,8 @@ def _promises(
         "expected_end_seconds": Promise(expected, end_low, end_high, "s", basis),
         "peak_memory_bytes": Promise(peak, 0.9 * peak, 1.25 * peak, "bytes", "measured in calibration"),
     }
-    if promised := forecast_loss(tuned.get("curve", []), tokens):
+    from_earlier = forecast_from(earlier, tokens) if earlier and (earlier.same_data or not tuned.get("curve")) else None
+    if promised := from_earlier or forecast_loss(tuned.get("curve", []), tokens):
         promises["final_dev_loss"] = promised
     hours = [seconds / 3600 for seconds in (expected, end_low, end_high)]
     if resources.watts:

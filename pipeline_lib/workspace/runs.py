@@ -72,7 +72,7 @@ class RunRecord:
     attempts: list[Attempt] = field(default_factory=list)
     stages: dict[str, StageRecord] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
-    follows: list[dict[str, Any]] | None = None  # `--recorded`: the other run's changes of the schedule, made again at their steps
+    follows: list[dict[str, Any]] | None = None  # `--recorded`: the changes of the schedule to make at their steps
     prefect: dict[str, str] = field(default_factory=dict)  # {"flow_run_id", "url"}
     mlflow: dict[str, str] = field(default_factory=dict)  # {"run_id", "experiment_id", "url"}
     machine: dict[str, Any] = field(default_factory=dict)

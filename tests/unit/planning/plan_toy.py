@@ -11,6 +11,8 @@ from pipeline_lib.config.fields import Section, setting
 from pipeline_lib.config.model import ModelConfig, PlanConfig, TrainConfig, ValidationConfig
 from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.stages import BY_NAME
+from pipeline_lib.tables.parquet import write_table
+from pipeline_lib.tables.schemas import TABLES
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
@@ -64,6 +66,7 @@ def tuned_details(run: StageRun, *, tuned: dict[str, Any]) -> Outcome:
 
 
 def trained(run: StageRun, *, trained: dict[str, Any]) -> Outcome:
+    write_table(TABLES["events"].empty_table(), run.observed("events.parquet"))
     return Outcome(metrics=trained)
 
 

@@ -8,6 +8,7 @@ import pytest
 from plan_toy import START, TRAINED, Config, make_plan
 
 from pipeline_lib.planning.graded import after_factor, coverage, grade, in_metrics
+from pipeline_lib.run import close_run
 from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.runs import RunBook, RunRecord, StageRecord
 from pipeline_lib.workspace.stage import execute
@@ -82,3 +83,13 @@ def test_past_promises_stand_beside_the_next_ones_and_correct_the_reserve(tmp_pa
     assert again.details["promises"]["final_dev_loss"]["kept"] == {}  # recorded: the first published plan is the truth
     other = make_plan(tmp_path, tuned={**TUNED, "best": {"weight_decay": 0.2}})
     assert other.details["promises"]["final_dev_loss"]["kept"]["runs"] == 1
+
+
+def test_a_training_that_was_slowed_down_is_not_remembered_by_its_speed(tmp_path: Path) -> None:
+    for number, (rate, kept) in enumerate([(9_000.0, True), (4_000.0, False)]):
+        workspace, record, _ = graded_run(tmp_path / str(number), training=700.0, after=30.0)
+        ref = execute(workspace, TRAINED, Config(trained={"tokens_per_second": rate}), {})
+        record.stages["train"] = StageRecord("made", ref.to_json(), 700.0)
+        closed = close_run(workspace, record, "completed")
+        assert closed.graded["speed_error"] == pytest.approx(rate / 10_000 - 1, abs=1e-3)
+        assert closed.features.get("tokens_per_second") == (rate if kept else None)
