@@ -10,10 +10,10 @@ from pipeline_lib.planning.controller import LEAST_DECAY
 # What comes after training beside the scoring itself, seconds: loading model and tokenizer again, writing scores, gate,
 # registration, report, the server's bookkeeping. Judged for two cores; past runs correct it (`graded.after_factor`), and the
 # margin covers what a first run misses.
-AFTER_TRAINING_SECONDS = 9.0
+AFTER_TRAINING_SECONDS = 7.0
 SUITE_TOKENS = {"smoke": 100_000, "standard": 1_000_000}  # of the items of a level, rounded up
 VALIDATION_SLOWNESS = 1.2  # judged: scoring sorts, pads and batches short items: slower than an evaluation of full sequences
-LEAST_VALIDATION_SECONDS = 6.0
+LEAST_VALIDATION_SECONDS = 5.0
 MOST_EVALUATIONS = 20  # more points on a curve than this tell a person nothing new
 SAVE_SHARE = 0.02  # share of training spent on checkpoints, as far as the two bounds below allow
 SAVES = 10  # in a run, at least, where they cost no more than SAVE_MOST_SHARE: one that is killed in its decay must still anneal
