@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli import show as out
-from flows.cli.command import CARE, Json, command, home
+from flows.cli.command import CARE, Json, command, group, home
 from pipeline_lib.errors import BusyError, DamagedError, NotFoundError
 
 if TYPE_CHECKING:
@@ -23,14 +23,13 @@ COLOURS = ("cyan", "green", "yellow", "magenta", "blue")  # of documents, in tur
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    cache = typer.Typer(no_args_is_help=True)
-    command(cache, "status", example="millrace cache status", panel=CARE)(status)
-    command(cache, "verify", example="millrace cache verify", panel=CARE)(verify)
-    command(cache, "fill", example="millrace cache fill", panel=CARE)(fill)
-    command(cache, "show", example="millrace cache show 0 --tokens", panel=CARE)(show)
-    command(cache, "rebuild", example="millrace cache rebuild", panel=CARE)(rebuild)
-    command(cache, "compact", example="millrace cache compact", panel=CARE)(compact)
-    app.add_typer(cache, name="cache", help="Look after the packed sequences.", rich_help_panel=CARE)
+    cache = group(app, "cache", "Look after the packed sequences.", example="millrace cache status", panel=CARE)
+    command(cache, "status", example="millrace cache status")(status)
+    command(cache, "verify", example="millrace cache verify")(verify)
+    command(cache, "fill", example="millrace cache fill")(fill)
+    command(cache, "show", example="millrace cache show 0 --tokens")(show)
+    command(cache, "rebuild", example="millrace cache rebuild")(rebuild)
+    command(cache, "compact", example="millrace cache compact")(compact)
 
 
 def status(as_json: Json = False) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli import show as out
-from flows.cli.command import CARE, Json, command, home
+from flows.cli.command import CARE, Json, command, group, home
 from pipeline_lib.errors import ConfigError, DamagedError, RefusedError
 
 if TYPE_CHECKING:
@@ -20,14 +20,15 @@ Name = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="RUN@STEP, or RU
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    checkpoints = typer.Typer(no_args_is_help=True)
-    command(checkpoints, "list", example="millrace checkpoints list", panel=CARE)(list_all)
-    command(checkpoints, "show", example="millrace checkpoints show latest@500", panel=CARE)(show)
-    command(checkpoints, "verify", example="millrace checkpoints verify", panel=CARE)(verify)
-    command(checkpoints, "resume", example="millrace checkpoints resume latest", panel=CARE)(resume)
-    command(checkpoints, "export", example="millrace checkpoints export latest@500 --to hf my-model", panel=CARE)(export)
-    command(checkpoints, "delete", example="millrace checkpoints delete 20261120-0545@500", panel=CARE)(delete)
-    app.add_typer(checkpoints, name="checkpoints", help="Look after what trainings have saved.", rich_help_panel=CARE)
+    checkpoints = group(
+        app, "checkpoints", "Look after what trainings have saved.", example="millrace checkpoints list", panel=CARE
+    )
+    command(checkpoints, "list", example="millrace checkpoints list")(list_all)
+    command(checkpoints, "show", example="millrace checkpoints show latest@500")(show)
+    command(checkpoints, "verify", example="millrace checkpoints verify")(verify)
+    command(checkpoints, "resume", example="millrace checkpoints resume latest")(resume)
+    command(checkpoints, "export", example="millrace checkpoints export latest@500 --to hf my-model")(export)
+    command(checkpoints, "delete", example="millrace checkpoints delete 20261120-0545@500")(delete)
 
 
 def list_all(as_json: Json = False) -> None:

@@ -1,4 +1,4 @@
-"""How a noun adds its commands: `@command(app, "run", example="millrace run", panel=RUN)`.
+"""How a noun adds its commands: `@command(app, "run", example="millrace run", panel=RUN)`, below a `group` without a panel.
 
 Every command goes through here, so that errors, Ctrl-C and exit codes are the same everywhere.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Panels of `millrace --help`, in the order of use.
-START, RUN, LOOK, DECIDE, CARE = "Get started", "Run", "Look", "Decide", "Take care of the workspace"
+PANELS = START, RUN, LOOK, DECIDE, CARE = "Get started", "Run", "Look", "Decide", "Take care of the workspace"
 
 INTERRUPTED = 130
 # What the system refuses is no bug, and its traceback would only hide what to do.
@@ -46,16 +46,27 @@ Set = Annotated[
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id, the beginning of one, or `latest`.")]
 
 
-def command(app: typer.Typer, name: str, *, example: str, panel: str) -> Callable[[F], F]:
+def command(app: typer.Typer, name: str, *, example: str, panel: str | None = None) -> Callable[[F], F]:
     """Register a function as a command. Its docstring is the help; its first line and the example stand in `millrace --help`."""
 
     def register(function: F) -> F:
         first = (function.__doc__ or "").strip().partition("\n")[0]
-        shown = f"{first}\n  e.g. {example}"
-        app.command(name, short_help=shown, epilog=f"Example: {example}", rich_help_panel=panel)(_guarded(function))
+        epilog = f"Example: {example}"
+        app.command(name, short_help=_short(first, example), epilog=epilog, rich_help_panel=panel)(_guarded(function))
         return function
 
     return register
+
+
+def group(app: typer.Typer, name: str, what: str, *, example: str, panel: str) -> typer.Typer:
+    """A command with commands of its own, for `command` to fill."""
+    own = typer.Typer(no_args_is_help=True)
+    app.add_typer(own, name=name, help=what, short_help=_short(what, example), rich_help_panel=panel)
+    return own
+
+
+def _short(what: str, example: str) -> str:
+    return f"{what}\n  e.g. {example}"
 
 
 def _guarded(function: F) -> F:

@@ -9,27 +9,23 @@ from typing import Annotated
 import typer
 
 from flows.cli import show
-from flows.cli.command import START, Json, Set, command
-
-app = typer.Typer(no_args_is_help=True)
+from flows.cli.command import START, Json, Set, command, group
 
 File = Annotated[Path | None, typer.Argument(help="Pipeline YAML; none: the quickstart.")]
 Sample = Annotated[int, typer.Option(min=0, help="Read at most this many documents (0: all).")]
 
 
-def register(root: typer.Typer) -> None:
-    """Add the noun."""
-    root.add_typer(
-        app,
-        name="config",
-        help="Show, check and explain configurations.",
-        short_help="Show, check and explain configurations."
-        + "\n  e.g. millrace config check deployments/pipelines/nightly.yaml",
-        rich_help_panel=START,
-    )
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    example = "millrace config check deployments/pipelines/nightly.yaml"
+    config = group(app, "config", "Show, check and explain configurations.", example=example, panel=START)
+    command(config, "check", example=example)(check)
+    command(config, "show", example="millrace config show --set train.learning_rate=3e-4")(show_config)
+    command(config, "schema", example="millrace config schema > millrace.schema.json")(schema)
+    command(config, "reference", example="millrace config reference | less")(reference)
+    command(config, "environment", example="millrace config environment")(environment)
 
 
-@command(app, "check", example="millrace config check deployments/pipelines/nightly.yaml", panel=START)
 def check(
     files: Annotated[list[Path] | None, typer.Argument(help="Pipeline YAML files; none: the quickstart.")] = None,
     overrides: Set = [],  # noqa: B006 (typer copies it)
@@ -70,7 +66,6 @@ def check(
         raise typer.Exit(ConfigError.exit_code)
 
 
-@command(app, "show", example="millrace config show --set train.learning_rate=3e-4", panel=START)
 def show_config(
     file: File = None,
     overrides: Set = [],  # noqa: B006
@@ -89,7 +84,6 @@ def show_config(
         show.say(dump_yaml(config, changed_only=changed).rstrip("\n"))
 
 
-@command(app, "schema", example="millrace config schema > millrace.schema.json", panel=START)
 def schema() -> None:
     """Print the JSON Schema of a configuration, for editors and forms."""
     from pipeline_lib.config.pipeline import PipelineConfig
@@ -97,7 +91,6 @@ def schema() -> None:
     print(json.dumps(PipelineConfig.model_json_schema(), indent=1, ensure_ascii=False))
 
 
-@command(app, "reference", example="millrace config reference | less", panel=START)
 def reference() -> None:
     """Print the reference page: every field with type, default, unit, limits and reason."""
     from pipeline_lib.config.reference import reference_markdown
@@ -105,7 +98,6 @@ def reference() -> None:
     print(reference_markdown(), end="")
 
 
-@command(app, "environment", example="millrace config environment", panel=START)
 def environment(as_json: Json = False) -> None:
     """List the environment variables that are read (secrets and locations only). Values are never printed."""
     import os

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli import show
-from flows.cli.command import LOOK, Json, command, home
+from flows.cli.command import LOOK, Json, command, group, home
 
 if TYPE_CHECKING:
     from pipeline_lib.dedup.look import Change
@@ -30,12 +30,11 @@ NUMBERS = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    dedup = typer.Typer(no_args_is_help=True)
-    command(dedup, "show", example="millrace dedup show 3f2a", panel=LOOK)(show_cluster)
-    command(dedup, "borderline", example="millrace dedup borderline --pairs 5", panel=LOOK)(show_borderline)
-    command(dedup, "rethreshold", example="millrace dedup rethreshold 0.75", panel=LOOK)(show_rethreshold)
-    command(dedup, "curve", example="millrace dedup curve", panel=LOOK)(show_curve)
-    app.add_typer(dedup, name="dedup", help="Look at duplicates and why they are.", rich_help_panel=LOOK)
+    dedup = group(app, "dedup", "Look at duplicates and why they are.", example="millrace dedup borderline", panel=LOOK)
+    command(dedup, "show", example="millrace dedup show 3f2a")(show_cluster)
+    command(dedup, "borderline", example="millrace dedup borderline --pairs 5")(show_borderline)
+    command(dedup, "rethreshold", example="millrace dedup rethreshold 0.75")(show_rethreshold)
+    command(dedup, "curve", example="millrace dedup curve")(show_curve)
 
 
 def show_cluster(

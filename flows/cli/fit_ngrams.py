@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from flows.cli import show
-from flows.cli.command import CARE, Json, command, home, run_with
+from flows.cli.command import LOOK, Json, command, home, run_with
 
 Files = Annotated[list[Path], typer.Option(help="Text file, or JSONL with `text`; may be repeated.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "fit-ngrams", example="millrace fit-ngrams own.npz --good examples.jsonl", panel=CARE)(fit_ngrams)
+    command(app, "fit-ngrams", example="millrace fit-ngrams own.npz --good examples.jsonl", panel=LOOK)(fit_ngrams)
 
 
 def fit_ngrams(

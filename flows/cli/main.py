@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import itertools
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,30 +17,54 @@ import typer
 from typer.core import TyperGroup
 
 from flows.cli import show
+from flows.cli.command import PANELS
 from pipeline_lib.errors import EXIT_CODES
 
 NOUNS = (
     "servers", "config", "run", "workspace", "runs", "report", "explain", "stats", "rules", "fit_ngrams", "trace", "dedup",
     "validate", "models", "cache", "forget", "checkpoints", "train", "export", "presets", "metrics", "policies", "plan", "init",
+    "recall", 
 )  # fmt: skip
 
-# `millrace --help` shows the commands in the order of use.
+# `millrace --help` shows the commands in the order of use: panel by panel, within each in this one.
 ORDER = (
-    "doctor", "init", "presets", "config", "plan", "run", "status", "show", "runs", "report", "metrics", "rerun", "retry",
-    "train", "up", "down", "approve", "champion", "promote", "rollback", "export", "sql", "explain", "stats", "rules",
-    "fit-ngrams", "trace", "dedup", "validate", "du", "verify", "cache", "checkpoints", "gc", "forget", "pin", "unpin",
+    "doctor", "init", "presets", "config", "plan", "recall", "run", "rerun", "retry", "train", "up", "down", "status", "show",
+    "runs", "report", "compare", "metrics", "tune", "sql", "stats", "explain", "trace", "rules", "fit-ngrams", "dedup",
+    "validate", "policies", "approve", "champion", "promote", "rollback", "export", "du", "verify", "checkpoints", "cache",
+    "pin", "unpin", "gc", "forget",
 )  # fmt: skip
 
-_EPILOG = "Exit codes: " + "; ".join(f"{code} {words}" for code, words in EXIT_CODES.items()) + "."
+
+def _epilog() -> str:
+    codes = [f"{code} {words}" for code, words in EXIT_CODES.items()]
+    if show.in_terminal():
+        return "Exit codes: " + "; ".join(codes)
+    return "\b\nExit codes:\n" + "\n".join(f"  {line}" for line in codes)  # click keeps the lines of a paragraph marked so
 
 
 class _InOrder(TyperGroup):
-    """Commands in ORDER; others after them, as registered."""
+    """Commands by panel and ORDER; others last, as registered."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of the commands."""
         names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+        return sorted(names, key=lambda name: (self._panel(name), ORDER.index(name) if name in ORDER else len(ORDER)))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The panels of the plain help, as rich draws them in a terminal; each example on a line of its own."""
+        for panel, names in itertools.groupby(self.list_commands(ctx), self._panel):
+            lines = [line for name in names for line in _lines(name, self.commands[name])]
+            with formatter.section(PANELS[panel]):
+                formatter.write_dl(lines)
+
+    def _panel(self, name: str) -> int:
+        return PANELS.index(str(self.commands[name].rich_help_panel))
+
+
+def _lines(name: str, shown: Any) -> Iterator[tuple[str, str]]:
+    what, _, example = shown.short_help.partition("\n")
+    yield name, what
+    yield "", example.strip()
 
 
 def _version(wanted: bool) -> None:
@@ -64,7 +90,7 @@ def make_app() -> typer.Typer:
         no_args_is_help=True,
         rich_markup_mode="rich" if show.in_terminal() else None,
         pretty_exceptions_enable=False,  # a traceback means a bug, and is wanted whole
-        epilog=_EPILOG,
+        epilog=_epilog(),
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_start)

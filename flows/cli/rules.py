@@ -9,15 +9,14 @@ from typing import Annotated
 import typer
 
 from flows.cli import show
-from flows.cli.command import LOOK, Json, Set, command, home, run_with
+from flows.cli.command import LOOK, Json, Set, command, group, home, run_with
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    rules = typer.Typer(no_args_is_help=True)
-    command(rules, "list", example="millrace rules list", panel=LOOK)(list_rules)
-    command(rules, "try", example='millrace rules try "words >= 50 AND digit_share < 0.2"', panel=LOOK)(try_out)
-    app.add_typer(rules, name="rules", help="Look at the rules of quality, and try others.", rich_help_panel=LOOK)
+    rules = group(app, "rules", "Look at the rules of quality, and try others.", example="millrace rules list", panel=LOOK)
+    command(rules, "list", example="millrace rules list")(list_rules)
+    command(rules, "try", example='millrace rules try "words >= 50 AND digit_share < 0.2"')(try_out)
 
 
 def list_rules(
