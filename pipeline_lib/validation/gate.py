@@ -171,8 +171,8 @@ def against_champion(
     return {
         "outcome": outcome,
         **both,
-        "difference": {
-            **(_negative(gain) if lower_is_better else gain).to_json(),
+        "difference": {  # with its 95 % interval; a pass is decided at `level`
+            **(_negative(usual) if lower_is_better else usual).to_json(),
             "level": round(level, 6),
             "detectable": round(detectable(gain, level=level), 6),
             "attempt": attempt,
@@ -214,7 +214,10 @@ def keeps(
         else:
             failed |= change.high < -rule.most_fall
             interval = f"{change.low:+.2%} to {change.high:+.2%}"
-            told.append(f"changed by {change.value:+.2%} ({interval}), may fall by {rule.most_fall:.2%}")
+            smallest = detectable(change, level=level)
+            told.append(
+                f"changed by {change.value:+.2%} ({interval}; detectable {smallest:.2%}), may fall by {rule.most_fall:.2%}"
+            )
     return {"score": rule.score, "outcome": "fail" if failed else "pass", "reason": f"rule on {rule.score}: " + "; ".join(told)}
 
 

@@ -51,18 +51,18 @@ Make = Callable[[np.random.Generator], tuple[pa.Table, pa.Table, pa.Table]]  # c
 
 def options(parser: argparse.ArgumentParser) -> None:
     """How many cases of each kind."""
-    parser.add_argument("--cases", type=int, default=0, help="seeded cases of each kind (default 100, quick 40)")
+    parser.add_argument("--cases", type=int, default=0, help="seeded cases of each kind (default 100, quick 20)")
 
 
 def run(book: Book, arguments: argparse.Namespace) -> None:
     """Train, score, and ask the gate."""
-    cases = arguments.cases or (40 if arguments.quick else 100)
+    cases = arguments.cases or (20 if arguments.quick else 100)
     with tempfile.TemporaryDirectory(prefix="millrace-gate-") as name:
         folder = Path(name)
         begin = time.perf_counter()
         world = World.of(folder, quick=arguments.quick)
         book.add("time to train and score the models", time.perf_counter() - begin, "s")
-        rise, noisy = world.noisy(max(4, cases // 5) if arguments.quick else cases)
+        rise, noisy = world.noisy(4 if arguments.quick else cases)
         setup = f"loss raised by {min(rise):.2%} to {max(rise):.2%}, {len(noisy)} models, each scored on the test side"
         kinds: list[tuple[str, Make, str, float, str]] = [
             ("bad, noise: refused", lambda draw: world.case(draw, noisy[int(draw.integers(len(noisy)))]), "pass", 0.99, setup),
@@ -128,7 +128,7 @@ class World:
     @classmethod
     def of(cls, folder: Path, *, quick: bool) -> World:
         """Train four models and score them on the test side and on the suites that the gate holds."""
-        documents = good_documents(np.random.default_rng(0))[: 600 if quick else None]
+        documents = good_documents(np.random.default_rng(0))[: 320 if quick else None]
         test, train = documents[::4], [text for place, text in enumerate(documents) if place % 4]
         pieces = [part for text in train for part in _pieces(text)]
         steps = 150 if quick else 500
@@ -172,7 +172,7 @@ class World:
             return pc.sum(rows["score"]).as_py() / before - 1, rows
 
         size = 0.05
-        for _ in range(4):  # the loss rises with the square of small noise
+        for _ in range(2):  # the loss rises with the square of small noise
             size *= float(np.sqrt(WORSE / max(scored(size, 0)[0], WORSE / 100)))
         rest = self.champion.filter(pc.not_equal(self.champion["suite"], "language"))
         found = [scored(size, seed) for seed in range(1, count + 1)]
