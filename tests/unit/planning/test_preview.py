@@ -44,7 +44,7 @@ def test_named_data_is_planned_without_any_and_every_second_has_a_part(home: Pat
 
 
 def test_a_short_window_decides_and_the_warm_up_is_cut_with_a_warning(home: Path) -> None:
-    found = planned(home, "resources.max_hours=0.03", "resources.margin_minutes=0.05", documents=40_000)
+    found = planned(home, "resources.max_hours=0.1", "resources.margin_minutes=0.05", documents=1_000_000)
     assert found["limit"] == "window"
     assert found["steps"] > WANTED_STEPS
     assert found["warmup_steps"] <= found["steps"] // 10
