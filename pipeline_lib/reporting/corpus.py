@@ -26,8 +26,9 @@ def duplicates(evidence: Evidence) -> Iterator[Finding]:
     where = f" Most in source {source}: {out:,} of {of:,}." if out else ""
     yield Finding(
         "duplicate_heavy", "trouble", "Much of the corpus was there more than once.",
-        f"{copies:,.0f} of {documents:,.0f} documents ({percent(copies / documents)}) are duplicates, {evidence.metric('dedup', 'near_duplicates'):,.0f} "
-        f"of them only nearly; the largest cluster has {evidence.metric('dedup', 'largest_cluster'):,.0f}.{where}",
+        f"{copies:,.0f} of {documents:,.0f} documents ({percent(copies / documents)}) are duplicates, "
+        f"{evidence.metric('dedup', 'near_duplicates'):,.0f} of them only nearly; "
+        f"the largest cluster has {evidence.metric('dedup', 'largest_cluster'):,.0f}.{where}",
         "ingest.sources", "Leave out or shrink (max_mb) the source that repeats itself, and add one that does not.",
     )  # fmt: skip
 
@@ -41,9 +42,11 @@ def leaks(evidence: Evidence) -> Iterator[Finding]:
         return
     yield Finding(
         "leaking_validation", "trouble", "The held-out text is in the training text: its scores flatter.",
-        f"{found:,} of {searched:,} test documents ({percent(found / searched)}) have at least half of their 13-word sequences in the training text.",
+        f"{found:,} of {searched:,} test documents ({percent(found / searched)}) have at least half of their "
+        "13-word sequences in the training text.",
         "dedup.threshold, dedup.containment",
-        f"A lower threshold than {evidence.config.dedup.threshold:g}, or dedup.containment = 0.5, so that documents that share so much stay on one side.",
+        f"A lower threshold than {evidence.config.dedup.threshold:g}, or dedup.containment = 0.5, so that documents that share "
+        "so much stay on one side.",
     )  # fmt: skip
 
 
@@ -64,8 +67,10 @@ def more_text(evidence: Evidence) -> Iterator[Finding]:
     if epochs > PASSES:
         yield Finding(
             "more_text", "advice", "The training text was read too often.",
-            f"{epochs:.1f} passes over {evidence.metric('pack', 'tokens'):,.0f} tokens; beyond {PASSES:g} they are worth ever less.",
-            "ingest.sources", f"{epochs / PASSES:.1f} times the text (max_mb, further sources), or train.max_epochs = {PASSES:g}.",
+            f"{epochs:.1f} passes over {evidence.metric('pack', 'tokens'):,.0f} tokens; "
+            f"beyond {PASSES:g} they are worth ever less.",
+            "ingest.sources",
+            f"{epochs / PASSES:.1f} times the text (max_mb, further sources), or train.max_epochs = {PASSES:g}.",
         )  # fmt: skip
 
 
@@ -87,6 +92,8 @@ def mixture(evidence: Evidence) -> Iterator[Finding]:
         share = tokens[worst] / sum(tokens.values())
         yield Finding(
             "mixture", "advice", f"Domain {worst} is learned worst.",
-            f"Its dev loss is {means[worst]:.3f} nats per token, the mean is {whole:.3f}; it has {percent(share)} of the dev tokens.",
-            "select.domain_balance, select.domain_weights", f"A larger part for {worst}, or more text of it, where it matters to the goal.",
+            f"Its dev loss is {means[worst]:.3f} nats per token, the mean is {whole:.3f}; "
+            f"it has {percent(share)} of the dev tokens.",
+            "select.domain_balance, select.domain_weights", f"A larger part for {worst}, or more text of it, "
+            "where it matters to the goal.",
         )  # fmt: skip

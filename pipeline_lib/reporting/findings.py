@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Numbers = list[tuple[str, float, str]]  # name, value, unit
+
+
+def sentence(parts: Sequence[str]) -> str:
+    """Reasons as one sentence."""
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 @dataclass(frozen=True)

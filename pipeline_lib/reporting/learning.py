@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline_lib.reporting.evidence import Event, Evidence, Floats, finite, percent, usual
-from pipeline_lib.reporting.findings import Finding, Numbers
+from pipeline_lib.reporting.findings import Finding, Numbers, sentence
 
 BLOCKS = 16  # means of so many blocks of steps; their spread around a line is the noise of a slope
 LEAST_STEPS = 96  # fewer say nothing about a course
@@ -128,9 +128,11 @@ def plateau(evidence: Evidence) -> Iterator[Finding]:
         seen = evidence.said("plateau")
         yield Finding(
             "plateau", "trouble", "The loss stood still for half of the training.",
-            f"In the last half at constant learning rate the training loss fell by {fall[1]:.4f} ± {2 * fall[2]:.4f} nats per token of {loss:.3f}"
+            f"In the last half at constant learning rate the training loss fell by "
+            f"{fall[1]:.4f} ± {2 * fall[2]:.4f} nats per token of {loss:.3f}"
             + (f"; the monitor saw it from step {seen[0].detail.get('since_step', seen[0].step)} on" if seen else "") + ".",
-            "model.width, model.depth", "A larger model, or more varied text; or stop earlier: train.early_stopping.patience = 3.",
+            "model.width, model.depth",
+            "A larger model, or more varied text; or stop earlier: train.early_stopping.patience = 3.",
         )  # fmt: skip
 
 
@@ -158,9 +160,11 @@ def overfitting(evidence: Evidence) -> Iterator[Finding]:
             epochs = evidence.metric("train", "epochs")
             yield Finding(
                 "overfitting", "trouble", "The model learned its training text by heart.",
-                f"Dev loss was best at step {best_step:,} ({best:.3f}) and {percent(value / best - 1)} higher at step {step:,} ({value:.3f}), "
-                f"while the training loss fell from {then:.3f} to {now:.3f}; {epochs:.1f} passes over the data.",
-                "train.max_epochs", f"Fewer passes (about {max(epochs * best_step / max(step, 1), 0.1):.1f}), more text, or model.dropout = 0.1.",
+                f"Dev loss was best at step {best_step:,} ({best:.3f}) and {percent(value / best - 1)} higher at step "
+                f"{step:,} ({value:.3f}), while the training loss fell from {then:.3f} to {now:.3f}; "
+                f"{epochs:.1f} passes over the data.",
+                "train.max_epochs",
+                f"Fewer passes (about {max(epochs * best_step / max(step, 1), 0.1):.1f}), more text, or model.dropout = 0.1.",
             )  # fmt: skip
             return
 
@@ -184,8 +188,9 @@ def divergence(evidence: Evidence) -> Iterator[Finding]:
     if rise is not None:
         parts.append(f"the median loss of the last 32 steps is {rise[1]:.3f}, the lowest such median was {rise[0]:.3f}")
     yield Finding(
-        "divergence", "trouble", "The training lost what it had learned.", "; ".join(parts).capitalize() + ".",
-        "train.learning_rate", f"{_lower(evidence)}, or a stricter train.max_grad_norm (now {evidence.config.train.max_grad_norm:g}).",
+        "divergence", "trouble", "The training lost what it had learned.", sentence(parts),
+        "train.learning_rate",
+        f"{_lower(evidence)}, or a stricter train.max_grad_norm (now {evidence.config.train.max_grad_norm:g}).",
     )  # fmt: skip
 
 
@@ -249,7 +254,7 @@ def rate_too_high(evidence: Evidence) -> Iterator[Finding]:
         reasons.append(f"a step changes the weights by {percent(ratio)} of their norm (usual: 0.1 %)")
     if reasons:
         yield Finding(
-            "rate_too_high", "trouble", "The learning rate is too high.", "; ".join(reasons).capitalize() + ".",
+            "rate_too_high", "trouble", "The learning rate is too high.", sentence(reasons),
             "train.learning_rate", f"{_lower(evidence)}, or 0: the scaling law decides.",
         )  # fmt: skip
 
@@ -264,8 +269,8 @@ def rate_too_low(evidence: Evidence) -> Iterator[Finding]:
         peak = _peak(evidence)
         yield Finding(
             "rate_too_low", "trouble", "The learning rate is too low.",
-            f"A step changes the weights by {percent(ratio)} of their norm (usual: 0.1 %), and in the second half at constant rate the loss still "
-            f"fell by {second:.3f} nats per token, after {first:.3f} in the first.",
+            f"A step changes the weights by {percent(ratio)} of their norm (usual: 0.1 %), and in the second half at constant "
+            f"rate the loss still fell by {second:.3f} nats per token, after {first:.3f} in the first.",
             "train.learning_rate", f"{3 * peak:.2g} to {10 * peak:.2g} instead of {peak:.2g}, or 0: the scaling law decides.",
         )  # fmt: skip
 

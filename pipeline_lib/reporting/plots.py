@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline_lib.reporting.gather import Facts
 
+Floats = NDArray[np.float64]
 BLUE, ORANGE, GREEN = "#3b82c4", "#d97706", "#2f9e6e"  # told apart by brightness too
 COLOURS, LINES = (BLUE, ORANGE, GREEN, "#8b5cc7"), ("-", "--", ":", "-.")
 STYLE: Any = {  # matplotlib's own type of this is a list of all its settings
@@ -58,7 +59,7 @@ def _figure(width: float = 7.2, height: float = 2.8) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def thinned(table: pa.Table, name: str) -> NDArray[np.float64]:
+def thinned(table: pa.Table, name: str) -> Floats:
     """A column in at most `MAX_POINTS` means of neighbours: every step is in the picture, none of its size."""
     values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
     size = -(-len(values) // MAX_POINTS)
@@ -199,7 +200,7 @@ def slices(facts: Facts) -> str:
 
 
 def importance(values: Mapping[str, list[tuple[float, float]]]) -> dict[str, float]:
-    """How strongly a searched value ranks the trials: Spearman's |ρ| of value and dev loss; values with one setting are left out."""
+    """How strongly a searched value ranks the trials: Spearman's |ρ| of value and dev loss; what did not vary is left out."""
     told = {}
     for name, points in values.items():
         x, y = np.array(points).T
@@ -208,6 +209,26 @@ def importance(values: Mapping[str, list[tuple[float, float]]]) -> dict[str, flo
     return told
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ranks(values: Floats) -> Floats:
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[places]  # ties share their mean rank
+
+
+def courses(drawn: Sequence[tuple[str, Floats, Floats, Floats, Floats]], axis: str) -> str:
+    """Dev loss of several groups over the same axis: (label, places, mean, low, high) each; bands where there are seeds."""
+    if len(drawn) < 1:
+        return ""
+    figure, axes = _figure(height=2.6)
+    for number, (label, places, mean, low, high) in enumerate(drawn):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(places, mean, color=colour, linestyle=LINES[number // len(COLOURS) % len(LINES)], marker="osv^"[number % 4],
+                  markersize=3, linewidth=1, label=label)  # fmt: skip
+        if np.any(high > low):
+            axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel(axis)
+    axes.set_ylabel("dev loss [nats per token]")
+    axes.legend(frameon=False)
+    axes.set_title(f"Dev loss over {axis}", loc="left")
+    return _svg(
+        figure, f"Dev loss over {axis}, at the end: " + ", ".join(f"{label} {mean[-1]:.3f}" for label, _, mean, _, _ in drawn)
+    )
