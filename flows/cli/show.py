@@ -64,22 +64,14 @@ def _jsonable(value: Any) -> Any:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str = "") -> None:
-    """A table: drawn in a terminal, aligned columns elsewhere. Numbers stand right."""
+    """A table: drawn in a terminal, aligned columns elsewhere. Numbers stand right.
+
+    In a terminal too narrow to show every word in one piece, each row is a block of lines `column  value`.
+    """
     numeric = [bool(rows) and all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
     cells = [[_cell(value) for value in row] for row in rows]
     if in_terminal():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        drawn = Table(
-            title=Text(clean(title)) if title else None, title_justify="left", header_style="bold", box=None, pad_edge=False
-        )
-        for name, right in zip(columns, numeric, strict=True):
-            drawn.add_column(Text(clean(name)), justify="right" if right else "left", overflow="fold")
-        for row in cells:
-            drawn.add_row(*[Text(cell) for cell in row])
-        Console(highlight=False).print(drawn)
+        _draw([clean(name) for name in columns], cells, numeric, clean(title))
         return
     if title:
         say(title)
@@ -90,6 +82,53 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str = "
             for cell, width, right in zip(line, widths, numeric, strict=True)
         ]
         say("  ".join(padded).rstrip())
+
+
+def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if title:
+        console.print(Text(title, style="italic"))
+    gap, widths = _widths([columns, *cells], console.width)
+    if widths is None and cells and len(columns) > 2:
+        for row in cells:
+            block = Table.grid(padding=(0, 2, 0, 0))
+            for name, cell in zip(columns, row, strict=True):
+                block.add_row(Text(name, style="bold"), Text(cell, overflow="fold"))
+            console.print(block)
+            console.print()
+        return
+    # Gaps are columns: rich counts padding behind the last column as well, which costs a narrow terminal a table.
+    drawn = Table(header_style="bold", box=None, padding=0, pad_edge=False)
+    for number, (name, right) in enumerate(zip(columns, numeric, strict=True)):
+        if number:
+            drawn.add_column(width=gap)
+        drawn.add_column(
+            Text(name), justify="right" if right else "left", overflow="fold", width=widths[number] if widths else None
+        )
+    for row in cells:
+        drawn.add_row(*[part for cell in row for part in (Text(), Text(cell))][1:])
+    console.print(drawn)
+
+
+def _widths(lines: Sequence[Sequence[str]], whole: int) -> tuple[int, list[int] | None]:
+    """Gap and widths of columns that break between words only; None where the longest words do not fit side by side."""
+    columns = list(zip(*lines, strict=True))
+    natural = [max(map(_width, cells)) for cells in columns]
+    least = [max(_width(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
+    gap = 2 if sum(least) + 2 * (len(columns) - 1) <= whole else 1
+    spare = whole - sum(least) - gap * (len(columns) - 1)
+    if spare < 0:
+        return 2, None
+    widths = least
+    for number in sorted(range(len(columns)), key=lambda n: natural[n] - least[n]):  # who wants little gets it first
+        more = min(natural[number] - least[number], spare)
+        widths[number] += more
+        spare -= more
+    return gap, widths
 
 
 _STYLES = {"gone": "red strike", "new": "green", "left out": "dim"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -53,6 +54,22 @@ def test_rich_table_shows_markup_as_text(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "[b]x[/b]" in text
     assert "\x07" not in text
     assert "\x1b[31m" not in text
+
+
+def test_no_word_is_cut_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    identifier, goal = "20261120-111433-4075d82b", "See the whole pipeline work on text that is here"
+    shown = {}
+    for width in (80, 60, 40):
+        stream = Terminal()
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setenv("COLUMNS", str(width))
+        show.table(["run", "pipeline", "made", "goal"], [[identifier, "quickstart", 13, goal]], "Runs")
+        lines = [line.rstrip() for line in re.sub("\x1b\\[[0-9;]*m", "", stream.getvalue()).splitlines()]
+        assert max(map(len, lines)) <= width
+        assert set(f"{identifier} {goal}".split()) <= set(" ".join(lines).split())
+        shown[width] = lines
+    assert shown[80][1].split() == shown[60][1].split() == ["run", "pipeline", "made", "goal"]
+    assert shown[40][1] == f"run       {identifier}"  # too narrow for columns: a block for each row
 
 
 @pytest.mark.parametrize(
