@@ -13,7 +13,7 @@ LEVEL = 0.95
 MANY = 2000  # items, from which on a mean is as good as normal
 TAIL = 10  # resamples beyond each end of a percentile interval, at least: fewer do not tell where it ends
 POWER = 0.8  # of the smallest difference that is called detectable
-BLOCK = 1 << 24  # resampled counts held at once; bounds memory at 128 MiB
+BLOCK = 1 << 22  # resampled items held at once; bounds memory at about 128 MiB
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,12 @@ def resampled_ratios(
     step = max(1, BLOCK // n)
     parts = []
     for start in range(0, n_resamples, step):
-        counts = draw.multinomial(n, np.full(n, 1 / n), size=min(step, n_resamples - start)).astype(np.float64)
-        below = counts @ weights
-        above = counts @ scores
-        parts.append(above / (below[:, None] if above.ndim == 2 else below))
-    return np.concatenate(parts)
+        chosen = draw.integers(0, n, (min(step, n_resamples - start), n), dtype=np.int32)
+        below = weights[chosen].sum(axis=1)
+        above = np.stack([column[chosen].sum(axis=1) for column in np.atleast_2d(scores.T)], axis=-1)
+        parts.append(above / below[:, None])
+    found = np.concatenate(parts)
+    return found if scores.ndim == 2 else found[:, 0]
 
 
 def estimate(
