@@ -117,8 +117,8 @@ def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Seque
 def _widths(lines: Sequence[Sequence[str]], whole: int) -> tuple[int, list[int] | None]:
     """Gap and widths of columns that break between words only; None where the longest words do not fit side by side."""
     columns = list(zip(*lines, strict=True))
-    natural = [max(map(_width, cells)) for cells in columns]
-    least = [max(_width(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
+    natural = [max([1, *map(_width, cells)]) for cells in columns]  # rich wants one character of an empty column, too
+    least = [max([1, *(_width(word) for cell in cells for word in cell.split())]) for cells in columns]
     gap = 2 if sum(least) + 2 * (len(columns) - 1) <= whole else 1
     spare = whole - sum(least) - gap * (len(columns) - 1)
     if spare < 0:

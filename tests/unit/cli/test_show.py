@@ -63,12 +63,12 @@ def test_no_word_is_cut_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) ->
         stream = Terminal()
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setenv("COLUMNS", str(width))
-        show.table(["run", "pipeline", "made", "goal"], [[identifier, "quickstart", 13, goal]], "Runs")
+        show.table(["run", "pipeline", "", "goal"], [[identifier, "quickstart", "", goal]], "Runs")
         lines = [line.rstrip() for line in re.sub("\x1b\\[[0-9;]*m", "", stream.getvalue()).splitlines()]
         assert max(map(len, lines)) <= width
         assert set(f"{identifier} {goal}".split()) <= set(" ".join(lines).split())
         shown[width] = lines
-    assert shown[80][1].split() == shown[60][1].split() == ["run", "pipeline", "made", "goal"]
+    assert shown[80][1].split() == shown[60][1].split() == ["run", "pipeline", "goal"]
     assert shown[40][1] == f"run       {identifier}"  # too narrow for columns: a block for each row
 
 
