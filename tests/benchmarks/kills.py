@@ -21,7 +21,7 @@ from tests.benchmarks.figures import Book
 from tests.kills import ALONG_THE_LINE, Life, Plan, live, undisturbed
 from tests.pipeline_toys import PURE, small_config
 
-KILLS, QUICK_KILLS = 40, 10
+KILLS, QUICK_KILLS = 200, 10
 SHARE_AT_POINTS = 5 / 8  # of all kills; the rest comes at random moments
 BRIEFLY = (  # a choice for few kills, each of another kind and further along
     "record.before_save",
