@@ -12,7 +12,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("score", 4, "pure", "pipeline_lib.quality.score:score", reads={"ingest": ("documents",)}, sections=("score",),
           extends=("signal", "rule_set"), outside="pipeline_lib.quality.ngrams:file_digests"),
     Stage(
-        "dedup", 5, "pure", "pipeline_lib.dedup.dedup:dedup", outside="pipeline_lib.dedup.embedding_model:file_digests",
+        "dedup", 6, "pure", "pipeline_lib.dedup.dedup:dedup", outside="pipeline_lib.dedup.embedding_model:file_digests",
         reads={"ingest": ("documents", "details"), "score": ("signals", "decisions"), "suites": ("suite_items",)},
         sections=("dedup",),
     ),

@@ -8,8 +8,11 @@ What no further band tells apart is `cut`: those documents meet the best one of 
 how many they are.
 
 Documents of a bucket over the limit are a *crowd*: they fill many buckets just below the limit in other bands. So a bucket that
-is mostly crowd and larger than a fifth of the limit is split, too; and so are the largest when there are too many of them for
-memory (`WHOLE_PAIRS`).
+is mostly crowd and larger than a fifth of the limit is split, too.
+
+**Memory.** A corpus of near-copies would give hundreds of pairs a document. So of buckets over a fortieth of the limit (*large*
+ones; the others give a dozen pairs a document at most) only the smallest give all their pairs, until these are `WHOLE_PAIRS`; the
+others are split. Of the parts the smallest give theirs, until these are `PART_PAIRS`; what is left is cut.
 
 **Nights.** Proposed pairs are a function of the set of documents, bucket by bucket. So when documents are added to a set whose
 pairs are known, only the buckets of the added ones and the large buckets (before or now) are looked at: `fresh` and `Known`.
@@ -18,7 +21,7 @@ pairs are known, only the buckets of the added ones and the large buckets (befor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import duckdb
@@ -27,11 +30,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline_lib.dedup import kernels
-from pipeline_lib.dedup.verify import distinct
 from pipeline_lib.tables.duck import connect
 
 PART = 5  # what of a crowd gives all its pairs is this many times smaller than the limit: it is there many times
-WHOLE_PAIRS = 8 << 20  # of all buckets over a fifth of the limit together, each band counted: 200 MB while they are made
+LARGE = 40  # a bucket this many times smaller than the limit gives all its pairs whatever the others do
+WHOLE_PAIRS = 8 << 20  # of large buckets, each band counted; a pair of near-copies is there in most bands
+PART_PAIRS = 4 << 20  # of parts of buckets, each band counted
+PAIRS_AT_ONCE = 1 << 20  # made, and put in order, at once: some 50 MB
 SPLITS = 3  # further bands; 100,000 documents of which half share a hash in each band are parts of 13,000 then
 BLOCK_BYTES = 96 << 20  # of band hashes held at once: 12 bands of a million documents, one of ten million
 JOIN_ROWS = 1 << 20  # of several bands together; a band alone may have more
@@ -59,7 +64,7 @@ class BandIndex(Protocol):
 
 @dataclass(frozen=True)
 class Buckets:
-    """Buckets over a fifth of the limit, ordered by band and hash."""
+    """Large buckets, ordered by band and hash."""
 
     band: Numbers
     hash: NDArray[np.uint64]
@@ -71,24 +76,32 @@ class Buckets:
 
 
 @dataclass(frozen=True)
-class Members:
-    """Documents of these buckets: a row a band and document, ordered; and the hashes of these documents in all bands."""
+class Band:
+    """The large buckets of one band, ordered by hash, and their documents."""
 
-    band: Numbers
+    band: int
     hash: NDArray[np.uint64]
-    place: Numbers  # in `known`
-    known: Numbers  # document numbers
-    columns: NDArray[np.uint64]  # [bands, known]
+    size: Numbers
+    number: NDArray[np.uint32]  # the documents of all buckets, one bucket behind the other
 
-    def places(self, numbers: Numbers) -> Numbers:
+
+@dataclass(frozen=True)
+class Members:
+    """Large buckets, by band; and the hashes of their documents in all bands."""
+
+    bands: Sequence[Band]
+    there: NDArray[np.bool_]  # [documents] those of large buckets
+    known: Numbers  # their numbers
+    columns: NDArray[np.uint64]  # [bands, known]
+    _place: NDArray[np.uint32]  # [documents] where a document stands in `known`
+
+    def places(self, numbers: NDArray[Any]) -> NDArray[np.uint32]:
         """Where documents stand in `known`."""
-        return np.searchsorted(self.known, numbers)
+        return self._place[numbers]
 
     def both(self, left: Numbers, right: Numbers) -> NDArray[np.bool_]:
         """Which pairs are pairs of these documents."""
-        if not len(self.known):
-            return np.zeros(len(left), dtype=bool)
-        return np.asarray(np.isin(left, self.known) & np.isin(right, self.known))
+        return np.asarray(self.there[left] & self.there[right])
 
     def equal_bands(self, left: Numbers, right: Numbers) -> Numbers:
         """In how many bands the documents of each pair have the same hash."""
@@ -154,41 +167,69 @@ def propose(
         threads: of DuckDB.
 
     Memory: of fresh documents the hashes of as many bands as fit `BLOCK_BYTES`, but one at least; 13 bytes a document beside it;
-    DuckDB's limit; and 8 bytes a band for each document of a large bucket.
+    DuckDB's limit; 12 bytes a band for each document of a large bucket; and the pairs (about 100 bytes each).
     """
     fresh = taking_part if fresh is None else taking_part & fresh
     earlier = known or _nothing_known()
-    small = max(limit // PART, 2)
-    large: list[dict[str, NDArray[Any]]] = []
+    small = max(limit // LARGE, 2)
+    large: list[Band] = []
     with connect(memory_gib=MEMORY_GIB, threads=threads) as db:
         db.execute("CREATE TABLE proposed (a UINTEGER, b UINTEGER)")
         db.register("before", pa.table({"band": earlier.buckets.band, "h": earlier.buckets.hash}))
         for rows in _joined_together(_rows(index, taking_part, fresh, earlier.buckets)):
-            large.append(_join(db, rows, small))
+            large += _join(db, rows, small)
         found = db.execute("SELECT a, b, count(*)::INTEGER AS n FROM proposed GROUP BY a, b ORDER BY a, b").fetchnumpy()
     members = _members(index, large)
-    buckets, split, left, right = _split(members, ranks, limit, small)
+    buckets, split, made = _split(members, ranks, limit)
     kept = _still_proposed(earlier, buckets, members)
     parts = [
-        [np.asarray(found[name], dtype=np.int64) for name in ("a", "b", "n")],
-        [earlier.left[kept], earlier.right[kept], earlier.bands_hit[kept].astype(np.int64)],
-        [np.minimum(left, right), np.maximum(left, right), np.zeros(len(left), dtype=np.int64)],
+        (_codes(found["a"], found["b"]), found["n"]),
+        (_codes(earlier.left[kept], earlier.right[kept]), earlier.bands_hit[kept]),
+        (made, np.zeros(len(made), dtype=np.int32)),
     ]
-    left, right, hit = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    left, right, hit = _once(left, right, hit)
+    del found, made
+    left, right, hit = _once(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     inside = members.both(left, right)  # these may meet in large buckets, too, which do not propose every pair
     hit[inside] = members.equal_bands(left[inside], right[inside])
-    return Candidates(left, right, hit.astype(np.int32), buckets, split)
+    return Candidates(left, right, hit, buckets, split)
 
 
-def _once(left: Numbers, right: Numbers, hit: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+def _codes(left: NDArray[Any], right: NDArray[Any]) -> Numbers:
+    """A number for each pair, by which pairs are ordered."""
+    return (np.minimum(left, right).astype(np.int64) << 32) | np.maximum(left, right)
+
+
+def _once(code: Numbers, hit: NDArray[np.int32]) -> tuple[Numbers, Numbers, NDArray[np.int32]]:
     """Each pair once, ordered, with its largest count."""
-    code = (left << 32) | right
     order = np.lexsort((-hit, code))
     code = code[order]
     fresh = np.ones(len(code), dtype=bool)
     fresh[1:] = code[1:] != code[:-1]
     return code[fresh] >> 32, code[fresh] & 0xFFFFFFFF, hit[order][fresh]
+
+
+@dataclass
+class _Gathered:
+    """Pairs of many groups, each once: what is new is put in order when it is much."""
+
+    _parts: list[Numbers] = field(default_factory=lambda: [np.empty(0, dtype=np.int64)])
+    _waiting: int = 0
+
+    def add(self, left: NDArray[Any], right: NDArray[Any]) -> None:
+        """Take in pairs of document numbers."""
+        self._parts.append(_codes(left, right))
+        self._waiting += len(left)
+        if self._waiting > max(PAIRS_AT_ONCE, len(self._parts[0])):
+            self.codes()
+
+    def codes(self) -> Numbers:
+        """All so far, ordered."""
+        codes = np.concatenate(self._parts)
+        codes.sort()  # numpy's `unique` hashes whole numbers, and takes minutes for such as these
+        fresh = np.ones(len(codes), dtype=bool)
+        fresh[1:] = codes[1:] != codes[:-1]
+        self._parts, self._waiting = [codes[fresh]], 0
+        return self._parts[0]
 
 
 def _blocks(index: BandIndex, documents: int) -> Iterator[range]:
@@ -266,21 +307,19 @@ def _joined_together(rows: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _members(index: BandIndex, large: list[dict[str, NDArray[Any]]]) -> Members:
-    band, number = (
-        np.concatenate([np.empty(0, dtype=np.int64), *(part[name].astype(np.int64) for part in large)])
-        for name in ("band", "number")
-    )
-    hashes = np.concatenate([np.empty(0, dtype=np.uint64), *(part["h"] for part in large)])
-    known, places = distinct(len(index), number)
+def _members(index: BandIndex, bands: Sequence[Band]) -> Members:
+    there = np.zeros(len(index), dtype=bool)
+    for band in bands:
+        there[band.number] = True
+    known = np.flatnonzero(there)
     columns = np.empty((index.bands, len(known)), dtype=np.uint64)
-    for bands in _blocks(index, len(known)) if len(known) else ():
-        columns[bands.start : bands.stop] = _hashes(index, bands, known)
-    return Members(band, hashes, places[number], known, columns)
+    for some in _blocks(index, len(known)) if len(known) else ():
+        columns[some.start : some.stop] = _hashes(index, some, known)
+    return Members(bands, there, known, columns, np.cumsum(there, dtype=np.uint32) - np.uint32(1))
 
 
-def _join(db: duckdb.DuckDBPyConnection, rows: pa.Table, small: int) -> dict[str, NDArray[Any]]:
-    """Propose the pairs of small buckets; returns band, h and number of the members of the others, ordered.
+def _join(db: duckdb.DuckDBPyConnection, rows: pa.Table, small: int) -> list[Band]:
+    """Propose the pairs of small buckets; returns the others.
 
     Args:
         db: has the tables `proposed` (a, b) and `before` (band, h: buckets that were not small).
@@ -304,44 +343,105 @@ def _join(db: duckdb.DuckDBPyConnection, rows: pa.Table, small: int) -> dict[str
         {"small": small},
     )
     large = "SELECT band, h, number FROM member WHERE size > $small ORDER BY band, h, number"
-    return dict(db.execute(large, {"small": small}).fetchnumpy())
+    found = db.execute(large, {"small": small}).fetchnumpy()
+    bands, first = np.unique(found["band"], return_index=True)
+    parts = zip(bands.tolist(), *(np.split(found[name], first[1:]) for name in ("h", "number")), strict=True)
+    return [_band(band, hashes, np.asarray(numbers)) for band, hashes, numbers in parts] if len(bands) else []
 
 
-def _split(members: Members, ranks: Ranks, limit: int, small: int) -> tuple[Buckets, int, Numbers, Numbers]:
-    """Rows of the buckets that are not small, how many of them are split, and their pairs."""
-    known, place, columns, band = members.known, members.place, members.columns, members.band
-    if not len(known):
-        return no_buckets(), 0, known, known
-    bucket = group = _groups(band, members.hash)
-    _, first, size = np.unique(bucket, return_index=True, return_counts=True)
-    cut = np.zeros(len(first), dtype=np.int64)
-    crowd = np.zeros(len(known), dtype=bool)
-    crowd[place[size[bucket] > limit]] = True
-    whole = _whole(size, np.bincount(bucket, crowd[place]), limit)
-    split, whole = int((~whole).sum()), whole[bucket]
-    pairs = [_all_pairs(bucket[whole], place[whole])]
-    group, place, band, bucket = group[~whole], place[~whole], band[~whole], bucket[~whole]
-    orders = ranks(known)
-    pairs += [_star(group, place, order) for order in orders]
-    for step in range(1, min(SPLITS + 1, len(columns))):
-        group = _groups(group, columns[(band + step) % len(columns), place])
-        large = np.bincount(group, minlength=1)[group] > small
-        pairs.append(_all_pairs(group[~large], place[~large]))
-        group, place, band, bucket = group[large], place[large], band[large], bucket[large]
-    if len(group):
-        np.add.at(cut, bucket, 1)
-        pairs += [_star(group, place, order) for order in orders]
-    left, right = (known[np.concatenate(side)] for side in zip(*pairs, strict=True))
-    return Buckets(members.band[first], members.hash[first], size, cut), split, left, right
+def _band(band: int, hashes: NDArray[np.uint64], numbers: NDArray[np.uint32]) -> Band:
+    own, size = np.unique(hashes, return_counts=True)
+    return Band(band, own, size, numbers)
 
 
-def _whole(size: Numbers, crowd: NDArray[Any], limit: int) -> NDArray[np.bool_]:
-    """Which buckets give all their pairs: those up to the limit that are not mostly crowd, the smallest first."""
-    found = np.flatnonzero((size <= limit) & (2 * crowd < size))
+@dataclass(frozen=True)
+class _Parts:
+    """Parts of the buckets of one band."""
+
+    size: Numbers
+    bucket: Numbers  # which of the band's buckets
+    member: NDArray[np.uint32]  # the documents (places in `known`) of all parts, one part behind the other
+
+
+def _split(members: Members, ranks: Ranks, limit: int) -> tuple[Buckets, int, Numbers]:
+    """Rows of the large buckets, how many of them are split, and the pairs that they propose."""
+    bands, known = members.bands, members.known
+    if not bands:
+        return no_buckets(), 0, np.empty(0, dtype=np.int64)
+    pairs = _Gathered()
+    size = np.concatenate([band.size for band in bands])
+    small = max(limit // PART, 2)
+    fits = (size <= limit) & ((2 * _crowded(members, limit) < size) | (size <= small))
+    whole = _affordable(size, fits, WHOLE_PAIRS)
+    of_band = np.split(whole, np.cumsum([len(band.size) for band in bands])[:-1])
+    orders = ranks(known) if not whole.all() else ()
+    found = []
+    for band, is_whole in zip(bands, of_band, strict=True):
+        inside = np.repeat(is_whole, band.size)
+        for left, right in _all_pairs(band.size[is_whole], band.number[inside]):
+            pairs.add(left, right)
+        bucket, place = np.repeat(np.arange(len(band.size)), band.size)[~inside], members.places(band.number[~inside])
+        for order in orders:
+            left, right = _star(bucket, place, order)
+            pairs.add(known[left], known[right])
+        found.append(_parts(members.columns, band.band, bucket, place, small))
+    sizes = np.concatenate([parts.size for parts in found])
+    affordable = np.split(_affordable(sizes, sizes <= small, PART_PAIRS), np.cumsum([len(parts.size) for parts in found])[:-1])
+    cut = []
+    for band, parts, is_whole in zip(bands, found, affordable, strict=True):
+        inside = np.repeat(is_whole, parts.size)
+        for left, right in _all_pairs(parts.size[is_whole], parts.member[inside]):
+            pairs.add(known[left], known[right])
+        number, rest = np.repeat(np.arange(len(parts.size)), parts.size)[~inside], parts.member[~inside]
+        for order in orders:
+            left, right = _star(number, rest, order)
+            pairs.add(known[left], known[right])
+        alone = ~is_whole & (parts.size > 1)
+        cut.append(np.bincount(parts.bucket[alone], parts.size[alone], len(band.size)).astype(np.int64))
+    numbers = np.concatenate([np.full(len(band.size), band.band, dtype=np.int64) for band in bands])
+    rows = Buckets(numbers, np.concatenate([band.hash for band in bands]), size, np.concatenate(cut))
+    return rows, int((~whole).sum()), pairs.codes()
+
+
+def _crowded(members: Members, limit: int) -> Numbers:
+    """How many documents of each large bucket are in some bucket over the limit."""
+    crowd = np.zeros(len(members.there), dtype=bool)
+    for band in members.bands:
+        crowd[band.number[np.repeat(band.size > limit, band.size)]] = True
+    starts = [np.cumsum(band.size) - band.size for band in members.bands]
+    counted = [
+        np.add.reduceat(crowd[band.number], first, dtype=np.int64) for band, first in zip(members.bands, starts, strict=True)
+    ]
+    return np.concatenate(counted)
+
+
+def _affordable(size: Numbers, fits: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
+    """Which groups give all their pairs: of those that fit the smallest, until these are `most` pairs."""
+    found = np.flatnonzero(fits)
     found = found[np.argsort(size[found], kind="stable")]
-    whole = np.zeros(len(size), dtype=bool)
-    whole[found[np.cumsum(size[found] * (size[found] - 1) // 2) <= WHOLE_PAIRS]] = True
-    return whole
+    chosen = np.zeros(len(size), dtype=bool)
+    chosen[found[np.cumsum(size[found] * (size[found] - 1) // 2) <= most]] = True
+    return chosen
+
+
+def _parts(columns: NDArray[np.uint64], band: int, bucket: Numbers, place: NDArray[np.uint32], small: int) -> _Parts:
+    """Buckets of one band, split by the next ones until their parts are small; what stays large is a part, too."""
+    ready: list[tuple[NDArray[Any], ...]] = []
+    group, bands = bucket, len(columns)
+    for step in range(1, min(SPLITS + 1, bands)):
+        group = _groups(group, columns[(band + step) % bands, place])
+        large = np.bincount(group, minlength=1)[group] > small
+        ready.append((group[~large], bucket[~large], place[~large]))
+        group, bucket, place = group[large], bucket[large], place[large]
+    ready.append((group, bucket, place))
+    sizes, buckets, members = [], [], []
+    for of, whence, who in ready:
+        order = np.argsort(of, kind="stable")
+        _, first, size = np.unique(of[order], return_index=True, return_counts=True)
+        sizes.append(size)
+        buckets.append(whence[order][first])
+        members.append(who[order])
+    return _Parts(np.concatenate(sizes), np.concatenate(buckets), np.concatenate(members))
 
 
 def _groups(one: NDArray[Any], other: NDArray[Any]) -> Numbers:
@@ -354,7 +454,7 @@ def _groups(one: NDArray[Any], other: NDArray[Any]) -> Numbers:
     return found
 
 
-def _star(group: Numbers, member: Numbers, rank: Numbers) -> tuple[Numbers, Numbers]:
+def _star(group: Numbers, member: NDArray[Any], rank: Numbers) -> tuple[NDArray[Any], NDArray[Any]]:
     """Each member of a group with the best ranked one."""
     order = np.lexsort((rank[member], group))
     _, first, of = np.unique(group[order], return_index=True, return_inverse=True)
@@ -363,14 +463,19 @@ def _star(group: Numbers, member: Numbers, rank: Numbers) -> tuple[Numbers, Numb
     return best[best != other], other[best != other]
 
 
-def _all_pairs(group: Numbers, member: Numbers) -> tuple[Numbers, Numbers]:
-    """Every two members of each group."""
-    order = np.argsort(group, kind="stable")
-    _, first, size = np.unique(group[order], return_index=True, return_counts=True)
-    later = np.repeat(first + size, size) - np.arange(len(order)) - 1  # members of the group behind this one
-    left = np.repeat(np.arange(len(order)), later)
-    right = left + 1 + np.arange(len(left)) - np.repeat(np.cumsum(later) - later, later)
-    return member[order][left], member[order][right]
+def _all_pairs(size: Numbers, member: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Every two members of each group, some groups at a time; `member` holds them one group behind the other."""
+    ends, pairs = np.cumsum(size), np.cumsum(size * (size - 1) // 2)
+    marks = np.arange(PAIRS_AT_ONCE, int(pairs[-1]) + PAIRS_AT_ONCE, PAIRS_AT_ONCE) if len(size) else pairs
+    for groups in np.split(np.arange(len(size)), np.searchsorted(pairs, marks, side="right")):
+        if not len(groups):
+            continue
+        some = member[ends[groups[0]] - size[groups[0]] : ends[groups[-1]]]
+        own = size[groups]
+        later = np.repeat(np.cumsum(own), own) - np.arange(len(some)) - 1  # members of the group behind this one
+        left = np.repeat(np.arange(len(some)), later)
+        right = left + 1 + np.arange(len(left)) - np.repeat(np.cumsum(later) - later, later)
+        yield some[left], some[right]
 
 
 def _still_proposed(known: Known, buckets: Buckets, members: Members) -> NDArray[np.bool_]:

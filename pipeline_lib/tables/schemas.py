@@ -74,7 +74,7 @@ CLUSTERS = _schema(("doc_id", DOC_ID), ("cluster_id", DOC_ID), ("survivor", pa.b
 BANDS = _schema(
     ("doc_id", DOC_ID)
 )  # and a column `band_000`, `band_001` … (uint64; 0: no shingle) a band: see `dedup/minhash.py`
-BUCKETS = _schema(  # one row a band bucket over a fifth of `dedup.bucket_limit`: what a later night looks at again
+BUCKETS = _schema(  # one row a band bucket over a fortieth of `dedup.bucket_limit`: what a later night looks at again
     ("band", pa.int32()),
     ("band_hash", pa.uint64()),
     ("documents", pa.int64()),

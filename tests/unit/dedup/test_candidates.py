@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_lib.dedup import candidates
-from pipeline_lib.dedup.candidates import PART, SPLITS, Candidates, Known, propose
+from pipeline_lib.dedup.candidates import LARGE, SPLITS, Candidates, Known, propose
 from pipeline_lib.dedup.minhash import Hashes, Index, bands_schema
 
 LIMIT = 15
-SMALL = LIMIT // PART
+SMALL = max(LIMIT // LARGE, 2)
 
 
 def found(hashes: np.ndarray, rank: np.ndarray, *, limit: int = LIMIT, **night: object) -> Candidates:
@@ -88,10 +88,11 @@ def test_an_index_in_files_gives_what_one_in_memory_gives(tmp_path_factory, corp
 
 
 @settings(max_examples=20, deadline=None)
-@given(corpora(), st.sampled_from([0, 30, 10**6]))
-def test_nights_propose_what_one_run_proposes(corpus, whole_pairs: int) -> None:
+@given(corpora(), st.sampled_from([0, 30, 10**6]), st.sampled_from([0, 10, 10**6]))
+def test_nights_propose_what_one_run_proposes(corpus, whole_pairs: int, part_pairs: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "WHOLE_PAIRS", whole_pairs)
+        patch.setattr(candidates, "PART_PAIRS", part_pairs)
         nights(*corpus)
 
 
@@ -115,8 +116,8 @@ def test_a_large_bucket_is_split_by_further_bands() -> None:
     proposed = found(hashes, np.arange(40), limit=20)
     star, groups = {(0, i) for i in range(1, 40)}, {(a, b) for b in range(40) for a in range(b) if a // 4 == b // 4}
     assert set(pairs(proposed)) == star | groups
-    assert proposed.buckets.documents.tolist() == [40]
-    assert proposed.buckets.cut.tolist() == [0]
+    assert proposed.buckets.documents.tolist() == [40] + 10 * [4]
+    assert proposed.buckets.cut.tolist() == 11 * [0]
 
 
 def test_what_no_band_tells_apart_is_cut_and_counted() -> None:
@@ -151,6 +152,34 @@ def test_the_largest_buckets_are_split_when_all_of_them_are_too_many_pairs(monke
     assert proposed.split == 1
 
 
+def near_copies(rng: np.random.Generator, families: int, size: int) -> np.ndarray:
+    """Families of documents of which two share each band with a chance of .28, as near-copies do."""
+    hashes = rng.integers(1 << 20, 1 << 60, (8, families * size)).astype(np.uint64)
+    shared = rng.random(hashes.shape) < 0.53
+    family = np.broadcast_to(1 + np.arange(families * size, dtype=np.uint64) // np.uint64(size), hashes.shape)
+    hashes[shared] = family[shared]
+    return hashes
+
+
+def test_pairs_of_near_copies_are_bounded_whatever_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest groups come first, every document still meets the best of its bucket, and what is left out is told."""
+    monkeypatch.setattr(candidates, "WHOLE_PAIRS", 1000)
+    monkeypatch.setattr(candidates, "PART_PAIRS", 500)
+    monkeypatch.setattr(candidates, "PAIRS_AT_ONCE", 64)
+    hashes = near_copies(np.random.default_rng(3), 20, 40)
+    rank = np.arange(hashes.shape[1])
+    proposed = found(hashes, rank, limit=100)
+    unbounded = 20 * 40 * 39 // 2
+    stars = 2 * hashes.size  # of the bucket, and of its part
+    assert len(proposed.left) < min(1000 + 500 + stars, unbounded // 2)
+    assert proposed.split > 100
+    assert (proposed.buckets.cut > 0).sum() > 50
+    met = set(pairs(proposed))
+    for band, h in zip(proposed.buckets.band, proposed.buckets.hash, strict=True):
+        first, *others = np.flatnonzero(hashes[band] == h).tolist()
+        assert {(first, other) for other in others} <= met
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_nothing_to_compare(count: int) -> None:
     assert pairs(found(np.ones((3, count), dtype=np.uint64), np.arange(count))) == []
@@ -165,8 +194,9 @@ def test_a_bucket_of_100_000_documents() -> None:
     hashes[1] += np.uint64(10)
     hashes[1, ::2] = 8
     proposed = found(hashes, np.arange(count), limit=200)
-    assert proposed.buckets.documents.tolist() == [count, count // 2]
-    assert proposed.buckets.cut.tolist() == [0, 0]
+    over = proposed.buckets.documents > 200
+    assert proposed.buckets.documents[over].tolist() == [count, count // 2]
+    assert proposed.buckets.cut[over].tolist() == [0, 0]
     met = np.zeros(count, dtype=bool)
     met[proposed.right[proposed.left == 0]] = True
     assert met[1:].all()
