@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.config.presets import Preset, amount_for, preset
+from pipeline_lib.config.presets import Preset, amount_for, built_in, preset
 from pipeline_lib.errors import ConfigError
 
 PRIORITIES = {"speed": "highspeed", "balanced": "quality", "quality": "bestaccuracy"}
 BYTES_PER_TOKEN = 3.5  # of text with a vocabulary of some thousand entries; rough, and only the amount of data hangs on it
 MARGIN_SHARE, MARGIN_MINUTES = 0.05, 30.0
 SHORT_WINDOW_HOURS = 0.5  # below it: a small validation, a short calibration and few trials
+LEAST_HOURS = 0.025  # reading, calibration, start-up and validation take a minute on two cores: below it nothing is trained
 MACHINE_BYTES = 20_000_000  # what is read where no data is named
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".html", ".htm", ".warc", ".gz", ".zst")
 
@@ -49,7 +51,11 @@ def look_at(data: str) -> int:
         return MACHINE_BYTES
     path = Path(data).expanduser()
     if not path.exists():
-        raise ConfigError("there is no such file or folder", where=f"--data {data}", fix="name an existing one, or none: ")
+        raise ConfigError(
+            "there is no such file or folder",
+            where=f"--data {data}",
+            fix="name an existing one; without --data, the text on this machine is read",
+        )
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.suffix.lower() in TEXT_SUFFIXES and f.is_file()]
     if not (found := sum(file.stat().st_size for file in files)):
         raise ConfigError("nothing to read is there", where=f"--data {data}", fix=f"read are: {', '.join(TEXT_SUFFIXES)}")
@@ -60,14 +66,27 @@ def recommend(answers: Answers) -> Recommended:
     """The preset for these answers, and why.
 
     Raises:
-        ConfigError: the data cannot be read, or the family or priority is unknown.
+        ConfigError: the data cannot be read, the family or priority is unknown, or the window is too short for any training.
     """
     if answers.priority not in PRIORITIES:
         raise ConfigError(f"{answers.priority!r} is no priority", where="--priority", fix=f"one of: {', '.join(PRIORITIES)}")
+    families = sorted({known.family for known in built_in().values()})
+    if answers.family not in families:
+        near = get_close_matches(answers.family, families, 1)
+        fix = f"did you mean {near[0]}?" if near else f"one of: {', '.join(families)}"
+        raise ConfigError(f"{answers.family!r} is no family of models", where="--model", fix=fix)
+    if answers.max_hours < LEAST_HOURS:
+        raise ConfigError(
+            f"{answers.max_hours * 3600:.3g} seconds leave nothing for training after reading and before validation",
+            where="--max-hours",
+            fix=f"{LEAST_HOURS:g} or more",
+        )
     size = look_at(answers.data)
     tokens = size / BYTES_PER_TOKEN
     found = preset(f"{answers.family}-{PRIORITIES[answers.priority]}-{amount_for(tokens)}")
     why = f"{size / 1e6:,.1f} MB are about {tokens / 1e6:,.1f} million tokens: {found.what}"
+    if answers.max_hours < SHORT_WINDOW_HOURS:
+        why += f"; {answers.max_hours * 60:g} minutes may see only a part of it, the plan says how much"
     return Recommended(found, size, why)
 
 

@@ -84,7 +84,9 @@ def test_unattended_every_answer_has_a_default_and_a_flag(tmp_path: Path) -> Non
     [
         (("--data", "nowhere"), "no such file"),
         (("--priority", "best"), "one of: speed, balanced, quality"),
-        (("--model", "lama"), "llama"),
+        (("--model", "lama"), "did you mean llama?"),
+        (("--model", "zzz"), "--model: 'zzz' is no family of models"),
+        (("--max-hours", "0.001"), "0.025 or more"),
         (("--max-hours", "0"), "no number of hours"),
     ],
 )
