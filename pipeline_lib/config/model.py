@@ -58,7 +58,9 @@ class ModelConfig(Section):
     """The model: built from these numbers, or continued from a folder or the champion."""
 
     start: str = setting(
-        "scratch", "`scratch`, `champion`, or a folder with a safetensors checkpoint", path=("scratch", "champion")
+        "scratch",
+        "`scratch`, `champion`, a folder with a safetensors checkpoint, or `hf://organisation/name@commit` of the hub",
+        path=("scratch", "champion"),
     )
     family: str = setting("llama", "Model family (transformers model type), or one registered by an extension")
     width: int = setting(192, "Hidden size", unit="features", ge=16)
@@ -92,7 +94,7 @@ class LoraConfig(Section):
     dropout: float = setting(0.05, "Dropout on the adapter's input", ge=0, lt=1)
     targets: list[str] = setting(lambda: ["q_proj", "k_proj", "v_proj", "o_proj"], "Module names the adapter is put on")
     quantize: Literal["none", "4bit"] = setting(
-        "none", "4bit: the frozen weights in NF4 (QLoRA); refused where no GPU of NVIDIA can hold them so"
+        "none", "4bit: the frozen weights in NF4 (QLoRA); refused so far: what it trains could not be merged and exported"
     )
 
 

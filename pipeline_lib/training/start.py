@@ -1,7 +1,8 @@
-"""Where a model starts from: nothing, a folder, or an artifact. Light: reuse paths read this without torch."""
+"""Where a model starts from: nothing, a folder, the hub, or an artifact. Light: reuse paths read this without torch."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from pipeline_lib.workspace.identity import file_digest
 from pipeline_lib.workspace.resolve import key_of
 
 Lookup = Callable[[str], Artifact]
+HUB = "hf://"
+DATA = ("*.json", "*.safetensors")  # what is fetched and digested: numbers and weights, no code and no pickle
+_PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 WORDS = ("scratch", "champion")  # `champion` is a reference by the time a stage runs; before, it has no files
 
 
@@ -20,11 +24,11 @@ def start_folder(start: str, store_lookup: Lookup | None = None) -> Path:
     """The folder of a start that is not `scratch`: config.json and safetensors; an artifact's files are verified first.
 
     Raises:
-        ConfigError: the folder holds no safetensors model, or the artifact is not the one that was meant.
+        ConfigError: there is no safetensors model, the hub does not give it, or the artifact is not the one that was meant.
     """
     key = key_of(start)
     if not key:
-        folder = Path(start).expanduser()
+        folder = _from_hub(start.removeprefix(HUB)) if start.startswith(HUB) else Path(start).expanduser()
         if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
             raise ConfigError(
                 f"{start!r} has no config.json with *.safetensors beside it", where="model.start",
@@ -37,6 +41,28 @@ def start_folder(start: str, store_lookup: Lookup | None = None) -> Path:
     if not artifact.manifest.was(start.partition("#")[2]):
         raise ConfigError(f"{key} is not the artifact that was meant: its digest differs", where="model.start")
     return artifact.files("model")[0].parent
+
+
+def _from_hub(name: str) -> Path:
+    """A model of the Hugging Face hub, in that library's cache; what is there is not asked for again.
+
+    Raises:
+        ConfigError: the name has no commit (a branch would be another model tomorrow), or the hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+
+    if not (pinned := _PINNED.fullmatch(name)):
+        raise ConfigError(
+            f"{HUB}{name} names no commit of a model", where="model.start",
+            fix=f"{HUB}organisation/name@ and the 40 digits of a commit: the model's page shows them under Files, History",
+        )  # fmt: skip
+    try:
+        return Path(snapshot_download(pinned[1], revision=pinned[2], allow_patterns=list(DATA)))
+    except (OSError, ValueError) as error:  # the library's errors are of both kinds
+        raise ConfigError(
+            f"the hub gives no model {pinned[1]!r} at {pinned[2]} ({type(error).__name__})", where="model.start",
+            fix="look at the name, the commit and the network; or fetch it elsewhere and name its folder",
+        ) from error  # fmt: skip
 
 
 def special_ids(packed: Mapping[str, Any]) -> dict[str, int]:
@@ -79,7 +105,7 @@ def real_numbers(model: ModelConfig, vocabulary_size: int, store_lookup: Lookup 
 
 
 def file_digests(*, model: ModelConfig, **others: object) -> dict[str, str]:
-    """What training reads outside the workspace: digests of the files of a start folder, by name; nothing otherwise.
+    """What training reads outside the workspace: digests of the files of a start, by name; nothing otherwise.
 
     Raises:
         ConfigError: the folder holds no safetensors model.
@@ -87,4 +113,4 @@ def file_digests(*, model: ModelConfig, **others: object) -> dict[str, str]:
     if model.start in WORDS or key_of(model.start):
         return {}
     folder = start_folder(model.start)
-    return {path.name: file_digest(path) for pattern in ("*.json", "*.safetensors") for path in sorted(folder.glob(pattern))}
+    return {path.name: file_digest(path) for pattern in DATA for path in sorted(folder.glob(pattern))}

@@ -195,3 +195,45 @@ def test_models_made_and_read_in_threads_keep_their_ties(tmp_path: Path) -> None
         made = list(pool.map(lambda make: count_parameters(make()), makers))
     assert made == [expected] * 16
     assert count_parameters(build()) == expected
+
+
+def test_a_model_of_the_hub_is_one_commit_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--mill--toy" / "snapshots" / commit
+    made = build()
+    export_model(made, snapshot)
+    pinned = tiny(start=f"hf://mill/toy@{commit}")
+    read = build(pinned)
+    assert all(torch.equal(ours, p) for ours, p in zip(read.parameters(), made.parameters(), strict=True))
+    assert file_digests(model=pinned) == file_digests(model=tiny(start=str(snapshot)))
+    assert "model.safetensors" in file_digests(model=pinned)
+    for name in ("mill/toy", "mill/toy@main"):
+        with pytest.raises(ConfigError, match="names no commit"):
+            file_digests(model=tiny(start=f"hf://{name}"))
+    with pytest.raises(ConfigError, match="the hub gives no model 'mill/other'"):
+        build(tiny(start=f"hf://mill/other@{commit}"))
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
+        Objective(build(), "fp32", compile=True)
+
+
+@pytest.mark.slow  # half a minute of compiling
+def test_a_compiled_model_has_the_same_loss_and_gradients() -> None:
+    model = build()
+    batch = collate([RandomSequences(100, 64)[place] for place in range(2)])
+    plain = Objective(model, "fp32")(batch)
+    plain.backward()
+    wanted = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    compiled = Objective(model, "fp32", compile=True)(batch)
+    compiled.backward()
+    assert float(compiled.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
+    for ours, p in zip(wanted, (p for p in model.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(p.grad, ours, rtol=1e-3, atol=1e-5)
