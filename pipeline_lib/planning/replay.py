@@ -33,7 +33,10 @@ def course_of(workspace: Workspace, record: RunRecord) -> list[dict[str, Any]] |
     train = record.ref("train")
     if train is None or not workspace.store.has(train.key):
         return None
-    log = [path for path in workspace.artifact(train.key).files("observed") if path.name == "events.parquet"]
+    artifact = workspace.artifact(train.key)
+    if not any(entry.table == "observed" for entry in artifact.manifest.files):
+        return None
+    log = [path for path in artifact.files("observed") if path.name == "events.parquet"]
     if not log:
         return None
     course: list[dict[str, Any]] = []
