@@ -14,7 +14,7 @@ _TASKS = (
     (r"pre-?train|from scratch", "pretrain"),
     (r"\bcontinu", "continue"),
 )
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(g|gb|gib|t|tb|tib|m|mb|mib)b?\b(?!\s*(?:param|token))", re.IGNORECASE)
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([gt])(?:i?b)?|(m)i?b)\b")
 _WINDOW = re.compile(r"(\d+(?:\.\d+)?)\s*(minute|min|hour|hr|h|day|d)s?\b", re.IGNORECASE)
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmb]?)\s*(?:illion\s*)?(parameter|param|token)s?\b", re.IGNORECASE)
 
@@ -28,9 +28,7 @@ def features_in(text: str) -> dict[str, float | str]:
             found["task"] = task
             break
     if match := _MEMORY.search(low):
-        unit = match[2][0]
-        if unit != "m" or match[2] != "m":  # `8m` alone is no memory
-            found["memory_limit_gib"] = float(match[1]) * {"g": 1.0, "t": 1024.0, "m": 1 / 1024}[unit]
+        found["memory_limit_gib"] = float(match[1]) * {"g": 1.0, "t": 1024.0, "m": 1 / 1024}[match[2] or match[3]]
     if match := _WINDOW.search(low):
         found["window_hours"] = float(match[1]) * _HOURS[match[2]]
     elif "overnight" in low or "a night" in low:

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from pipeline_lib.memory.recall import doubts, guess_throughput, nearest
+from pipeline_lib.memory.possible import doubts
+from pipeline_lib.memory.recall import guess_throughput, nearest
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 
 ASKED = {"family": "llama", "cpu": "EPYC", "parameters": 2.0e6, "tokens": 5e6, "sequence_length": 256}
