@@ -59,7 +59,7 @@ class Entry:
         metrics = self.record.get("metrics", {})
         if metrics.get("dev_loss") is None:
             return ""
-        place = metrics.get("dev_step", 0)
+        place = metrics.get("dev_step", self.step)  # a finished training ends with an evaluation
         return f"{metrics['dev_loss']:.4g}" + ("" if place == self.step else f" at {place:.0f}")
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +108,8 @@ def find(workspace: Workspace, text: str) -> Entry:
     if Path(text).exists() and ("/" in text or Path(text).suffix):
         return _at_path(known, Path(text))
     run, _, step = text.partition("@")
-    own = [entry for entry in known if _is_of(entry, run, workspace)]
+    meant = _meant(workspace, run)
+    own = [entry for entry in known if (entry.run.run_id in meant if entry.run else entry.folder.parent.parent.name == run)]
     if not own:
         names = sorted({name for entry in known if entry.run for name in (entry.run.run_id, entry.run.pipeline)})
         near = difflib.get_close_matches(run, names, 2, cutoff=0.3) or names[-2:]
@@ -261,12 +262,13 @@ def _maker(runs: list[RunRecord], key: str) -> RunRecord:
     return next((run for run in users if run.stages["train"].state == "made"), users[0])
 
 
-def _is_of(entry: Entry, text: str, workspace: Workspace) -> bool:
-    if entry.run is None:
-        return entry.folder.parent.parent.name == text
-    if text == "latest":
-        return entry.run.run_id == RunBook(workspace.runs_folder).ids()[-1]
-    return entry.run.run_id.startswith(text) or entry.run.pipeline == text if text else False
+def _meant(workspace: Workspace, text: str) -> set[str]:
+    """Ids of the runs that a text names, and of those whose finished training they took over."""
+    runs = list(RunBook(workspace.runs_folder).all())
+    named = (
+        runs[-1:] if text == "latest" else [run for run in runs if text and (run.run_id.startswith(text) or run.pipeline == text)]
+    )
+    return {run.run_id for run in named} | {_maker(runs, ref.key).run_id for run in named if (ref := run.ref("train"))}
 
 
 def _date(path: Path) -> datetime:

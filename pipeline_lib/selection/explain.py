@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
 from pipeline_lib.corpus.documents import named_id
 from pipeline_lib.corpus.redact import head
 from pipeline_lib.errors import NotFoundError
@@ -78,7 +80,7 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str, *, source:
         not at all, as the run's `report.examples` is set.
 
     Raises:
-        NotFoundError: no id, no document of this run has it, or several begin with it.
+        NotFoundError: no id, no document of this run has it, or several begin with it; an earlier version wrote the tables.
     """
     if (read := record.ref("ingest")) is None:
         raise NotFoundError(
@@ -155,7 +157,13 @@ def _rows(artifact: Artifact, table: str, query: str, doc_id: bytes) -> list[dic
     if not files:
         return []
     with connect({table: files}) as db:
-        cursor = db.execute(query, {"id": doc_id})
+        try:
+            cursor = db.execute(query, {"id": doc_id})
+        except duckdb.BinderException:  # an artifact outlives the version that made it
+            raise NotFoundError(
+                f"an earlier version wrote table {table!r}, without columns that are shown here",
+                where=artifact.key, fix="run again: the stage makes it anew",
+            ) from None  # fmt: skip
         names = [column[0] for column in cursor.description or ()]
         return [{name: _plain(value) for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
 

@@ -10,6 +10,7 @@ from pipeline_lib.fork import hours_of
 from pipeline_lib.run import close_run, open_run
 from pipeline_lib.training.forks import source_of
 from pipeline_lib.trainings import entries, find, orphans, remove_orphan, resumable, suggest_name
+from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
 from pipeline_lib.workspace.workspace import Workspace
 
 
@@ -75,6 +76,30 @@ def test_what_no_run_owns(tmp_path: Path) -> None:
     assert entries(workspace) == resumable(workspace) == []
     with pytest.raises(NotFoundError, match="no checkpoint of 'latest'"):
         find(workspace, "latest")
+
+
+def save_checkpoint(run: StageRun) -> Outcome:
+    run.path("checkpoints", "checkpoint.json").write_text("{}")
+    run.observed("log.txt").write_text("")
+    return Outcome()
+
+
+def test_a_run_that_took_a_training_over_names_its_checkpoints(tmp_path: Path) -> None:
+    workspace, config = Workspace.open(tmp_path), of("openstax")
+    stage = Stage("train", 1, "pure", f"{__name__}:save_checkpoint")
+    runs = []
+    for state in ("made", "reused"):
+        record = open_run(workspace, config)
+        entry = record.stage("train")
+        entry.state, entry.ref = state, execute(workspace, stage, config, {}).to_json()
+        runs.append(close_run(workspace, record, "completed").run_id)
+    (published,) = entries(workspace)
+    assert published.name == f"{runs[0]}@0"
+    assert [find(workspace, name) for name in ("latest", runs[1], f"{runs[1]}@0", runs[0])] == [published] * 4
+    other = close_run(workspace, open_run(workspace, config), "failed").run_id
+    for name in ("latest", other):  # it trained nothing
+        with pytest.raises(NotFoundError, match="no checkpoint of"):
+            find(workspace, name)
 
 
 def test_a_source_that_is_gone_is_told(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from curation_toy import Run, doc_id, document, edited, words
+from curation_toy import Config, Run, doc_id, document, edited, words
 from typer.testing import CliRunner
 
 from pipeline_lib.corpus.documents import identities, named_id
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.selection.explain import explain
+from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.workspace.runs import RunBook, RunRecord
+from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
+from pipeline_lib.workspace.workspace import Workspace
 
 
 def recorded(run: Run) -> RunRecord:
@@ -142,3 +145,18 @@ def test_text_is_shown_as_set(told: tuple[Run, RunRecord], examples: str, expect
 def test_a_place_says_only_what_the_reader_knew(told: tuple[Run, RunRecord], name: str, record: int) -> None:
     document = explain(told[0].workspace, told[1], doc_id(name).hex())["document"]
     assert document["place"] == f"{name}, record {record}"
+
+
+def older_documents(run: StageRun) -> Outcome:
+    row = {"doc_id": bytes(16), "text": "words"}
+    write_table(pa.table({name: [value] for name, value in row.items()}), run.path("documents", "0.parquet"))
+    return Outcome()
+
+
+def test_a_table_of_an_earlier_version_is_no_traceback(tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path)
+    stage = Stage("ingest", 1, "pure", f"{__name__}:older_documents")
+    record = RunRecord(run_id="20260101-000000-abcdef", pipeline="toy")
+    record.stage("ingest").ref = execute(workspace, stage, Config(), {}).to_json()
+    with pytest.raises(NotFoundError, match="an earlier version wrote table 'documents'"):
+        explain(workspace, record, "0" * 32)
