@@ -181,7 +181,7 @@ def _letter(number: int) -> str:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high): a 95 % interval of the mean by Student's t; of one value, that value."""
+    """(mean, low, high): a 95 % interval of the mean by Student's t; of one value, or of equal ones, that value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, mean, mean
@@ -192,7 +192,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _shown(values: Sequence[float]) -> str:
     mean, low, high = interval(values)
-    return cell(mean) if len(values) < 2 else f"{cell(mean)} ({cell(low)} to {cell(high)})"
+    return cell(mean) if low == high else f"{cell(mean)} ({cell(low)} to {cell(high)})"
 
 
 def _columns(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -200,11 +200,11 @@ def _columns(groups: Sequence[Group]) -> tuple[str, ...]:
 
 
 def _runs(groups: Sequence[Group]) -> SummaryTable:
+    every = [(group, side, side.facts.record) for group in groups for side in group.sides]
     rows: Rows = [
-        [group.name, side.run_id, side.facts.record.pipeline, int(side.facts.record.config.get("seed", 0)), side.facts.record.outcome,
-         round(side.facts.seconds / 60, 2), str(side.facts.record.verdict.get("outcome", "")), side.facts.record.goal]
-        for group in groups
-        for side in group.sides
+        [group.name, side.run_id, record.pipeline, int(record.config.get("seed", 0)), record.outcome,
+         round(side.facts.seconds / 60, 2), str(record.verdict.get("outcome", "")), record.goal]
+        for group, side, record in every
     ]  # fmt: skip
     return SummaryTable(("group", "run", "pipeline", "seed", "outcome", "minutes", "gate", "goal"), rows, "Runs")
 
@@ -230,9 +230,8 @@ def _text(value: Any) -> str:
 def _data(groups: Sequence[Group]) -> SummaryTable:
     rows: Rows = []
     for name, (stage, metric) in COUNTED.items():
-        values = [
-            [float(v) for side in group.sides if (v := side.metrics.get(stage, {}).get(metric)) is not None] for group in groups
-        ]
+        told = [[side.metrics.get(stage, {}).get(metric) for side in group.sides] for group in groups]
+        values = [[float(value) for value in one if value is not None] for one in told]
         if any(values):
             rows.append([name, *(_shown(one) if one else "none" for one in values)])
     for stage in DATA:
@@ -296,16 +295,17 @@ def _courses(groups: Sequence[Group], axis: str) -> list[tuple[str, Floats, Floa
         end = min(float(side.axes[axis][-1]) for side in sides)
         places = sides[0].axes[axis][sides[0].axes[axis] <= end]
         values = np.array([np.interp(places, side.axes[axis], side.losses) for side in sides])
-        spread = np.array([interval(column.tolist()) for column in values.T]).T
-        found.append((group.label, places, *spread))
+        mean, low, high = np.array([interval(column.tolist()) for column in values.T]).T
+        found.append((group.label, places, mean, low, high))
     return found
 
 
 def _remarks(groups: Sequence[Group], order: Sequence[str]) -> list[str]:
     """What a reader must know before comparing."""
     sides = [side for group in groups for side in group.sides]
-    shared = [name for name in order if len({side.digests.get(name, side.run_id) for side in sides}) == 1]
-    machines = {str(side.facts.record.machine.get("cpu", "")) + str(side.facts.record.machine.get("gpus", "")) for side in sides}
+    made = [name for name in order if name != "suites"]  # every run of a version asks the same
+    shared = [name for name in made if len({side.digests.get(name, side.run_id) for side in sides}) == 1]
+    machines = {str([side.facts.record.machine.get(part, "") for part in ("cpu", "cores", "gpus")]) for side in sides}
     found = []
     if not shared:
         found.append("These runs share nothing: no stage of one has the output of the same stage of another.")

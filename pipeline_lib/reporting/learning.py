@@ -124,7 +124,7 @@ def plateau(evidence: Evidence) -> Iterator[Finding]:
     if fall is None or _learned(evidence) < LEARNED_SHARE or any(True for _ in overfitting(evidence)):
         return
     loss = usual(evidence.loss[evidence.constant][-64:])
-    if fall[1] + 2 * fall[2] < FLAT_SHARE * loss:
+    if fall[1] + 2 * fall[2] < FLAT_SHARE * loss and fall[1] > -FLAT_SHARE * loss:  # what rises is no plateau
         seen = evidence.said("plateau")
         yield Finding(
             "plateau", "trouble", "The loss stood still for half of the training.",
