@@ -266,7 +266,7 @@ def _training_events(record: RunRecord, workspace: Workspace | None) -> list[dic
         return []
     try:
         files = [path for path in workspace.store.artifact(ref.key).files("observed") if path.name == "events.parquet"]
-    except (MillraceError, OSError):
+    except (MillraceError, OSError, KeyError):  # KeyError: it has no log
         return []
     rows = read_tables(files).to_pylist() if files else []
     return [{"kind": row["kind"], "detail": json.loads(row["detail"])} for row in rows]
