@@ -130,6 +130,24 @@ def retry(run_id: str, *, workspace: Workspace, wait: bool = True, listener: Lis
     return _run(workspace, start, listener)
 
 
+def score(run_id: str, *, workspace: Workspace, overrides: Sequence[str], listener: Listener | None = None) -> RunRecord:
+    """Score the model of a run on other validation items, as a new run that names it.
+
+    Raises: as `launch`.
+    """
+    from flows.parents import config_of, find
+
+    parent = find(run_id, workspace)
+    allow_modules(config_of(parent, overrides))
+
+    def start() -> State[Any]:
+        from flows.validation import validation
+
+        return validation(parent.run_id, list(overrides), return_state=True)
+
+    return _run(workspace, start, listener)
+
+
 def nightly(config: PipelineConfig, *, workspace: Workspace, listener: Listener | None = None) -> RunRecord | None:
     """A night by hand. None: another run was still going, so this night is skipped.
 

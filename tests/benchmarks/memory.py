@@ -1,0 +1,238 @@
+"""Memory of past runs: times with 10,000 runs, how good the guessed speed is, and what ten earlier runs are worth."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.memory.keep import caught_up
+from pipeline_lib.memory.record import Remembered
+from pipeline_lib.memory.store import Config, MemoryStore
+from pipeline_lib.run import run_plain
+from pipeline_lib.workspace.runs import RunRecord
+from pipeline_lib.workspace.workspace import Workspace
+from tests.benchmarks.figures import Book
+from tests.pipeline_toys import small
+
+RUNS = 10_000
+WARM = 1000
+GOALS = ("overnight fine-tune on support mails of {}", "a first model of poems from {}", "licences and manuals, {}, quickly")
+FRESH = """
+import sys, time
+from pipeline_lib.memory.ask import features_in
+from pipeline_lib.memory.store import Config, MemoryStore
+import pipeline_lib.memory.text
+begin = time.perf_counter()
+MemoryStore(Config(sys.argv[1], warm_days=1e6)).recall(features_in(sys.argv[2]), goal=sys.argv[2])
+print(time.perf_counter() - begin)
+"""
+MOVE = """
+import sys
+from pipeline_lib.memory.store import Config, MemoryStore
+store = MemoryStore(Config(sys.argv[1], warm_memory_size=1, warm_days=1e6))
+while store.tidy(): pass
+"""
+# Shapes of really recorded runs: width, depth, sequence length. Half of them, drawn by their number, tell of the other half.
+SHAPES = tuple((width, depth, length) for width in (32, 64, 96, 128) for depth in (1, 2, 3) for length in (64, 128))
+QUICK_SHAPES = SHAPES[::2]
+EARLIER = 10
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Nothing to choose."""
+
+
+def run(book: Book, arguments: argparse.Namespace) -> None:
+    """Times first, then the guesses from real runs, then the worth of ten of them."""
+    folder = Path(tempfile.mkdtemp(prefix="millrace-memory-"))
+    try:
+        _times(book, folder / "times")
+        records = _recorded(folder / "real", QUICK_SHAPES if arguments.quick else SHAPES)
+        _guesses(book, records)
+        _worth(book, folder, records)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if arguments.quick:
+        book.leave_out(f"{len(SHAPES)} recorded runs (quick: {len(QUICK_SHAPES)})")
+
+
+def _made_up() -> Iterator[Remembered]:
+    for index in range(RUNS):
+        year, month, parameters = 2016 + index // 1200, index % 12 + 1, 1e6 * (1 + index % 97)
+        yield Remembered(
+            run_id=f"{year}{month:02d}01-{index:06d}-00000000",
+            pipeline="nightly",
+            goal=GOALS[index % 3].format(index % 500),
+            started=f"{year}-{month:02d}-01T00:00:00+00:00",
+            ended=f"{year}-{month:02d}-02T{index % 24:02d}:00:00+00:00",
+            outcome="completed",
+            config={"model": {"width": 64 * (1 + index % 9)}, "train": {"batch_tokens": 8192}},
+            features={
+                "family": ("llama", "mamba")[index % 2], "task": "fine-tune", "cpu": "EPYC", "gpu": "", "cores": 2.0,
+                "parameters": parameters, "tokens_per_second": 2e10 / parameters, "width": 64.0 * (1 + index % 9), "depth": 4.0,
+                "tokens": 5e6, "dev_loss": 4.0, "memory_limit_gib": 8.0, "window_hours": 10.0, "validate_seconds": 30.0,
+            },
+            scores={"earth": 0.4, "knowledge": 0.3, "bits_per_byte": 1.5},
+        )  # fmt: skip
+
+
+def _times(book: Book, folder: Path) -> None:
+    """10,000 made-up runs, 1,000 of them warm."""
+    store = MemoryStore(Config(folder, warm_memory_size=WARM, warm_days=1e6))
+    everything = list(_made_up())
+    store.add_all(everything[:-WARM])
+    writes = [_seconds(lambda memory=memory: store.add(memory)) for memory in everything[-WARM:]]
+    book.add("write of a run, median", 1000 * statistics.median(writes), "ms", most=10, setup=f"{WARM} writes, each synced")
+    book.add("write of a run, 99th of 100", 1000 * sorted(writes)[int(0.99 * WARM)], "ms")
+    goal = "overnight fine-tune on mails, 8 GB"
+    asked = {"task": "fine-tune", "memory_limit_gib": 8.0, "window_hours": 10.0, "family": "llama", "parameters": 3e6}
+    store.recall(asked, goal=goal)
+    recalls = [_seconds(lambda: store.recall(asked, goal=goal)) for _ in range(15)]
+    setup = f"{len(store):,} runs, {WARM} of them warm, features and text"
+    book.add("recall, median of 15", 1000 * statistics.median(recalls), "ms", most=50, setup=setup)
+
+    def after_a_run() -> None:
+        store.add(replace(everything[-1], run_id="20990101-000000-00000000"))
+        store.recall(asked, goal=goal)
+
+    book.add("recall right after another run has ended", 1000 * _seconds(after_a_run), "ms", setup="write included")
+    fresh = [float(_python(FRESH, str(folder), goal)) for _ in range(3)]
+    book.add("recall in a fresh process, without imports", 1000 * statistics.median(fresh), "ms", setup="reads all files")
+    moving = subprocess.Popen([sys.executable, "-c", MOVE, str(folder)])
+    meanwhile, number = [], 0
+    while moving.poll() is None:
+        memory = replace(everything[0], run_id=f"20980101-{number:06d}-00000000")
+        meanwhile.append(_seconds(lambda memory=memory: store.add(memory)))
+        number += 1
+        time.sleep(0.01)
+    book.add(
+        "write while another process moves to cold, slowest", 1000 * max(meanwhile), "ms", setup=f"{number} writes; nobody waits"
+    )
+    lost = {memory.run_id for memory in everything} - set(store.table()["run_id"].to_pylist())
+    book.add("runs lost by moving", len(lost), "runs", most=0)
+
+
+def _recorded(home: Path, shapes: tuple[tuple[int, int, int], ...]) -> list[RunRecord]:
+    """Runs of the whole pipeline, one a shape; data and suites are made once."""
+    workspace, records = Workspace.open(home), []
+    for number, (width, depth, length) in enumerate(shapes):
+        records.append(run_plain(workspace, _config(width, depth, length, number=number)))
+        print(f"  recorded {number + 1} of {len(shapes)}: {records[-1].features['tokens_per_second']:,.0f} tokens/s", flush=True)
+    caught_up(workspace)
+    return records
+
+
+def _config(width: int, depth: int, length: int, *, number: int, **train: Any) -> PipelineConfig:
+    """A small run; learning rates differ, so that some of the earlier runs are worth more than others."""
+    rate = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)[number % 6]
+    return PipelineConfig.model_validate(
+        small(
+            goal=f"a model of width {width}",
+            pack={"sequence_length": length, "range_tokens": 32768},
+            model={"width": width, "depth": depth, "heads": 2, "ffn_width": 3 * width},
+            tune={"trials": 0},
+            suites={"names": ["zen"]},
+            train={"max_steps": 60, "save_every": 1000, "learning_rate": rate, **train},
+            validation={"language_tokens": 1000, "bootstrap": 100},
+            execution={"workers": 1},
+        )
+    )
+
+
+def _features(record: RunRecord) -> dict[str, float | str]:
+    """What is known before a run: no rates, no losses, no seconds."""
+    known = ("family", "width", "depth", "parameters", "vocabulary_size", "sequence_length", "optimizer", "cpu", "cores", "gpu")
+    return {name: record.features[name] for name in known if name in record.features}
+
+
+def _store_of(folder: Path, records: list[RunRecord]) -> MemoryStore:
+    from pipeline_lib.memory.record import remembered
+
+    store = MemoryStore(Config(folder, warm_days=1e6))
+    for record in records:
+        store.add(remembered(record))
+    return store
+
+
+def _guesses(book: Book, records: list[RunRecord]) -> None:
+    """The guessed speed of each run of one half from the other half, both ways."""
+    errors = []
+    with tempfile.TemporaryDirectory(prefix="millrace-halves-") as folder:
+        for half in (0, 1):
+            told = [record for number, record in enumerate(records) if (number * 7919 >> 2) % 2 == half]
+            asked = [record for record in records if record not in told]
+            store = _store_of(Path(folder) / str(half), told)
+            for record in asked:
+                guess = store.guess_throughput(_features(record))
+                real = float(record.features["tokens_per_second"])
+                errors.append(abs(guess.value - real) / real if guess else 1.0)
+    setup = f"{len(errors)} held-out runs, two halves; worst {max(errors):.0%}"
+    book.add("error of the guessed speed on held-out runs, median", 100 * statistics.median(errors), "%", most=15, setup=setup)
+
+
+def _worth(book: Book, folder: Path, records: list[RunRecord]) -> None:
+    """The next run with and without the memory of ten: its time estimate, and the tokens to the loss of the one without."""
+    target = (80, 2, 64)
+    store = _store_of(folder / "ten", records[:EARLIER])
+    fresh = Workspace.open(folder / "worth")
+    without = run_plain(fresh, _config(*target, number=0, learning_rate=0.0))
+    real = float(without.features["tokens_per_second"])
+    guess = store.guess_throughput(_features(without))
+    # Without memory, and before anything of the model is measured, there is a rule of thumb: 6·N operations a token, at the rate
+    # of a large matrix product.
+    square = np.ones((512, 512), np.float32)
+    flops = 2 * 512**3 / min(_seconds(lambda: square @ square) for _ in range(9))
+    thumb = flops / (6 * float(without.features["parameters"]))
+    # As shares of the true time: a rate that is guessed twice too high makes the time half of what it is.
+    book.add(
+        "time estimate before calibration, without memory", 100 * abs(real / thumb - 1), "% off", setup="6·N at a product's rate"
+    )
+    remembered = 100 * abs(real / guess.value - 1) if guess else math.inf
+    book.add("time estimate before calibration, ten runs remembered", remembered, "% off")
+    near = store.recall(_features(without), k=EARLIER)
+    best = min(near, key=lambda one: float(one.features.get("dev_loss", math.inf)))
+    rate = store.get(best.run_id).config["train"]["learning_rate"]
+    wiser = run_plain(fresh, _config(*target, number=0, learning_rate=float(rate)))
+    goal = float(without.features["dev_loss"])
+    tokens = [_tokens_to(fresh, run, goal) for run in (without, wiser)]
+    book.add("tokens to the same loss, without memory", tokens[0], "tokens", setup=f"law's rate; dev loss {goal:.3f}")
+    setup = f"rate {rate:g} of the best of {EARLIER}; ends at {float(wiser.features['dev_loss']):.3f}"
+    book.add("tokens to the same loss, first point from memory", tokens[1], "tokens", setup=setup)
+
+
+def _tokens_to(workspace: Workspace, record: RunRecord, loss: float) -> float:
+    """Tokens until the mean of eight training losses falls to a loss; infinite where it never does."""
+    from pipeline_lib.metrics import training_log
+
+    losses = training_log(workspace, record)["loss"].to_pylist()
+    goal = loss + 0.05  # training losses of eight steps are as uncertain as this
+    for step in range(8, len(losses) + 1):
+        if statistics.fmean(losses[step - 8 : step]) <= goal:
+            return step * 1024.0
+    return math.inf
+
+
+def _seconds(work: Any) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def _python(script: str, *words: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return done.stdout.strip().splitlines()[-1]
