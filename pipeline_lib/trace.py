@@ -22,6 +22,7 @@ from pipeline_lib.packing.growth import gone_of, tombstones_of
 from pipeline_lib.packing.order import positions_of, sequences_at
 from pipeline_lib.packing.ranges import SIDES
 from pipeline_lib.packing.sequences import SequenceReader
+from pipeline_lib.selection.explain import whole_id
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.artifact import Artifact
@@ -29,7 +30,6 @@ from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
 TRAINED = "train"  # the side that steps read
-ID_DIGITS = 32
 _PLACE = """SELECT doc_id, source, domain, file_digest, record_index, byte_offset, url, left(text, 300) AS head
 FROM documents WHERE doc_id IN (SELECT unnest($ids::BLOB[]))"""
 
@@ -89,22 +89,18 @@ def trace_document(workspace: Workspace, record: RunRecord, doc_id: str) -> list
     Args:
         workspace: where the artifacts lie.
         record: the run.
-        doc_id: 32 hexadecimal digits.
+        doc_id: 32 hexadecimal digits, or the first of them.
 
     Returns:
         JSON values, a row a piece of the document: {side, sequence, chunk, pass, offset, tokens, steps: [int]}; empty when the
         document was not packed. Steps are those that were made, and all planned ones where the training has not ended.
 
     Raises:
-        NotFoundError: no id; or the run did not pack.
+        NotFoundError: no id, none or several begin so; or the run did not pack.
         DamagedError: a chunk is not what was committed.
     """
-    wanted = doc_id.strip().lower()
-    if len(wanted) != ID_DIGITS or set(wanted) - set("0123456789abcdef"):
-        raise NotFoundError(
-            f"{doc_id!r} is not a document id", fix="a document id has 32 hexadecimal digits, as in `millrace sql`"
-        )
     cache, readers = _open(workspace, record)
+    wanted = whole_id(_artifact(workspace, record, "ingest"), doc_id)
     steps = _Steps.of(workspace, record) if record.ref("plan") else None
     found = []
     for side, row, turn in _rows_with(cache, bytes.fromhex(wanted)):

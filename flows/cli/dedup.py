@@ -30,7 +30,7 @@ NUMBERS = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    dedup = group(app, "dedup", "Look at duplicates and why they are.", example="millrace dedup borderline", panel=LOOK)
+    dedup = group(app, "dedup", "Look at duplicates and why they are.", example="millrace dedup show", panel=LOOK)
     command(dedup, "show", example="millrace dedup show 3f2a")(show_cluster)
     command(dedup, "borderline", example="millrace dedup borderline --pairs 5")(show_borderline)
     command(dedup, "rethreshold", example="millrace dedup rethreshold 0.75")(show_rethreshold)
@@ -38,15 +38,25 @@ def register(app: typer.Typer) -> None:
 
 
 def show_cluster(
-    cluster: Annotated[str, typer.Argument(metavar="CLUSTER", help="The beginning of a cluster's or a document's id.")],
+    cluster: Annotated[
+        str,
+        typer.Argument(metavar="[CLUSTER]", help="The beginning of a cluster's or document's id; none: the largest."),
+    ] = "",
     *,
     members: Annotated[int, typer.Option(min=1, help="Show at most this many, survivors first.")] = 10,
     run: Run = "latest",
     as_json: Json = False,
 ) -> None:
-    """Show a cluster: who survived and why, and how each member differs from the one that removed it."""
+    """Show the largest clusters, or of one who survived and why, and how each member differs from the one that removed it."""
     from pipeline_lib.dedup import look
 
+    if not cluster:
+        rows = look.largest(*_run(run), limit=members)
+        if as_json:
+            show.json_out([dict(zip(("cluster_id", "documents", "survivors"), row, strict=True)) for row in rows])
+        else:
+            show.table(["cluster", "documents", "survivors"], rows, "The largest clusters")
+        return
     found = look.cluster(*_run(run), cluster, limit=members)
     texts = {member.doc_id: member.text for member in found.members}
     changes = {one.doc_id: look.differences(texts[one.beside], one.text) if one.beside else [] for one in found.members}

@@ -23,7 +23,8 @@ def trace(
     run: RunId,
     step: Annotated[int | None, typer.Argument(metavar="[STEP]", help="Training step, from 1.")] = None,
     document: Annotated[
-        str, typer.Option("--document", metavar="DOC_ID", help="The other way: the sequences and steps of a document.")
+        str,
+        typer.Option("--document", metavar="DOC_ID", help="The other way: sequences and steps of a document; its id may be cut."),
     ] = "",
     as_json: Json = False,
 ) -> None:

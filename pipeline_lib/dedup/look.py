@@ -72,6 +72,22 @@ def artifact_of(workspace: Workspace, record: RunRecord, stage: str) -> Artifact
     return workspace.store.artifact(ref.key)
 
 
+def largest(workspace: Workspace, record: RunRecord, *, limit: int = 10) -> list[tuple[str, int, int]]:
+    """The largest clusters of several documents: hexadecimal id, documents, survivors among them.
+
+    Raises:
+        NotFoundError: the run has no `dedup`.
+    """
+    with connect(_files(workspace, record)) as db:
+        return db.execute(
+            """
+            SELECT lower(hex(cluster_id)), count(*) AS documents, count(*) FILTER (survivor) FROM clusters
+            GROUP BY cluster_id HAVING documents > 1 ORDER BY documents DESC, cluster_id LIMIT $limit
+            """,
+            {"limit": limit},
+        ).fetchall()
+
+
 def cluster(workspace: Workspace, record: RunRecord, beginning: str, *, limit: int = 10) -> Cluster:
     """The cluster whose id, or one of whose documents' ids, begins with some hexadecimal digits.
 

@@ -86,7 +86,7 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str, *, source:
         raise NotFoundError(
             "it did not come as far as documents", where=f"run {record.run_id}", fix="`millrace runs` lists others: --run RUN"
         )
-    wanted = named_id(source, doc_id_hex) if source else _whole_id(workspace.store.artifact(read.key), doc_id_hex)
+    wanted = named_id(source, doc_id_hex) if source else whole_id(workspace.store.artifact(read.key), doc_id_hex)
     found: dict[str, Any] = {}
     for name, (stage, table, query) in _LOOKUPS.items():
         ref = record.ref(stage)
@@ -109,8 +109,12 @@ def explain(workspace: Workspace, record: RunRecord, doc_id_hex: str, *, source:
     return {"doc_id": wanted, "run_id": record.run_id, "verdict": _verdict(found), **found}
 
 
-def _whole_id(ingest: Artifact, beginning: str) -> str:
-    """The id of the only document whose id begins so; all 32 digits are taken as they are."""
+def whole_id(ingest: Artifact, beginning: str) -> str:
+    """The id of the only document whose id begins so; all 32 digits are taken as they are.
+
+    Raises:
+        NotFoundError: no id; none or several begin so.
+    """
     wanted = beginning.strip().lower()
     if not re.fullmatch(f"[0-9a-f]{{4,{HEX_DIGITS}}}", wanted):
         raise NotFoundError(

@@ -56,6 +56,7 @@ def test_a_cluster_is_shown_with_what_differs(home: Path) -> None:
     assert "turned" in words.get("new", "") + words.get("gone", "")
     assert "left out" in words
     assert "someone@example.org" not in json.dumps(found)
+    assert read(home, "show") == [{"cluster_id": found["cluster_id"], "documents": 2, "survivors": 1}]
     shown = millrace(home, "show", found["cluster_id"][:10].upper())
     assert shown.exit_code == 0
     assert "\\u202eturned" in shown.output
