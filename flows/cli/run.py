@@ -45,7 +45,7 @@ def run(
         typer.Option(
             metavar="RUN|FILE",
             help="Take calibrate, tune and plan from this run, or from a file that `millrace show RUN --recorded` printed; "
-            "do not re-plan.",
+            "re-plan as that run did, not by the clock.",
         ),
     ] = "",
     dry_run: Annotated[
