@@ -23,7 +23,7 @@ from pipeline_lib.errors import EXIT_CODES
 NOUNS = (
     "servers", "config", "run", "workspace", "runs", "report", "explain", "stats", "rules", "fit_ngrams", "trace", "dedup",
     "validate", "models", "cache", "forget", "checkpoints", "train", "export", "presets", "metrics", "policies", "plan", "init",
-    "tune", "recall", "compare",
+    "tune", "recall", "compare", "score",
 )  # fmt: skip
 
 # `millrace --help` shows the commands in the order of use: panel by panel, within each in this one.
