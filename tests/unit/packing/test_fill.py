@@ -164,6 +164,10 @@ def test_training_heals_what_it_meets(tmp_path: Path) -> None:
     healing = PackedDataset(folder, filled.file("chunks"), "train", heal=Healer.of(workspace, filled))
     assert [healing[i]["input_ids"].tolist() for i in range(len(healing))] == expected
     assert intact(filled, workspace) == ""
+    shutil.rmtree(folder)  # and without a cache every chunk is packed when it is first read
+    anew = PackedDataset.of(workspace, filled, "train")
+    assert [anew[i]["input_ids"].tolist() for i in range(len(anew))] == expected
+    assert set(check_cache(workspace, filled, full=True)) == {"dev-00000", "test-00000"}  # nobody has read them
 
 
 def test_training_goes_on_without_a_cache_that_can_be_written(tmp_path: Path) -> None:
