@@ -38,7 +38,7 @@ STAGES: tuple[Stage, ...] = (
                   "train.activation_checkpointing", "train.lora", "pack.sequence_length", "tokenizer"),
         machine=True, extends=("model",), outside="pipeline_lib.planning.calibrate:file_digests",
     ),
-    Stage("tune", 1, "recorded", "pipeline_lib.tuning.tune:tune",
+    Stage("tune", 2, "recorded", "pipeline_lib.tuning.tune:tune",
           reads={"fill_gaps": ("chunks", "details"), "pack": ("tokenizer",), "calibrate": ("details",)},
           sections=("tune", "model", "train", "resources"), seeded=True, stoppable=True, extends=("model",),
           outside="pipeline_lib.training.start:file_digests"),

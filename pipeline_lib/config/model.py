@@ -217,12 +217,57 @@ class TuneConfig(Section):
 
     trials: int = setting(4, "Trials; 0: no search, the scaling law decides", unit="trials", ge=0, le=10000)
     steps: int = setting(0, "Optimizer steps of a trial; 0: what the search's share of the window allows", unit="steps", ge=0)
-    sampler: Literal["tpe", "random", "gp"] = setting("tpe", "Sampler")
-    pruner: Literal["median", "none"] = setting("median", "Pruner")
+    sampler: Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "grid", "random"] = setting(
+        "tpe", "Who proposes points; cmaes searches factors only (choices at random), nsga2 and nsga3 are for several objectives"
+    )
+    grid_points: int = setting(3, "Of each factor range, for the sampler grid", ge=2, le=100)
+    pruner: Literal["median", "asha", "hyperband", "wilcoxon", "none"] = setting(
+        "median", "When a trial ends early, by the tokens it has seen: worse than the median; not among the best `1/reduction` "
+        "(asha, hyperband: what was put aside goes on when it is); surely worse than the best, sequence by sequence (wilcoxon)",
+    )  # fmt: skip
+    reduction: float = setting(
+        3.0,
+        "A rung reads at this many times the tokens of the one before",
+        ge=1.5,
+        le=10,
+        why="Li et al. 2020 (ASHA) use 3 and 4",
+    )
+    rungs: int = setting(3, "Readings of a trial with a pruner, at most, the last at its full length", ge=1, le=8)
+    objectives: list[Literal["dev_loss", "speed", "memory", "cost"]] = setting(
+        lambda: ["dev_loss"],
+        "What is sought; with several, no trial is pruned, and the report has the Pareto front",
+        min_length=1,
+    )
+    repeats: int = setting(1, "Further seeds of the best point and of the default, to tell a gain from luck", ge=0, le=20)
+    warm_start: int = setting(2, "Best points of similar past searches that are tried first; 0: none", ge=0, le=50)
+    parallel: int = setting(
+        1, "Trials side by side, each in a process of its own with its share of the cores", ge=1, le=64, identity=False
+    )
+    storage: Literal["sqlite", "journal"] = setting(
+        "sqlite", "What kind of file holds the study ($MILLRACE_OPTUNA_URL names a database instead)", identity=False
+    )
+    max_parameters: int = setting(0, "Parameters of a searched architecture, at most; 0: a tenth above the configured one", ge=0)
     space: dict[str, tuple[float, float]] = setting(
         lambda: {"learning_rate": (0.5, 2.0), "weight_decay": (0.3, 3.0)},
-        "What is searched: a factor range around the scaling law's or the configured value",
+        "What is searched: a factor range around the scaling law's or the configured value of learning_rate, weight_decay, "
+        "batch_tokens, warmup_share, max_grad_norm, lora_alpha, lora_dropout",
     )
+    choices: dict[str, list[int | str]] = setting(
+        dict,
+        "Values to choose among, the configured one with them: optimizer, schedule, clipping, lora_rank, depth, width, heads",
+    )
+
+    @model_validator(mode="after")
+    def _enough_to_compare(self) -> TuneConfig:
+        if self.trials == 1:
+            raise ValueError(
+                "one trial is the default alone: nothing is compared; set trials to 2 or more, or to 0 for no search"
+            )
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives name one twice: {', '.join(self.objectives)}")
+        if self.sampler == "cmaes" and len(self.objectives) > 1:
+            raise ValueError("cmaes seeks one objective; use tpe, gp, nsga2 or nsga3 for several")
+        return self
 
 
 class PlanConfig(Section):

@@ -19,6 +19,7 @@ from pipeline_lib.planning.graded import after_factor, coverage
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
 from pipeline_lib.planning.profiles import choose_profile, profile_table
 from pipeline_lib.planning.recalled import features_asked, in_words, recall
+from pipeline_lib.planning.searched import at_size, with_search
 from pipeline_lib.planning.window import (
     AFTER_TRAINING_SECONDS,
     SUITE_TOKENS,
@@ -60,8 +61,11 @@ def plan(
         RefusedError: window, memory or money do not allow it; the fix names the nearest plan that would.
     """
     data, calibrated, tuned = run.input("fill_gaps").details, run.input("calibrate").details, run.input("tune").details
+    configured = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
+    plan, train, model = with_search(tuned, plan=plan, train=train, model=model)
     real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
     profile = choose_profile(calibrated, resources, profile=plan.profile, priority=plan.priority)
+    profile = at_size(profile, count_parameters(*configured), count_parameters(real, rows))
     past = list(RunBook(run.workspace.runs_folder).all())
     details = compose(
         data,
@@ -84,6 +88,7 @@ def plan(
         kept=coverage(past),
         earlier=earlier_ends(run.workspace, past, model, train, data=data, digest=run.input("fill_gaps").manifest.digest),
     )
+    details["chosen"] = dict(tuned["best"].get("chosen", {}))
     details["recalled"] = recall(
         run, features_asked(real, train, data, count_parameters(real, rows).total), float(profile["tokens_per_second"])
     )

@@ -64,6 +64,7 @@ class Facts:
     curve: pa.Table | None = None
     dev_curve: list[tuple[int, float]] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, Any] = field(default_factory=dict)  # details of `tune`
     plan: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     log: Log = field(default_factory=Log)
@@ -303,6 +304,7 @@ def _training(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConf
         facts.plan = artifacts["plan"].details
     if "tune" in artifacts and "trials" in artifacts["tune"].manifest.tables:
         facts.trials = read_tables(artifacts["tune"].files("trials")).to_pylist()
+        facts.search = artifacts["tune"].manifest.details
     if "train" in artifacts:
         train = artifacts["train"]
         facts.train = {**train.details, **train.metrics, "seconds": train.manifest.seconds}

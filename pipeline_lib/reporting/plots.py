@@ -146,6 +146,29 @@ def trials(facts: Facts) -> str:
     return _svg(figure, f"Dev loss of {len(done)} trials, best {min(losses):.3f}")
 
 
+def search(facts: Facts) -> str:
+    """The trials' loss along each thing that was searched, with how much it mattered; the most important ones."""
+    shares, slices = facts.search.get("importance", {}), facts.search.get("slices", {})
+    names = sorted(slices, key=lambda name: -shares.get(name, 0.0))[:MAX_SLICES]
+    if not names or len(slices[names[0]]) < 2:
+        return ""
+    figure, first = _figure(height=2.1)
+    first.remove()
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), place + 1)
+        values, losses = [value for value, _ in slices[name]], [loss for _, loss in slices[name]]
+        words = any(isinstance(value, str) for value in values)
+        axes.scatter([str(value) for value in values] if words else values, losses, color=BLUE, s=12)
+        if not words:
+            axes.set_xscale("log")
+        axes.set_xlabel(name.replace("_", " "))
+        axes.set_title(f"{shares[name]:.0%}" if name in shares else "", loc="left")
+        if not place:
+            axes.set_ylabel("expected dev loss")
+    told = ", ".join(f"{name} {shares[name]:.0%}" for name in names if name in shares)
+    return _svg(figure, f"Loss of the trials along what was searched; importance: {told or 'too few trials'}")
+
+
 def domains(facts: Facts) -> str:
     """Dev loss of every domain over the evaluations."""
     sums: dict[str, dict[int, tuple[int, float]]] = {}

@@ -188,14 +188,18 @@ TOMBSTONES = _schema(("row", pa.int64()))  # rows of a continued cache that are 
 GONE = _schema(("side", pa.string()), ("sequence", pa.int64()))  # sequences of a side that hold nothing but tombstones
 TRIALS = _schema(  # one row a trial of the search, in the order they were made
     ("number", pa.int32()),
-    ("state", pa.string()),  # complete | pruned | failed
+    ("kind", pa.string()),  # baseline (the default) | warm (of a past search) | sampled | repeat (another seed)
+    ("seed_of", pa.int32()),  # of a repeat: the trial whose point it has
+    ("state", pa.string()),  # complete | pruned | failed | refused (never ran: the estimate said no)
     ("params", pa.string()),  # JSON object: the values trained with, and the factors they come from
     ("dev_loss", pa.float64()),  # null: none
     ("steps", pa.int64()),
-    ("tokens", pa.int64()),
+    ("tokens", pa.int64()),  # that its last reading has seen
+    ("spent_tokens", pa.int64()),  # trained in all, the decays of earlier readings included
     ("seconds", pa.float64()),
     ("error", pa.string()),
     ("curve", pa.string()),  # JSON: [[step, dev loss], …]
+    ("rungs", pa.string()),  # JSON: [{rung, steps, tokens, spent_tokens, seconds, dev_loss}, …]
 )
 
 TABLES = {

@@ -10,12 +10,12 @@ from typing import Any
 from pipeline_lib.config.model import TrainConfig, TuneConfig
 from pipeline_lib.planning.laws import step_law_batch_tokens
 from pipeline_lib.planning.window import split_batch
+from pipeline_lib.tuning.rungs import FEWEST_STEPS, mean_share
 
 WANTED_STEPS = 40  # fewer tell warm-up from warm-up only: the batch of trials shrinks towards the law's first
-FEWEST_STEPS = 8
 WINDOWLESS_STEPS = 50  # at most, without a window and without `tune.steps`
 WINDOWLESS_SHARE = 0.2  # of `train.max_steps`
-REPORTS = 4  # dev evaluations a trial: a pruner needs some, each costs time
+REPORTS = 4  # dev evaluations of a trial without rungs: its curve
 DEV_SEQUENCES = 32
 # Of the calibrated speed: the Trainer's start, the study's database, drift; and small steps pay the optimizer more often
 # (measured: trials of 1,536 tokens a step run at 0.75 of the speed of the profile with their micro-batch).
@@ -31,6 +31,7 @@ class TrialPlan:
     batch_sequences: int
     micro_batch: int
     seconds: float  # for the whole search; 0: no limit
+    repeats: int = 0  # further seeds of the best point and of the default
 
     def tokens(self, sequence_length: int) -> int:
         """Training tokens of a trial."""
@@ -46,7 +47,7 @@ def plan_trials(
     sequence_length: int,
     seconds: float | None,
 ) -> TrialPlan:
-    """Steps and batch of a trial, and how many trials are possible (0: not even two).
+    """Steps and batch of a trial, and how many trials are possible (0: not even two); repeats go before trials do.
 
     Args:
         tune: wanted trials and steps.
@@ -60,21 +61,32 @@ def plan_trials(
     batch, micro = split_batch(train.batch_tokens, sequence_length=sequence_length, micro_batch=int(profile["micro_batch"]))
     if seconds is None:
         share = math.ceil(train.max_steps * WINDOWLESS_SHARE) if train.max_steps else WINDOWLESS_STEPS
-        return TrialPlan(tune.trials, tune.steps or max(min(share, WINDOWLESS_STEPS), FEWEST_STEPS), batch, micro, 0.0)
+        steps = tune.steps or max(min(share, WINDOWLESS_STEPS), FEWEST_STEPS)
+        return TrialPlan(tune.trials, steps, batch, micro, 0.0, tune.repeats)
     extra = calibrated["build_seconds"] + REPORTS * DEV_SEQUENCES * sequence_length / calibrated["evaluate_tokens_per_second"]
-    trials = tune.trials
+    counts = [(n, repeats) for repeats in dict.fromkeys((tune.repeats, 0)) for n in range(tune.trials, 1, -1)]
     if tune.steps:
         cost = tune.steps * batch * sequence_length / rate + extra
-        trials = min(trials, int(seconds / cost))
-        return TrialPlan(trials if trials > 1 else 0, tune.steps, batch, micro, seconds)
-    while trials > 1:
-        tokens = max(seconds / trials - extra, 0.0) * rate
+        fitting = (pair for pair in counts if cost * full_trials(tune, *pair, steps=tune.steps) <= seconds)
+        trials, repeats = next(fitting, (0, 0))
+        return TrialPlan(trials, tune.steps, batch, micro, seconds, repeats)
+    for trials, repeats in counts:
+        tokens = max(seconds / full_trials(tune, trials, repeats, steps=WANTED_STEPS) - extra, 0.0) * rate
         sequences, passes = _batch(tokens, train, sequence_length, int(profile["micro_batch"]))
         steps = int(tokens / rate * _rate(calibrated, profile, passes) / (sequences * sequence_length))
         if steps >= FEWEST_STEPS:
-            return TrialPlan(trials, steps, sequences, passes, seconds)
-        trials -= 1
+            return TrialPlan(trials, steps, sequences, passes, seconds, repeats)
     return TrialPlan(0, 0, batch, micro, seconds)
+
+
+def full_trials(tune: TuneConfig, trials: int, repeats: int, *, steps: int) -> float:
+    """What a search costs, in trials of full length: the default, the others as far as they get, and the repeats.
+
+    Side by side, processes share the machine: nothing is gained or lost here.
+    """
+    pruner = "none" if len(tune.objectives) > 1 else tune.pruner
+    share = mean_share(steps, rungs=tune.rungs, reduction=tune.reduction, pruner=pruner)
+    return 1.0 + (trials - 1) * share + 2 * repeats
 
 
 def _rate(calibrated: Mapping[str, Any], profile: Mapping[str, Any], micro_batch: int) -> float:

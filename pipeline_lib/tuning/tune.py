@@ -3,119 +3,128 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline_lib.config.model import ModelConfig, TrainConfig, TuneConfig
 from pipeline_lib.config.resources import ResourcesConfig
-from pipeline_lib.errors import StoppedError
+from pipeline_lib.errors import ConfigError
 from pipeline_lib.planning.memory import count_parameters
-from pipeline_lib.planning.profiles import choose_profile
+from pipeline_lib.planning.plan import cost_per_hour
+from pipeline_lib.planning.profiles import choose_profile, memory_limit_bytes
+from pipeline_lib.planning.recalled import features_asked
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import TRIALS
 from pipeline_lib.training.start import real_numbers
 from pipeline_lib.tuning.budget import TrialPlan, plan_trials
-from pipeline_lib.tuning.space import Space, checked_space, values_at
-from pipeline_lib.tuning.study import ask, finished, open_study, setup_of, tell
-from pipeline_lib.tuning.trial import TrialTrainer
+from pipeline_lib.tuning.feasible import Setting, Trial, trial_of
+from pipeline_lib.tuning.importance import importance, slices
+from pipeline_lib.tuning.pruning import Rule
+from pipeline_lib.tuning.rungs import rungs_of
+from pipeline_lib.tuning.search import Search
+from pipeline_lib.tuning.space import Space, checked_space
+from pipeline_lib.tuning.study import Entry, Study
+from pipeline_lib.tuning.trial import Reading
+from pipeline_lib.tuning.verdict import baseline_of, best_of, compare, finished, front, worth_of_warm_start
+from pipeline_lib.tuning.warm import past_points
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
-if TYPE_CHECKING:
-    import optuna
-
-# A gain up to this may be luck of the seed: the default stays. Assumed, not measured (repeat the baseline with other seeds).
-SEED_NOISE = 0.005
-OVERRUN = 1.2  # no trial starts when the search would take more than this many times its share
+GIB = 1 << 30
+TOP = 3  # best points that are kept for later searches
 
 
 def tune(run: StageRun, *, tune: TuneConfig, model: ModelConfig, train: TrainConfig, resources: ResourcesConfig) -> Outcome:
-    """Try factors, the first trial with all of them 1 (the baseline); the best one wins if it beats that by more than luck.
+    """Try points, the first with all factors 1 (the default); the best one wins if it beats that by more than luck.
 
     A trial that fails is a result. When all fail, or no time is left for two, the law's values stay and the details say so.
-    A killed search continues: finished trials stay, the one that was running is repeated.
+    A killed search continues: what was read stays, what was at work goes on from its checkpoint.
 
     Raises:
-        ConfigError: the space names something unknown or excludes the starting point.
-        RefusedError: no calibrated profile fits into the memory limit.
+        ConfigError: the space names nothing or something unknown, or excludes the starting point; an objective needs a price.
+        RefusedError: no calibrated profile fits into the memory limit; a study of this name searches another space.
         StoppedError: a clean stop was asked for.
     """
-    space = checked_space(tune.space, train)
-    if not tune.trials or not space:
-        return _unsearched(run, "no search is configured" if not tune.trials else "nothing in tune.space is left to search")
+    if not tune.trials:
+        return _unsearched(run, "no search is configured")
+    space = checked_space(tune.space, train, choices=tune.choices, model=model)
+    if "cost" in tune.objectives and not cost_per_hour(resources):
+        raise ConfigError(
+            "cost is an objective, but nothing has a price", where="tune.objectives",
+            fix="set resources.price_per_hour, or watts and price_per_kwh",
+        )  # fmt: skip
+    if not space:
+        return _unsearched(run, "nothing in tune.space is left to search")
     data, calibrated = run.input("fill_gaps").details, run.input("calibrate").details
     profile = choose_profile(calibrated, resources)
     if profile.get("activation_checkpointing"):  # nothing else fits
         train = train.model_copy(update={"activation_checkpointing": True})
+    real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
     wanted = plan_trials(
-        tune,
-        train,
-        calibrated=calibrated,
-        profile=profile,
-        sequence_length=data["sequence_length"],
+        tune, train, calibrated=calibrated, profile=profile, sequence_length=data["sequence_length"],
         seconds=search_seconds(run.services, resources),
+    )  # fmt: skip
+    asked = features_asked(real, train, data, count_parameters(real, rows).total)
+    study = Study(
+        run.keep("study"), run.work.name, space, sampler=tune.sampler, seed=run.seed, storage=tune.storage,
+        objectives=len(tune.objectives), grid_points=tune.grid_points,
+    )  # fmt: skip
+    study.close_lost()
+    fixed = study.setup(
+        {"plan": asdict(wanted), "past": [asdict(p) for p in past_points(run.workspace, space, asked, tune.warm_start)]}
     )
-    study = open_study(run.keep("study"), run.work.name, tune, run.seed)
-    setup = TrialPlan(**setup_of(study, asdict(wanted)))
+    setup = TrialPlan(**fixed["plan"])
     if not setup.trials:
         return _unsearched(run, f"{setup.seconds:.0f} s are the search's share of the window: not enough for two trials")
-    if not study.trials:
-        study.enqueue_trial(dict.fromkeys(space, 1.0), user_attrs={"baseline": True})
-    trainer = TrialTrainer(run, model, train, setup, profile["precision"], int(calibrated["threads"]))
-    real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
-    parameters = count_parameters(real, rows).without_embeddings
-    while _goes_on(run, finished(study), setup):
-        trial, factors = ask(study, space)
-        values = values_at(factors, model=model, train=train, parameters=parameters, tokens=setup.tokens(data["sequence_length"]))
-        ended = trainer(trial.number, values, {f"{name}_factor": factor for name, factor in factors.items()}, _report(trial))
-        if run.services.should_stop():
-            raise StoppedError("stopped as asked", where="stage tune", fix="run again: the search continues where it stood")
-        tell(study, trial, values, ended)
-    return _outcome(run, finished(study), setup, space)
+    pruner = "none" if len(tune.objectives) > 1 else tune.pruner
+    planned = rungs_of(setup.steps, rungs=1 if pruner == "none" else tune.rungs, reduction=tune.reduction)
+    setting = Setting(
+        home=run.workspace.root, folder=run.keep("trials"), cache=run.input("fill_gaps").key, data=data, model=model, real=real,
+        rows=rows, train=train, plan=setup, rule=Rule(pruner, len(planned), tune.reduction), precision=profile["precision"],
+        threads=max(1, int(calibrated["threads"]) // tune.parallel), seed=run.seed, memory_limit=memory_limit_bytes(resources),
+        most_parameters=tune.max_parameters, alone=tune.parallel == 1,
+    )  # fmt: skip
+
+    def values_of(trial: Trial, reading: Reading) -> list[float]:
+        seconds = 1e6 / max(reading.tokens_per_second, 1e-9)
+        told = {
+            "dev_loss": reading.dev_loss or 0.0, "speed": seconds, "memory": trial.memory_bytes / GIB,
+            "cost": seconds / 3600 * cost_per_hour(resources),
+        }  # fmt: skip
+        return [told[name] for name in tune.objectives]
+
+    search = Search(
+        run, study, space, setting, setup.trials, setup.seconds, tune.parallel, [past["point"] for past in fixed["past"]],
+        values_of,
+    )  # fmt: skip
+    search.explore()
+    best, base = best_of(study.entries()), baseline_of(study.entries())
+    if best and base and best["number"] != base["number"] and len(tune.objectives) == 1:
+        search.repeat([best["number"], base["number"]], setup.repeats)
+    return _outcome(run, study, setting, tune, fixed["past"])
 
 
 def search_seconds(services: Services, resources: ResourcesConfig) -> float | None:
-    """The search's share of the window, never more than half of what is left before the margin; None without a window."""
+    """The search's share of the window and of the money, never more than half of what is left before the margin; None without
+    a window."""
     if services.deadline is None:
         return None
     now = services.clock()
     window = (services.deadline - (services.started or now)).total_seconds()
     left = (services.deadline - now).total_seconds() - resources.margin_minutes * 60
-    return max(min(resources.search_share * window, left / 2), 0.0)
-
-
-def _goes_on(run: StageRun, done: Sequence[optuna.trial.FrozenTrial], setup: TrialPlan) -> bool:
-    if len(done) >= setup.trials:
-        return False
-    spent = math.fsum(trial.user_attrs["seconds"] for trial in done)
-    if setup.seconds and done and spent + spent / len(done) > OVERRUN * setup.seconds:
-        run.event("search_cut", trials=len(done), wanted=setup.trials, seconds=round(spent, 1), share=round(setup.seconds, 1))
-        return False
-    losses = [trial.user_attrs["dev_loss"] for trial in done if trial.user_attrs["state"] == "complete"]
-    run.progress(len(done), setup.trials, "trials", f"best dev loss {min(losses):.3f}" if losses else "")
-    return True
-
-
-def _report(trial: optuna.Trial) -> Any:
-    """Tells the pruner a dev loss; the baseline is never pruned, everything is measured against it."""
-
-    def report(step: int, dev_loss: float) -> bool:
-        trial.report(dev_loss, step)
-        return bool(trial.user_attrs.get("baseline")) or not trial.should_prune()
-
-    return report
+    affordable = [resources.money / cost_per_hour(resources) * 3600] if resources.money else []
+    return max(min(resources.search_share * min([window, *affordable]), left / 2), 0.0)
 
 
 def _unsearched(run: StageRun, why: str) -> Outcome:
     """No trial was made: the law's or the configured values stay."""
     run.event("search_skipped", why=why)
-    _write(run, [])
+    _write(run, [], None)
     return Outcome(
         metrics={"trials": 0},
         summary=SummaryTable(("what", "value"), (("search", why),), "No search"),
@@ -123,68 +132,95 @@ def _unsearched(run: StageRun, why: str) -> Outcome:
     )
 
 
-def _outcome(run: StageRun, done: Sequence[optuna.trial.FrozenTrial], setup: TrialPlan, space: Space) -> Outcome:
+def _outcome(run: StageRun, study: Study, setting: Setting, tune: TuneConfig, past: Sequence[Mapping[str, Any]]) -> Outcome:
     """Name the winner, write the table."""
-    _write(run, done)
-    states = Counter(str(trial.user_attrs["state"]) for trial in done)
-    complete = [trial for trial in done if trial.user_attrs["state"] == "complete"]
-    baseline = next((trial for trial in complete if trial.user_attrs.get("baseline")), None)
+    entries, seen = study.entries(), study.seen()
+    _write(run, entries, setting)
+    verdict = compare(entries)
+    states = Counter(str(one["result"]["state"]) for one in entries)
     details: dict[str, Any] = {
-        "best": {}, "baseline": {}, "gain": 0.0, "trials": dict(sorted(states.items())), "failed": not complete,
-        "noise": SEED_NOISE, "curve": [], "setup": asdict(setup),
+        "best": {}, "baseline": {}, "gain": verdict["gain"], "noise": verdict["noise"], "seeds": verdict["seeds"],
+        "trials": dict(sorted(states.items())), "failed": verdict["winner"] is None, "why": verdict["why"], "curve": [],
+        "setup": asdict(setting.plan), "rungs": [asdict(r) for r in trial_of({}, setting).rungs],
+        "space": {name: one.to_json() for name, one in study.space.items()}, "objectives": list(tune.objectives),
+        "sampler": tune.sampler, "pruner": setting.rule.pruner, "importance": importance(study.space, seen),
+        "slices": slices(study.space, seen), "warm_start": worth_of_warm_start(entries, past), "front": {}, "top": [],
+        "spent_tokens": sum(int(one["result"].get("spent_tokens", 0)) for one in entries),
     }  # fmt: skip
-    if not complete:
-        cause, times = Counter(str(trial.user_attrs["error"]) for trial in done).most_common(1)[0]
-        details["why"] = f"all {len(done)} trials failed, {times} of them with: {cause}; the default values stay"
-        run.event("search_failed", why=details["why"])
-        return Outcome({"trials": len(done), "failed": len(done)}, summary=_summary(done, None, details["why"]), details=details)
-    best = min(complete, key=lambda trial: (trial.user_attrs["dev_loss"], trial.number))
-    winner, details["why"] = best, "the baseline failed, the best of the others wins"
-    if baseline is not None:
-        loss = baseline.user_attrs["dev_loss"]
-        details["baseline"] = {**baseline.user_attrs["values"], "dev_loss": loss, "trial": baseline.number}
-        details["gain"] = (loss - best.user_attrs["dev_loss"]) / loss
-        luck = details["gain"] <= SEED_NOISE
-        winner = baseline if luck else best
-        details["why"] = f"the best trial is {details['gain']:.2%} better than the baseline: " + (
-            f"within the noise of {SEED_NOISE:.1%} between seeds, the default stays" if luck else "more than luck"
+    if verdict["winner"] is None:
+        run.event("search_failed", why=verdict["why"])
+        return Outcome(
+            {"trials": len(entries), "failed": len(entries)},
+            summary=_summary(entries, setting, None, verdict["why"]),
+            details=details,
         )
-    values = winner.user_attrs["values"]
-    sequence = int(winner.user_attrs["tokens"] / max(winner.user_attrs["steps"], 1))
-    details["best"] = {
-        **{name: values[name] for name in space},
-        **{f"{name}_factor": winner.params[name] for name in space},
-        "dev_loss": winner.user_attrs["dev_loss"],
-        "trial": winner.number,
-    }
-    details["curve"] = [[step * sequence, loss] for step, loss in winner.user_attrs["curve"]]
+    number = verdict["winner"]
+    if len(tune.objectives) > 1:
+        details["front"] = front(entries, tune.objectives)
+        number, details["why"] = details["front"]["recommended"], details["front"]["why"]
+    if base := baseline_of(entries):
+        told = trial_of(base["point"], setting).values
+        details["baseline"] = {**told, "dev_loss": base["result"]["dev_loss"], "trial": base["number"]}
+    winner = study.entry(number)
+    details["best"] = _best(winner, setting, study.space)
+    details["top"] = [
+        {"point": one["point"], "dev_loss": one["result"]["dev_loss"]}
+        for one in sorted(finished(entries), key=lambda one: one["result"]["dev_loss"])[:TOP]
+    ]
+    tokens = trial_of(winner["point"], setting).batch_sequences * int(setting.data["sequence_length"])
+    details["curve"] = [[step * tokens, loss] for step, loss in winner["result"]["curve"]]
     return Outcome(
-        metrics={"trials": len(done), "gain": round(details["gain"], 5), "dev_loss": winner.user_attrs["dev_loss"]},
-        summary=_summary(done, winner.number, details["why"]),
+        metrics={"trials": len(entries), "gain": round(details["gain"], 5), "dev_loss": winner["result"]["dev_loss"]},
+        summary=_summary(entries, setting, number, details["why"]),
         details=details,
     )
 
 
-def _write(run: StageRun, done: Sequence[optuna.trial.FrozenTrial]) -> None:
+def _best(winner: Entry, setting: Setting, space: Space) -> dict[str, Any]:
+    """The winner for `plan`: factors around the law, and settings in place of the configured ones."""
+    point, trial = winner["point"], trial_of(winner["point"], setting)
+    default = trial_of({name: one.start for name, one in space.items()}, setting)
+    factors = {f"{name}_factor": point[name] for name in space if not space[name].options}
+    if "batch_tokens" in point and not setting.train.learning_rate:  # the batch that wins brings its rate with it
+        factors["learning_rate_factor"] = float(point.get("learning_rate", 1.0)) * float(point["batch_tokens"]) ** 0.5
+    return {
+        **{name: trial.values[name] for name in space if name in trial.values},
+        **factors,
+        "chosen": {name: value for name, value in trial.chosen.items() if value != default.chosen.get(name)},
+        "point": dict(point),
+        "dev_loss": winner["result"]["dev_loss"],
+        "trial": winner["number"],
+    }
+
+
+def _write(run: StageRun, entries: Sequence[Entry], setting: Setting | None) -> None:
     rows = []
-    for trial in done:
-        found = trial.user_attrs
-        params = {**found["values"], **{f"{name}_factor": factor for name, factor in trial.params.items()}}
+    for one in entries:
+        found = one["result"]
+        params: dict[str, Any] = {name if isinstance(v, str) else f"{name}_factor" if isinstance(v, float) else name: v
+                                  for name, v in one["point"].items()}  # fmt: skip
+        if setting:
+            params |= trial_of(one["point"], setting).values
+        rungs = [{k: r[k] for k in ("rung", "steps", "tokens", "spent_tokens", "seconds", "dev_loss")} for r in one["readings"]]
         rows.append(
-            {name: found[name] for name in ("state", "dev_loss", "steps", "tokens", "seconds", "error")}
-            | {"number": trial.number, "params": json.dumps(params, sort_keys=True), "curve": json.dumps(found["curve"])}
-        )
+            {name: found[name] for name in ("state", "dev_loss", "steps", "tokens", "spent_tokens", "seconds", "error")}
+            | {
+                "number": one["number"], "kind": one["kind"], "seed_of": one["notes"].get("seed_of"),
+                "params": json.dumps(params, sort_keys=True), "curve": json.dumps(found["curve"]), "rungs": json.dumps(rungs),
+            }
+        )  # fmt: skip
     write_table(pa.Table.from_pylist(rows, schema=TRIALS), run.path("trials", "trials.parquet"))
 
 
-def _summary(done: Sequence[optuna.trial.FrozenTrial], winner: int | None, title: str) -> SummaryTable:
+def _summary(entries: Sequence[Entry], setting: Setting, winner: int | None, title: str) -> SummaryTable:
     rows: list[list[str | float | int]] = []
-    for trial in done:
-        found = trial.user_attrs
+    for one in entries:
+        found, values = one["result"], trial_of(one["point"], setting).values
         loss = "" if found["dev_loss"] is None else round(found["dev_loss"], 4)
-        words = "wins" if trial.number == winner else found["error"] or ("baseline" if found.get("baseline") else "")
+        kind = f"seed {one['notes']['seed']} of {one['notes']['seed_of']}" if one["kind"] == "repeat" else one["kind"]
+        words = "wins" if one["number"] == winner else found["error"] or kind
         rows.append(
-            [trial.number, found["state"], f"{found['values']['learning_rate']:.2e}", f"{found['values']['weight_decay']:.3g}",
-             loss, found["seconds"], words]
+            [one["number"], found["state"], f"{values['learning_rate']:.2e}", f"{values['weight_decay']:.3g}", loss,
+             found["seconds"], words]
         )  # fmt: skip
     return SummaryTable(("trial", "state", "learning rate", "weight decay", "dev loss", "seconds", "note"), rows, title)

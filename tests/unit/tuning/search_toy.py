@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +84,34 @@ def run_stages(
     return made
 
 
-if __name__ == "__main__":  # a search in a process that will be killed: says what it begins, one line a trial
+KILLED = Config(tune=TuneConfig(trials=6, steps=30, pruner="asha"))
 
-    def say(progress: Progress) -> None:
-        if progress.stage == "tune":
-            sys.stdout.write(f"{progress.done:g}\n")
-            sys.stdout.flush()
 
-    run_until(Path(sys.argv[1]), "tune", Config(tune=TuneConfig(trials=4, steps=40)), services=Services(announce=say))
-    os._exit(0)
+def _say(pipe: int, progress: Progress) -> None:
+    if progress.stage == "tune":
+        os.write(pipe, b".")
+
+
+def search_killed_at(root: Path, moments: list[tuple[int, float]]) -> None:
+    """Search in processes that are killed: each when it has begun so many rungs, and so many seconds later.
+
+    They are forks of one that has imported everything and run nothing.
+    """
+    for module in ("pipeline_lib.tuning.tune", "pipeline_lib.training.saving", "pipeline_lib.packing.reader", "optuna"):
+        importlib.import_module(module)
+    for rungs, seconds in moments:
+        seen, told = os.pipe()
+        if not (process := os.fork()):
+            run_until(root, "tune", KILLED, services=Services(announce=partial(_say, told)))
+            os._exit(0)
+        for _ in range(rungs):
+            os.read(seen, 1)
+        time.sleep(seconds)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(seen)
+        os.close(told)
+
+
+if __name__ == "__main__":
+    search_killed_at(Path(sys.argv[1]), [(int(rungs), float(s)) for rungs, _, s in (m.partition("+") for m in sys.argv[2:])])

@@ -2,22 +2,25 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
 
-import optuna
 import pyarrow.parquet as pq
 import pytest
-from search_toy import Config, run_stages, run_until, window
+from search_toy import KILLED, Config, run_until, window
 
 from pipeline_lib.config.model import LoraConfig, TrainConfig, TuneConfig
+from pipeline_lib.config.resources import ResourcesConfig
+from pipeline_lib.errors import ConfigError, RefusedError
 from pipeline_lib.planning.memory import count_parameters
-from pipeline_lib.tuning.tune import SEED_NOISE
+from pipeline_lib.planning.recalled import features_asked
+from pipeline_lib.stages import BY_NAME
 from pipeline_lib.workspace.artifact import SummaryTable
+from pipeline_lib.workspace.runs import RunRecord, StageRecord
 from pipeline_lib.workspace.services import Services
+from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -59,6 +62,18 @@ def trials_of(artifact):
     return pq.read_table(artifact.file("trials")).to_pylist()
 
 
+def with_config(searched, config, services=None, name="tune"):
+    """The stage `tune` with another configuration behind the calibration that is there."""
+    root, made, _ = searched
+    workspace = Workspace.open(root)
+    inputs = {needed: made[needed].ref() for needed in BY_NAME[name].reads}
+    return workspace.store.artifact(execute(workspace, BY_NAME[name], config, inputs, services=services).key)
+
+
+def small(**tune):
+    return Config(tune=TuneConfig(**{"trials": 3, "steps": 4, "repeats": 0, **tune}))
+
+
 def test_calibration_measures_what_the_model_is(searched):
     _, made, _ = searched
     details, config = made["calibrate"].details, Config()
@@ -71,8 +86,8 @@ def test_calibration_measures_what_the_model_is(searched):
 
 def test_the_search_is_a_table_with_the_baseline_first(searched):
     _, made, _ = searched
-    rows = trials_of(made["tune"])
-    assert [row["number"] for row in rows] == [0, 1, 2]
+    rows = [row for row in trials_of(made["tune"]) if row["kind"] != "repeat"]
+    assert [row["kind"] for row in rows] == ["baseline", "sampled", "sampled"]
     assert {row["state"] for row in rows} <= {"complete", "pruned"}
     params = [json.loads(row["params"]) for row in rows]
     assert (params[0]["learning_rate_factor"], params[0]["weight_decay_factor"]) == (1.0, 1.0)
@@ -80,22 +95,28 @@ def test_the_search_is_a_table_with_the_baseline_first(searched):
     for row in rows:
         curve = json.loads(row["curve"])
         assert curve[-1] == [row["steps"], pytest.approx(row["dev_loss"])]
-        assert row["tokens"] == row["steps"] * 8 * 32
+        assert row["tokens"] == row["steps"] * 8 * 32 <= row["spent_tokens"]
 
 
-def test_the_winner_beats_the_baseline_by_more_than_luck_or_is_the_baseline(searched):
+def test_the_best_point_is_trained_again_with_another_seed_or_is_the_default(searched):
     _, made, _ = searched
-    details = made["tune"].details
-    complete = [row for row in trials_of(made["tune"]) if row["state"] == "complete"]
-    best = min(row["dev_loss"] for row in complete)
-    gain = (details["baseline"]["dev_loss"] - best) / details["baseline"]["dev_loss"]
-    assert details["gain"] == pytest.approx(gain)
-    assert details["best"]["trial"] == (0 if gain <= SEED_NOISE else min(complete, key=lambda r: r["dev_loss"])["number"])
+    details, rows = made["tune"].details, trials_of(made["tune"])
+    whole = [row for row in rows if row["state"] == "complete" and row["kind"] != "repeat"]
+    best = min(whole, key=lambda row: row["dev_loss"])
+    repeats = {row["seed_of"]: row["dev_loss"] for row in rows if row["kind"] == "repeat"}
+    assert set(repeats) == ({best["number"], 0} if best["number"] else set())
+    if repeats:
+        default = (rows[0]["dev_loss"] + repeats[0]) / 2
+        assert details["gain"] == pytest.approx((default - repeats[best["number"]]) / default)
+        assert repeats[0] != rows[0]["dev_loss"], "another seed is another training"
+    assert details["best"]["trial"] == (best["number"] if details["gain"] > details["noise"] else 0)
 
 
-def test_every_trial_is_a_nested_run(searched):
+def test_every_trial_is_a_nested_run_and_every_nested_run_a_trial(searched):
     _, made, book = searched
-    for row in trials_of(made["tune"]):
+    rows = trials_of(made["tune"])
+    assert {f"trial-{row['number']}" for row in rows} == {name for name in book if name.startswith("trial-")}
+    for row in rows:
         page = book[f"trial-{row['number']}"]
         assert page["status"] == "FINISHED"
         assert page["tags"]["millrace.state"] == row["state"]
@@ -118,30 +139,100 @@ def test_a_second_run_reuses_all_three(searched):
 
 
 def test_no_trials_means_the_law(searched):
-    root, made, _ = searched
-    skipped = run_stages(
-        Workspace.open(root), made, "tune", Config(tune=TuneConfig(trials=0)), services=None
-    )["tune"]  # fmt: skip
+    skipped = with_config(searched, Config(tune=TuneConfig(trials=0)))
     assert skipped.details["best"] == {}
     assert trials_of(skipped) == []
     assert isinstance(skipped.manifest.summary, SummaryTable)
 
 
-def with_config(searched, config, services=None, name="tune"):
-    """The stage `tune` with another configuration behind the calibration that is there."""
-    from pipeline_lib.stages import BY_NAME
-    from pipeline_lib.workspace.stage import execute
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "wilcoxon"])
+def test_every_pruner_on_a_real_model(searched, pruner):
+    made = with_config(searched, small(trials=5, steps=30, pruner=pruner, sampler="qmc", space={"learning_rate": (0.02, 3.0)}))
+    rows = trials_of(made)
+    read = [json.loads(row["rungs"]) for row in rows]
+    assert len(rows) == 5
+    assert [one["steps"] for one in read[0]] == [10, 30], "the default is read at every rung"
+    assert any(row["state"] == "pruned" and row["steps"] == 10 for row in rows)
+    assert sum(row["spent_tokens"] for row in rows) < 0.8 * 5 * rows[0]["tokens"]
+    assert read[0][1]["spent_tokens"] == (30 - 8) * 8 * 32, "it went on from step 8, where the decay of its first reading began"
 
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "grid"])
+def test_samplers_on_a_real_model(searched, sampler):
+    made = with_config(searched, small(trials=6, sampler=sampler, pruner="none"))
+    assert [row["state"] for row in trials_of(made)] == ["complete"] * 6
+
+
+def test_several_objectives_have_a_front_and_a_recommended_point(searched):
+    config = small(
+        trials=6, sampler="nsga2", objectives=["dev_loss", "memory"], choices={"width": [16, 32], "depth": [1, 2, 30]},
+        space={"learning_rate": (0.5, 2.0)},
+    )  # fmt: skip
+    made = with_config(searched, config)
+    details, rows = made.details, {row["number"]: row for row in trials_of(made)}
+    ran = [row for row in rows.values() if row["state"] == "complete"]
+    assert len(ran) == 6
+    assert all(json.loads(row["params"])["depth"] < 30 for row in ran), "no architecture beyond the budget runs"
+    refused = [row for row in rows.values() if row["state"] == "refused"]
+    assert all("are the budget" in row["error"] and row["tokens"] == 0 for row in refused)
+    points = details["front"]["points"]
+    for one in points:
+        assert not any(
+            other["values"]["dev_loss"] < one["values"]["dev_loss"] and other["values"]["memory"] <= one["values"]["memory"]
+            for other in points
+        )
+    assert details["best"]["trial"] == details["front"]["recommended"] in {one["number"] for one in points}
+    chosen = details["best"]["chosen"]
+    if details["best"]["point"]["width"] == 16:
+        assert (chosen["model.width"], chosen["model.ffn_width"]) == (16, 32)
+
+
+def test_what_the_estimate_refuses_never_runs(searched):
+    config = small(trials=3, pruner="none", sampler="random", space={"learning_rate": (0.5, 2.0)})
+    config = config.model_copy(update={"resources": ResourcesConfig(memory_gib=0.1, max_hours=0.1, margin_minutes=0.2)})
+    with pytest.raises(RefusedError, match="GiB may be used"):
+        with_config(searched, config)
+
+
+def test_what_a_search_chose_is_what_is_planned_and_trained(searched):
+    config = small(
+        trials=4, pruner="none", sampler="grid", choices={"optimizer": ["adamw", "muon"]}, space={"max_grad_norm": (0.5, 2.0)}
+    )
     root, made, _ = searched
     workspace = Workspace.open(root)
-    inputs = {needed: made[needed].ref() for needed in BY_NAME[name].reads}
-    return workspace.store.artifact(execute(workspace, BY_NAME[name], config, inputs, services=services).key)
+    tuned = with_config(searched, config)
+    inputs = {name: (tuned if name == "tune" else made[name]).ref() for name in BY_NAME["plan"].reads}
+    plan = workspace.store.artifact(execute(workspace, BY_NAME["plan"], config, inputs).key)
+    assert plan.details["chosen"] == tuned.details["best"]["chosen"]
+    if tuned.details["best"]["trial"]:
+        assert plan.details["chosen"]
+
+
+def test_past_searches_are_tried_first(searched):
+    root, made, _ = searched
+    past = with_config(searched, small(trials=5, pruner="none", space={"learning_rate": (0.3, 3.0)}))
+    config = Config()
+    asked = features_asked(
+        config.model, config.train, {"vocabulary_size": 400, "sequence_length": 32}, count_parameters(config.model, 400).total
+    )
+    record = RunRecord("20260101-000000-000000", "toy", features=asked, outcome="completed")
+    record.stages["tune"] = StageRecord("made", asdict(past.ref()))
+    folder = Workspace.open(root).runs_folder
+    folder.mkdir(exist_ok=True)
+    (folder / f"{record.run_id}.json").write_text(json.dumps({"format": 2, **asdict(record)}), "utf-8")
+    made = with_config(searched, small(trials=3, steps=5, pruner="none", space={"learning_rate": (0.5, 2.0)}, warm_start=1))
+    rows = trials_of(made)
+    assert [row["kind"] for row in rows] == ["baseline", "warm", "sampled"]
+    best = next(top["point"] for top in past.details["top"] if top["point"]["learning_rate"] != 1.0)
+    assert json.loads(rows[1]["params"])["learning_rate_factor"] == pytest.approx(min(max(best["learning_rate"], 0.5), 2.0))
+    told = made.details["warm_start"]
+    assert told["points"][0]["run_id"] == record.run_id
+    assert told["points"][0]["gain"] == pytest.approx(1 - rows[1]["dev_loss"] / rows[0]["dev_loss"])
 
 
 def test_a_trial_whose_loss_is_not_finite_is_a_result(searched):
     notebook = Notebook()
-    space = {"learning_rate": (1.0, 1e300)}
-    config = Config(tune=TuneConfig(trials=3, steps=4, sampler="random", space=space), seed=1)
+    config = small(sampler="random", pruner="none", space={"learning_rate": (1.0, 1e300)})
     made = with_config(searched, config, Services(tracker=notebook))
     rows = trials_of(made)
     assert rows[0]["state"] == "complete"
@@ -154,7 +245,7 @@ def test_a_trial_whose_loss_is_not_finite_is_a_result(searched):
 
 def test_when_all_fail_the_default_stays_and_the_commonest_cause_is_said(searched):
     broken = TrainConfig(batch_tokens=256, max_steps=30, lora=LoraConfig(rank=2, alpha=1e300))  # infinite at once
-    made = with_config(searched, Config(train=broken, tune=TuneConfig(trials=2, steps=4)))
+    made = with_config(searched, small(trials=2).model_copy(update={"train": broken}))
     assert made.details["failed"] is True
     assert made.details["best"] == {}
     assert "all 2 trials failed" in made.details["why"]
@@ -163,40 +254,35 @@ def test_when_all_fail_the_default_stays_and_the_commonest_cause_is_said(searche
     assert [row["state"] for row in trials_of(made)] == ["failed", "failed"]
 
 
-def study_in(root):
-    return f"sqlite:///{next((root / 'work').glob('tune-*')) / 'study' / 'study.db'}"
+@pytest.mark.parametrize(
+    ("tune", "words"),
+    [
+        ({"space": {}}, "the space is empty"),
+        ({"choices": {"optimizer": ["muon"]}}, "leave out adamw"),
+        ({"choices": {"lora_rank": [0, 4]}}, "train.lora.rank is 0"),
+        ({"objectives": ["dev_loss", "cost"]}, "nothing has a price"),
+    ],
+)
+def test_bad_input_is_refused(searched, tune, words):
+    with pytest.raises(ConfigError, match=words):
+        with_config(searched, small(**tune))
 
 
-def stored(root):
-    url = study_in(root)
-    name = optuna.get_all_study_names(url)[0]
-    return optuna.load_study(study_name=name, storage=url).get_trials()
-
-
-def test_a_killed_search_continues_without_a_lost_or_doubled_trial(tmp_path):
+def test_a_killed_search_ends_as_one_that_was_not_killed(tmp_path):
+    """Killed at several moments, it has the trials, the points and, to the bit, the losses of a search that ran through: trials
+    that were promoted went on from their own checkpoint."""
+    run_until(tmp_path, "calibrate", KILLED)
     paths = os.pathsep.join([str(HERE), str(HERE.parent / "packing"), os.environ.get("PYTHONPATH", "")])
-    child = subprocess.Popen(
-        [sys.executable, str(HERE / "search_toy.py"), str(tmp_path)], stdout=subprocess.PIPE, text=True,
+    moments = ["1+0.05", "2+0.1", "3+0", "2+0.2", "3+0.3"]
+    subprocess.run(
+        [sys.executable, str(HERE / "search_toy.py"), str(tmp_path), *moments], check=True, timeout=120,
         env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
-    for line in child.stdout:
-        if line.strip() == "2":  # two trials are done, the third begins
-            break
-    time.sleep(0.3)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    before = stored(tmp_path)
-    done = [trial for trial in before if trial.state.is_finished()]
-    running = [trial for trial in before if not trial.state.is_finished()]
-    assert len(done) == 2
-    assert len(running) == 1
-    made = run_until(tmp_path, "tune", Config(tune=TuneConfig(trials=4, steps=40)))["tune"]
-    rows = {row["number"]: row for row in trials_of(made)}
-    assert len(rows) == 4
-    assert running[0].number not in rows
-    for trial in done:
-        assert rows[trial.number]["dev_loss"] == trial.user_attrs["dev_loss"]
-        assert rows[trial.number]["seconds"] == trial.user_attrs["seconds"]
-    factors = [json.loads(row["params"])["learning_rate_factor"] for row in rows.values()]
-    assert factors.count(running[0].params["learning_rate"]) == 1  # the one that was cut off was repeated, once
-    assert len(set(factors)) == 4
+    killed = run_until(tmp_path, "tune", KILLED)["tune"]
+    whole = run_until(tmp_path, "tune", KILLED, force=True)["tune"]
+    assert killed.key != whole.key
+    same = ("number", "kind", "seed_of", "state", "params", "dev_loss", "tokens", "spent_tokens", "curve")
+    rows = [[{name: row[name] for name in same} for row in trials_of(made)] for made in (killed, whole)]
+    assert rows[0] == rows[1]
+    assert len({row["params"] for row in rows[0] if row["kind"] != "repeat"}) == 6
+    assert any(len(json.loads(row["rungs"])) > 1 for row in trials_of(killed) if row["kind"] == "sampled")
