@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pipeline_lib.config.choice import taken
 from pipeline_lib.config.model import ModelConfig, TrainConfig
 from pipeline_lib.errors import RefusedError
 from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes, release_memory, reset_peak_memory, training_device
@@ -60,6 +61,7 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
         ConfigError: the model cannot be built, or cannot be trained by so many processes.
         RefusedError: there is nothing to learn from.
     """
+    train, model = as_planned(run, train, model)
     if train.processes > 1:
         check_share(TrainingPlan.from_details(run.input("plan").details), train.processes, train.parallel, train.optimizer)
         launch(run, train=train, model=model)  # what it leaves is the last checkpoint; the rest is done here
@@ -68,12 +70,19 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
 
 def train_rank(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
     """`train` in this process, which may be one of several (`world`): then what it leaves is the last checkpoint."""
+    train, model = as_planned(run, train, model)
     while True:
         try:
             return _attempt(run, train, model)
         except RollBack as why:
             run.services.log(f"train: {why}")
         release_memory(training_device())
+
+
+def as_planned(run: StageRun, train: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, ModelConfig]:
+    """The sections with what the search has chosen, as the plan says."""
+    sections = taken(run.input("plan").details.get("chosen", {}), train=train, model=model)
+    return sections["train"], sections["model"]
 
 
 def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
