@@ -135,7 +135,7 @@ class _Draft:
 
     def _make_way(self, other: Place) -> None:
         """What an option replaces goes, unless another option said it: two options contradict each other."""
-        section = self.values.get(other[0])
+        section = self.values.get(str(other[0]))
         if isinstance(section, dict) and not self._where(other).startswith("--"):
             section.pop(other[1], None)
 
