@@ -28,8 +28,8 @@ NOUNS = (
 
 # `millrace --help` shows the commands in the order of use: panel by panel, within each in this one.
 ORDER = (
-    "doctor", "init", "presets", "config", "plan", "recall", "run", "rerun", "retry", "train", "up", "down", "status", "show",
-    "runs", "report", "compare", "metrics", "tune", "sql", "stats", "explain", "trace", "rules", "fit-ngrams", "dedup",
+    "doctor", "init", "presets", "config", "plan", "recall", "run", "rerun", "retry", "train", "score", "up", "down", "status",
+    "show", "runs", "report", "compare", "metrics", "tune", "sql", "stats", "explain", "trace", "rules", "fit-ngrams", "dedup",
     "validate", "policies", "approve", "champion", "promote", "rollback", "export", "du", "verify", "checkpoints", "cache",
     "pin", "unpin", "gc", "forget",
 )  # fmt: skip

@@ -38,8 +38,11 @@ def presets(
         for one in found:
             told = {**one.continued, **one.settings}
             numbers = [told[column].value if column in told else "" for column in columns]
-            rows.append([one.name, *numbers, one.checkpoint.partition("@")[0]])
-        show.table(["preset", "width", "depth", "passes", "batch tokens", "LoRA rank", "goes well with"], rows, "Presets")
+            rows.append([one.name, *numbers])
+        show.table(["preset", "width", "depth", "passes", "batch tokens", "LoRA rank"], rows, "Presets")
+        show.say()
+        checkpoints = sorted({(one.family, one.checkpoint.partition("@")[0]) for one in found if one.checkpoint})
+        show.table(["family", "goes well with"], checkpoints, "To go on from a checkpoint (model.start)")
         return
     one = preset(name, own)
     if as_json:
