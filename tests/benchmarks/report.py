@@ -1,7 +1,7 @@
 """The report of 100,000 steps in time and size; planted troubles named by the analysis, healthy runs left alone.
 
-Troubles and healthy runs are real: the whole pipeline on small models over text of this machine or made text. Only the slow disk of
-the data stall is played, by a pause before every batch, and the 100,000 steps are a written log.
+Troubles and healthy runs are real: the whole pipeline on small models over text of this machine or made text. Only the slow
+disk of the data stall is played, by a pause before every batch, and the 100,000 steps are a written log.
 """
 
 from __future__ import annotations
@@ -99,9 +99,10 @@ def healthy_runs() -> dict[str, Sections]:
         "another seed": {"ingest": machine, "train": TRAIN, "seed": 7},
         "a linear schedule": {"ingest": machine, "train": {**TRAIN, "schedule": "linear"}},
         "a larger model, the law's learning rate": {
-            "ingest": machine, "train": {**TRAIN, "learning_rate": 0.0}, "model": {"width": 96, "depth": 2, "heads": 2, "ffn_width": 256},
+            "ingest": machine, "train": {**TRAIN, "learning_rate": 0.0},
+            "model": {"width": 96, "depth": 2, "heads": 2, "ffn_width": 256},
         },
-        "half the batch, Muon": {"ingest": machine, "train": {**TRAIN, "batch_tokens": 512, "optimizer": "muon", "learning_rate": 0.003}},
+        "half the batch": {"ingest": machine, "train": {**TRAIN, "batch_tokens": 512, "learning_rate": 0.003}},
     }  # fmt: skip
 
 
@@ -153,7 +154,8 @@ def _write(path: Path, texts: list[str]) -> None:
 
 def _story(choose: random.Random, sentences: int) -> str:
     made = (f"The {choose.choice(THINGS)} {choose.choice(DEEDS)} the {choose.choice(THINGS)} {choose.choice(PLACES)} "
-            f"while {choose.choice(THINGS)} number {choose.randrange(10**6)} {choose.choice(DEEDS)} it." for _ in range(sentences))  # fmt: skip
+            f"while {choose.choice(THINGS)} number {choose.randrange(10**6)} {choose.choice(DEEDS)} it."
+            for _ in range(sentences))  # fmt: skip
     return " ".join(made)
 
 
@@ -232,13 +234,14 @@ def long_log() -> dict[str, pa.Table]:
         "superseded": np.zeros(len(steps), bool),
     }  # fmt: skip
     table = pa.table({
-        name: pa.array(columns[name]).cast(STEPS.field(name).type) if name in columns else pa.nulls(len(steps), STEPS.field(name).type)
-        for name in STEPS.names
+        field.name: pa.array(columns[field.name]).cast(field.type) if field.name in columns else pa.nulls(len(steps), field.type)
+        for field in STEPS
     })  # fmt: skip
     looked = [int(step) for step in np.linspace(100, STEPS_OF_A_LONG_RUN, EVALUATIONS)]
     now = "2026-01-01T00:00:00+00:00"
     events = [
-        {"time": now, "step": step, "kind": "evaluated", "detail": json.dumps({"dev_loss": 2.6 + 6 * step**-0.3, "perplexity": math.e**3})}
+        {"time": now, "step": step, "kind": "evaluated",
+         "detail": json.dumps({"dev_loss": 2.6 + 6 * step**-0.3, "perplexity": math.e**3})}
         for step in looked
     ]  # fmt: skip
     spikes = [int(step) for step in draw.integers(1000, STEPS_OF_A_LONG_RUN, 400)]
@@ -249,8 +252,8 @@ def long_log() -> dict[str, pa.Table]:
     events += [{"time": now, "step": step, "kind": "recovery", "detail": json.dumps(cost)} for step in spikes]
     whose = {"attempt": 1, "superseded": False}
     losses = [
-        {"side": "dev", "first_step": step, "step": step, "source": f"source {number}", "domain": f"domain {number}", "tokens": 1000,
-         "loss": 2.6 + number / 20 + 6 * step**-0.3, **whose}
+        {"side": "dev", "first_step": step, "step": step, "source": f"source {number}", "domain": f"domain {number}",
+         "tokens": 1000, "loss": 2.6 + number / 20 + 6 * step**-0.3, **whose}
         for step in looked
         for number in range(DOMAINS)
     ]  # fmt: skip
