@@ -98,7 +98,7 @@ def linearised(scores: NDArray[np.float64], weights: NDArray[np.float64], *, lev
     """Ratio Σ score / Σ weight with the normal interval of its linearised variance (Cochran 1977, "Sampling techniques", 6.3)."""
     n, ratio = len(weights), float(scores.sum() / weights.sum())
     away = scores - ratio * weights
-    half = NormalDist().inv_cdf(widened(level, weights)) * float(np.sqrt((away**2).sum() * n / (n - 1)) / weights.sum())
+    half = student(level, weights) * float(np.sqrt((away**2).sum() * n / (n - 1)) / weights.sum())
     return Estimate(ratio, ratio - half, ratio + half, n)
 
 
@@ -183,16 +183,22 @@ def _percentiles(value: float, resampled: NDArray[np.float64], weights: NDArray[
     return Estimate(value, float(low), float(high), len(weights))
 
 
-def widened(level: float, weights: NDArray[np.float64]) -> float:
-    """The upper quantile of the normal, or of resamples, for an interval of a level: 0.975 for 0.95 and many equal weights.
+def student(level: float, weights: NDArray[np.float64]) -> float:
+    """How many standard errors an interval of a level reaches to each side: 1.96 for 0.95 and many equal weights.
 
-    The variance is estimated, too: Student's quantile takes the place of the normal one (the expanded percentile interval,
-    Hesterberg 2015, "What teachers should know about the bootstrap", section 5), with n − 1 degrees of freedom, or fewer where
-    few items weigh much: (Σw²)² / Σw⁴ (Satterthwaite 1946).
+    The variance is estimated, too: Student's quantile with n − 1 degrees of freedom, or fewer where few items weigh much:
+    (Σw²)² / Σw⁴ (Satterthwaite 1946).
+    """
+    squares = weights**2
+    freedom = max(1.0, min(len(weights) - 1.0, float(squares.sum() ** 2 / (squares**2).sum())))
+    return float(stdtrit(freedom, (1 + level) / 2))
+
+
+def widened(level: float, weights: NDArray[np.float64]) -> float:
+    """The upper quantile of resamples for an interval of a level: 0.975 for 0.95 and many equal weights.
+
+    As far out as Student's quantile is (the expanded percentile interval, Hesterberg 2015, "What teachers should know about the
+    bootstrap", section 5).
     """
     n = len(weights)
-    if n < 2:
-        return (1 + level) / 2
-    squares = weights**2
-    freedom = max(1.0, min(n - 1.0, float(squares.sum() ** 2 / (squares**2).sum())))
-    return float(ndtr(stdtrit(freedom, (1 + level) / 2) * np.sqrt(n / (n - 1))))
+    return (1 + level) / 2 if n < 2 else float(ndtr(student(level, weights) * np.sqrt(n / (n - 1))))

@@ -123,4 +123,6 @@ def test_rare_levels_are_wider_than_any_resample_tells() -> None:
         assert found is not None
         widths.append((found.high - found.low) / 2)
     normal = [NormalDist().inv_cdf((1 + level) / 2) for level in (0.95, 0.975, 0.999, 0.99995)]
+    two = linearised(np.array([0.0, 1.0]), np.ones(2), level=0.99995)
+    assert two.high > 1000, "two items say next to nothing"
     assert np.allclose(np.array(widths) / widths[0], np.array(normal) / normal[0], rtol=0.06)
