@@ -107,7 +107,8 @@ def gc(
     elif yes:
         show.say(f"removed {len(things)} things, {show.size(total)}; {stays}")
     else:
-        show.say(f"{len(things)} things would go, {show.size(total)}; {stays}; `millrace gc --yes` removes them")
+        counted = "1 thing" if len(things) == 1 else f"{len(things)} things"
+        show.say(f"{counted} would go, {show.size(total)}; {stays}; `millrace gc --yes` removes them")
 
 
 def du(as_json: Json = False) -> None:
