@@ -221,7 +221,7 @@ class LLMTrainingOptimizer:
         return Monitored(
             record.run_id, record.report, ("accuracy is measured by validate_model",) if "accuracy" in wanted else (),
             id=job.id,
-            state=record.outcome,
+            state="killed" if not over and not job.alive() else record.outcome,
             stage=next((name for name, stage in record.stages.items() if stage.state == "running"), ""),
             progress=1.0 if record.outcome in {"completed", "nothing_new"} else done,
             current_metrics=current,

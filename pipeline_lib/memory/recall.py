@@ -22,8 +22,10 @@ UNEQUAL = 1.0  # distance of two unlike categories, or of a value that one side 
 SMALLEST_LOG_SPREAD = 1.0
 TEXT_WEIGHT = 2.0  # what a goal says counts as much as two features: it says what people meant by the numbers
 
-# The guess of a rate: slopes over log features, drawn to a prior (rate ~ 1 / parameters) as hard as this many runs.
+# A guess: slopes over log features, drawn to a prior as hard as this many runs. Of the first slope, that over parameters, the
+# prior is known for a rate (operations a token are 6·N).
 SLOPE_PRIOR_RUNS = 0.05
+SLOPE_OVER_PARAMETERS = {"tokens_per_second": -1.0}
 SLOPES_OVER = ("parameters", "width", "depth", "sequence_length", "vocabulary_size", "batch_tokens", "cores")
 CLOSE = 0.1  # added to distances before they are weights: runs nearer than this count alike
 
@@ -82,14 +84,15 @@ def nearest_in(frame: Frame, features: Features, k: int, *, likeness: NDArray[np
     ]  # fmt: skip
 
 
-def guess_in(frame: Frame, features: Features, *, k: int = 5) -> Guess | None:
-    """Tokens a second that training will reach, from up to k past runs on the same processor and accelerator.
+def guess_in(frame: Frame, features: Features, *, of: str = "tokens_per_second", k: int = 5) -> Guess | None:
+    """What a training will reach (a positive feature: its rate, its peak memory), from up to k past runs on the same processor
+    and accelerator.
 
-    The rates of the nearest runs are carried over to the features that are asked for: operations a token are 6·N, so a rate falls
-    like the number of parameters, unless the runs of this machine say otherwise (a fit over the logs, weighted by nearness and
-    drawn to that law). None when no past run can tell.
+    What the nearest runs reached is carried over to the features that are asked for: a rate falls like the number of parameters,
+    unless the runs of this machine say otherwise (a fit over the logs, weighted by nearness and drawn to that law). None when no
+    past run can tell.
     """
-    rates, parameters = frame.numbers("tokens_per_second"), frame.numbers("parameters")
+    rates, parameters = frame.numbers(of), frame.numbers("parameters")
     usable = (rates > 0) & (parameters > 0) & ~frame.doubted
     for name in ("cpu", "gpu"):
         same, known = frame.same(name, str(features.get(name, "")))
@@ -99,7 +102,8 @@ def guess_in(frame: Frame, features: Features, *, k: int = 5) -> Guess | None:
     if not len(rows):
         return None
     asked, seen = _design(frame, features, rows)
-    slopes = _slopes(seen - asked, np.log(rates[rows]), 1 / (distances[rows] + CLOSE) ** 2)
+    weights = 1 / (distances[rows] + CLOSE) ** 2
+    slopes = _slopes(seen - asked, np.log(rates[rows]), weights, first=SLOPE_OVER_PARAMETERS.get(of, 0.0))
     carried = rates[rows] * np.exp((asked - seen) @ slopes)
     best = np.lexsort((-rows, distances[rows]))[:k]
     values = [float(carried[row]) for row in best]
@@ -116,10 +120,10 @@ def _design(frame: Frame, features: Features, rows: NDArray[np.int64]) -> tuple[
     return np.where(unknown, 0.0, asked), np.where(unknown | np.isnan(columns), np.where(unknown, 0.0, asked), columns)
 
 
-def _slopes(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted ridge regression with the prior −1 for the first column and 0 for the others; the intercept is free."""
+def _slopes(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64], *, first: float) -> NDArray[np.float64]:
+    """Weighted ridge regression with the prior `first` for the first column and 0 for the others; the intercept is free."""
     prior = np.zeros(x.shape[1])
-    prior[0] = -1.0
+    prior[0] = first
     weights = weights / weights.max()
     middle_x, middle_y = np.average(x, axis=0, weights=weights), np.average(y, weights=weights)
     left, right = x - middle_x, y - middle_y - (x - middle_x) @ prior

@@ -176,7 +176,7 @@ def _guesses(book: Book, records: list[RunRecord]) -> None:
             asked = [record for record in records if record not in told]
             store = _store_of(Path(folder) / str(half), told)
             for record in asked:
-                guess = store.guess_throughput(_features(record))
+                guess = store.guess(_features(record))
                 real = float(record.features["tokens_per_second"])
                 errors.append(abs(guess.value - real) / real if guess else 1.0)
     setup = f"{len(errors)} held-out runs, two halves; worst {max(errors):.0%}"
@@ -190,7 +190,7 @@ def _worth(book: Book, folder: Path, records: list[RunRecord]) -> None:
     fresh = Workspace.open(folder / "worth")
     without = run_plain(fresh, _config(*target, number=0, learning_rate=0.0))
     real = float(without.features["tokens_per_second"])
-    guess = store.guess_throughput(_features(without))
+    guess = store.guess(_features(without))
     # Without memory, and before anything of the model is measured, there is a rule of thumb: 6·N operations a token, at the rate
     # of a large matrix product.
     square = np.ones((512, 512), np.float32)

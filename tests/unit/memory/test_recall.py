@@ -75,3 +75,17 @@ def test_records_come_from_the_run_book(tmp_path):
     for index, parameters in enumerate((1e6, 2e6, 3e7)):
         book.save(record(f"2026010{index}-aa", parameters=parameters))
     assert [n.run_id for n in nearest(ASKED, 1, book.all())] == ["20260101-aa"]
+
+
+def test_the_guess_follows_what_this_machine_does_between_its_runs():
+    """Rates that fall more slowly than 1 / parameters, and by depth: a law alone would miss them by a half."""
+
+    def rate(parameters, depth):
+        return 1e8 * parameters**-0.5 / depth
+
+    sizes = [(1e6 * 2**i, depth) for i in range(6) for depth in (2, 4, 8)]
+    past = [record(f"2026{n:04d}-a", parameters=p, depth=d, tokens_per_second=rate(p, d)) for n, (p, d) in enumerate(sizes)]
+    asked = {**ASKED, "parameters": 6e6, "depth": 6}
+    guess = guess_throughput(asked, past)
+    assert guess is not None
+    assert guess.value == pytest.approx(rate(6e6, 6), rel=0.05)

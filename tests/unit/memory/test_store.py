@@ -113,9 +113,9 @@ def test_absurd_values_are_kept_and_marked_and_back_no_guess(tmp_path):
     made.add(memory(1, parameters=-5.0))
     made.add(replace(memory(2), features={"family": "llama", "dev_loss": float("nan")}))
     assert [len(row["doubts"]) for row in rows(tmp_path)] == [1, 1, 1]
-    assert made.guess_throughput(ASKED) is None
+    assert made.guess(ASKED) is None
     made.add(memory(3))  # 4 million parameters
-    guess = made.guess_throughput(ASKED)
+    guess = made.guess(ASKED)
     assert guess is not None
     assert guess.runs == (memory(3).run_id,)
     assert guess.value == pytest.approx(2e10 / 3e6)
