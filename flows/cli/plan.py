@@ -92,7 +92,7 @@ def _print(details: Mapping[str, Any]) -> None:
         "Plan",
     )
     show.say()
-    show.table(["part", "seconds"], [[part, round(seconds, 1)] for part, seconds in details["window"]], "Window")
+    show.table(["part", "time"], [[part, show.seconds(seconds)] for part, seconds in details["window"]], "Window")
     show.say()
     rows = [[row["what"], row["value"], row["unit"], row["formula"], row["source"], row["remark"] or row["range"]]
             for row in details["advice"]]  # fmt: skip

@@ -50,6 +50,7 @@ def presets(
         return
     listed = [[key, reasoned.value, reasoned.why] for key, reasoned in one.settings.items()]
     show.table(["setting", "value", "why"], listed, f"{one.name}: {one.what}")
+    show.say()
     listed = [[key, reasoned.value, reasoned.why] for key, reasoned in one.continued.items()]
     checkpoint = f", such as {one.checkpoint}" if one.checkpoint else ""
     show.table(["setting", "value", "why"], listed, f"Further, where model.start is a checkpoint{checkpoint}")
