@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline_lib.validation import people
 from pipeline_lib.validation.answers import answer
 from pipeline_lib.validation.earth import domains_here
-from pipeline_lib.validation.earth.facts import Comparison, Fact, Single, items_of
+from pipeline_lib.validation.earth.facts import Comparison, Fact, Relations, Single, items_of
 from pipeline_lib.validation.intervals import Estimate, estimate
 from pipeline_lib.validation.items import Item
 from pipeline_lib.validation.perturb import perturbed
@@ -29,7 +29,7 @@ SEEN, HELD_OUT = slice(0, 1), slice(1, 2)  # of a fact's templates
 RESAMPLES = 2000
 
 
-def earth_statements(per_relation: int, seed: int) -> tuple[list[str], list[str], list[Item]]:
+def earth_statements(per_domain: int, seed: int) -> tuple[list[str], list[str], list[Item]]:
     """True statements, the same with answers exchanged, and items that ask in a held-out wording.
 
     Every fact is stated in its first wording. Two of three facts of each relation are stated in the second one, too, so that its
@@ -37,8 +37,8 @@ def earth_statements(per_relation: int, seed: int) -> tuple[list[str], list[str]
     """
     true, shuffled, items = [], [], []
     draw = np.random.default_rng(seed)
-    for relation in (relation for domain in domains_here() for relation in domain.RELATIONS):
-        facts = _dense(list(relation()), per_relation)
+    for known in (found for domain in domains_here() for found in _shared(domain.RELATIONS, per_domain)):
+        facts = _dense(*known)
         facts = [facts[index] for index in draw.permutation(len(facts))]
         for number, (fact, false) in enumerate(zip(facts, _exchanged(facts, draw), strict=True)):
             asked = number % 3 == 0
@@ -47,6 +47,15 @@ def earth_statements(per_relation: int, seed: int) -> tuple[list[str], list[str]
             if asked:
                 items += list(items_of(fact, number, draw, templates=HELD_OUT))
     return true, shuffled, items
+
+
+def _shared(relations: Relations, most: int) -> Iterator[tuple[list[Fact], int]]:
+    """The facts of each relation of a domain, and how many of them are taken: those of small relations, and of others evenly."""
+    known = sorted((list(relation()) for relation in relations), key=len)
+    for number, facts in enumerate(known):
+        share = min(len(facts), most // (len(known) - number))
+        most -= share
+        yield facts, share
 
 
 def _dense(facts: Sequence[Fact], most: int) -> list[Fact]:
@@ -86,9 +95,9 @@ def share(rows: pa.Table, name: str = "score") -> Estimate:
     return estimate(values, np.ones(len(values)), n_resamples=RESAMPLES)
 
 
-def earth(folder: Path, *, steps: int, per_relation: int) -> Iterator[tuple[str, Estimate, Estimate]]:
+def earth(folder: Path, *, steps: int, per_domain: int) -> Iterator[tuple[str, Estimate, Estimate]]:
     """Domain → share of right answers after true statements, and after shuffled ones."""
-    true, shuffled, items = earth_statements(per_relation, 0)
+    true, shuffled, items = earth_statements(per_domain, 0)
     tokenizer = tokenizer_of(true, 1024, folder / "earth-tokenizer")
     found = [
         answers_of(taught(tokenizer, texts, folder / f"earth-{name}", steps=steps), items)
