@@ -44,6 +44,9 @@ class StageFacts:
     events: Sequence[dict[str, Any]]
     summary: SummaryTable | None
     error: str = ""
+    kind: str = ""  # pure | recorded
+    versions: Mapping[str, str] = field(default_factory=dict)  # of libraries
+    revision: str = ""  # of the code
 
 
 @dataclass
@@ -133,6 +136,9 @@ def gather(workspace: Workspace, record: RunRecord, order: Sequence[str], log: T
                 manifest.events if manifest else (),
                 manifest.summary if manifest else None,
                 entry.error,
+                manifest.kind if manifest else "",
+                manifest.versions if manifest else {},
+                manifest.code.get("revision", "") if manifest else "",
             )
         )
     for part in (_data, _training):

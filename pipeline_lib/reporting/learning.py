@@ -18,6 +18,7 @@ LEARNED_SHARE = 0.05  # of the first loss: less was not learned at all
 RISE_SHARE = 0.01  # of the best dev loss: a rise above it by more is overfitting, when the training loss fell meanwhile
 DIVERGED_SHARE = 0.05  # as training/signals.py
 CLIPPED_SHARE = 0.9
+LEAST_SPIKES, SPIKES_A_STEP = 3, 1 / 500  # a long training has a spike now and then
 # Norm of a step's change ÷ norm of the weights. Adam's is about the learning rate at first and falls as weights grow; a rule of
 # thumb asks for 1e-3 (A. Karpathy, "makemore" part 3). Far outside the range below, training is slow or unsteady at any size.
 UPDATE_LEAST, UPDATE_MOST = 2e-4, 3e-2
@@ -248,7 +249,7 @@ def rate_too_high(evidence: Evidence) -> Iterator[Finding]:
     reasons = []
     if lowered:
         reasons.append(f"recovery went back {len(lowered)} times with a lower rate, first at step {lowered[0].step:,}")
-    if len(spikes := evidence.said("loss_spike")) >= 3:
+    if len(spikes := evidence.said("loss_spike")) >= max(LEAST_SPIKES, SPIKES_A_STEP * len(evidence.steps)):
         reasons.append(f"{len(spikes)} loss spikes, first at step {spikes[0].step:,}")
     if ratio > UPDATE_MOST and fall is not None:
         reasons.append(f"a step changes the weights by {percent(ratio)} of their norm (usual: 0.1 %)")

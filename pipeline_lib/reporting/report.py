@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from pipeline_lib.errors import MillraceError
 from pipeline_lib.reporting import plots
 from pipeline_lib.reporting.analysis import numbers_table, recoveries_table
 from pipeline_lib.reporting.efficiency import Spent
@@ -26,6 +27,7 @@ from pipeline_lib.reporting.scores import (
 from pipeline_lib.reporting.training import evaluations_table, parts_table, samples_table, worst_table
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.files import write_atomic, write_json
+from pipeline_lib.workspace.recorded import export_recorded
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -66,11 +68,16 @@ def write_report(workspace: Workspace, record: RunRecord, order: tuple[str, ...]
         log: reads the log of a training that published nothing (`pipeline_lib.metrics.training_log`); None: it is not shown.
 
     Returns:
-        The HTML file; `report.md`, `analysis.json` and, with scores, `model_card.md` lie beside it.
+        The HTML file; beside it lie `report.md`, `analysis.json`, `config.yaml`, `recorded.json` (what
+        calibrate, tune and plan decided) and, with scores, `model_card.md`.
     """
     facts = gather(workspace, record, order, log)
     folder = report_folder(workspace, record.run_id)
-    values = _values(facts)
+    try:
+        _write_recipe(workspace, facts, folder)
+    except MillraceError as error:  # collected or damaged since
+        facts.missing.append(f"recorded decisions: {error.what}")
+    values = _values(facts, folder)
     environment = templates()
     pictures = {name: getattr(plots, name)(facts) for name in PICTURES}
     write_json(folder / "analysis.json", facts.analysis.to_json())
@@ -81,7 +88,14 @@ def write_report(workspace: Workspace, record: RunRecord, order: tuple[str, ...]
     return folder / "report.html"
 
 
-def _values(facts: Facts) -> dict[str, Any]:
+def _write_recipe(workspace: Workspace, facts: Facts, folder: Path) -> None:
+    """What makes the run again anywhere: its configuration, and what its recorded stages decided."""
+    write_atomic(folder / "config.yaml", yaml.safe_dump(facts.record.config, sort_keys=False, allow_unicode=True))
+    if decided := [stage.name for stage in facts.stages if stage.kind == "recorded"]:
+        write_json(folder / "recorded.json", export_recorded(workspace, facts.record, decided))
+
+
+def _values(facts: Facts, folder: Path) -> dict[str, Any]:
     record = facts.record
     return {
         "facts": facts,
@@ -117,8 +131,9 @@ def _values(facts: Facts) -> dict[str, Any]:
             if url
         ],
         "events": [(stage.name, event) for stage in facts.stages for event in stage.events if event["kind"] != "evaluated"],
+        "versions": versions_table(facts),
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
-        "commands": commands(record),
+        "commands": commands(facts, folder),
     }
 
 
@@ -203,12 +218,25 @@ def limits_table(facts: Facts) -> SummaryTable:
     return SummaryTable(("", "spent", "limit"), rows, "Spent and allowed")
 
 
-def commands(record: RunRecord) -> list[tuple[str, str]]:
+def versions_table(facts: Facts) -> SummaryTable:
+    """The libraries that the stages ran with, and the code."""
+    found: dict[str, set[str]] = {}
+    for stage in facts.stages:
+        for name, version in stage.versions.items():
+            found.setdefault(name, set()).add(version)
+    rows: list[list[str | float | int]] = [[name, ", ".join(sorted(found[name]))] for name in sorted(found)]
+    return SummaryTable(("library", "version"), rows, "Versions")
+
+
+def commands(facts: Facts, folder: Path) -> list[tuple[str, str]]:
     """What to type next."""
-    run = shlex.quote(record.run_id)
+    run, recipe = shlex.quote(facts.record.run_id), shlex.quote(str(folder / "config.yaml"))
+    again = f"millrace run --config {recipe}"
+    if any(stage.kind == "recorded" for stage in facts.stages):
+        again += f" --recorded {shlex.quote(str(folder / 'recorded.json'))}"
     return [
         ("See the run", f"millrace show {run}"),
-        ("Make it again with the recorded decisions", f"millrace run --recorded {run}"),
+        ("Make it again, here or in another workspace, with the recorded decisions", again),
         ("Run one stage again", f"millrace rerun {run} --stage train --force"),
         ("Ask the tables", f"millrace sql --run {run} 'FROM decisions LIMIT 20'"),
     ]

@@ -109,8 +109,6 @@ def healthy_runs() -> dict[str, Sections]:
 def troubles(folder: Path) -> dict[str, tuple[Sections, Callable[[], contextlib.AbstractContextManager[None]]]]:
     """Trouble → the configuration that has it, and what else must be so while it runs."""
     machine = _machine(2.0)
-    _write(folder / "copies.jsonl", _copies())
-    _write(folder / "halves.jsonl", _halves())
     train = {**TRAIN, "recovery": ONLY_WATCH}
     quiet = contextlib.nullcontext
     return {
@@ -123,8 +121,8 @@ def troubles(folder: Path) -> dict[str, tuple[Sections, Callable[[], contextlib.
         "rate_too_high": ({"ingest": machine, "train": {**train, "learning_rate": 0.15}}, quiet),
         "rate_too_low": ({"ingest": machine, "train": {**train, "learning_rate": 2e-5}}, quiet),
         "data_stall": ({"ingest": machine, "train": {**train, "learning_rate": 0.0051}}, _slow_disk),
-        "duplicate_heavy": ({"ingest": _files(folder / "copies.jsonl"), "train": train}, quiet),
-        "leaking_validation": ({"ingest": _files(folder / "halves.jsonl"), "train": train}, quiet),
+        "duplicate_heavy": ({"ingest": _files(folder / "copies.jsonl", _copies()), "train": train}, quiet),
+        "leaking_validation": ({"ingest": _files(folder / "halves.jsonl", _halves()), "train": train}, quiet),
     }
 
 
@@ -142,14 +140,9 @@ def _machine(megabytes: float) -> Sections:
     return {"sources": [{"name": "machine", "kind": "machine", "max_mb": megabytes}]}
 
 
-def _files(path: Path, texts: list[str] | None = None) -> Sections:
-    if texts:
-        _write(path, texts)
-    return {"sources": [{"name": "made", "kind": "files", "path": str(path), "licence": "MIT"}]}
-
-
-def _write(path: Path, texts: list[str]) -> None:
+def _files(path: Path, texts: list[str]) -> Sections:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return {"sources": [{"name": "made", "kind": "files", "path": str(path), "licence": "MIT"}]}
 
 
 def _story(choose: random.Random, sentences: int) -> str:
@@ -160,10 +153,10 @@ def _story(choose: random.Random, sentences: int) -> str:
 
 
 def _copies() -> list[str]:
-    """Half of the documents are there twice, nearly."""
+    """Every document is there three times, nearly."""
     choose = random.Random(1)
     texts = [_story(choose, 30) for _ in range(300)]
-    return texts + [text.replace("The mill", "A mill", 1) for text in texts[:250]]
+    return [text + ending for text in texts for ending in ("", " The end.", " So it was.")]
 
 
 def _halves() -> list[str]:
