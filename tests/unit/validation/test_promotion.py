@@ -1,26 +1,28 @@
-"""Who is champion and who was, after a pass, a fail, a rollback, and a kill in the middle of a promotion."""
+"""Who is champion and who was, here and in MLflow, after a pass, a fail, a rollback, and a kill in the middle of a promotion."""
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
+from flows.tracking import close_tracker, mirror_aliases, open_tracker, tell_what_was_made
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError, RefusedError
 from pipeline_lib.promotion import decide, promote, rollback
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.tables.schemas import DOCUMENTS, SELECTION
+from pipeline_lib.tracking.server import database
 from pipeline_lib.validation.items import Item, items_table
 from pipeline_lib.workspace.resolve import read_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord, StageRecord
 from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks.small_models import taught, tokenizer_of, untrained
-from tests.published import publish
+from tests.published import packed, publish
 
 TEXTS = [f"The mill number {n} stands by the river and grinds {n * 7 % 50} sacks of oats a day." for n in range(120)]
 PAIR = ("The mill number {} stands by the river.", "number The {} mill by stands river the.")
@@ -44,20 +46,46 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[st
     ids = [n.to_bytes(16, "big") for n in range(len(TEXTS))]
     rows = [{"doc_id": i, "text": text, "domain": "prose", "kind": "text"} for i, text in zip(ids, TEXTS, strict=True)]
     sides = [{"doc_id": i, "side": "train" if n < 60 else "test", "domain": "prose"} for n, i in enumerate(ids)]
+    chosen = pa.Table.from_pylist(sides, schema=SELECTION)
     same = {
         "ingest": publish(workspace, "ingest", {"documents": pa.Table.from_pylist(rows, schema=DOCUMENTS)}),
-        "select": publish(workspace, "select", {"selection": pa.Table.from_pylist(sides, schema=SELECTION)}),
+        "select": publish(workspace, "select", {"selection": chosen}),
+        "pack": publish(workspace, "pack", {"rows": packed(chosen)}),
         "suites": publish(workspace, "suites", {"suite_items": items_table(ITEMS)}, {"not_built": []}),
     }
     records = {}
     for name, model in models.items():
-        inputs = {**same, "train": publish(workspace, "train", {"model": model})}
+        inputs = {**same, "train": publish(workspace, "train", {"model": model}, {"steps": 60}, {"dev_loss": 3.0})}
         inputs["validate"] = execute(workspace, BY_NAME["validate"], CONFIG, inputs)
         record = RunRecord(RUNS[name], "nights", config=CONFIG.model_dump(mode="json"))
         record.stages = {stage: StageRecord("made", ref=ref.to_json()) for stage, ref in inputs.items()}
         RunBook(workspace.runs_folder).save(record)
         records[name] = record
     return workspace, records
+
+
+def told(workspace: Workspace, record: RunRecord, verdict: dict[str, Any]) -> None:
+    """What a run tells MLflow when it ends."""
+    record.verdict, record.outcome = verdict, "finished"
+    tracker = open_tracker(CONFIG, workspace, record)
+    tell_what_was_made(tracker, workspace, record)
+    close_tracker(tracker, workspace, record)
+
+
+def aliases(workspace: Workspace) -> tuple[str, ...]:
+    """Champion, previous and challenger of MLflow."""
+    uri = f"sqlite:///{database(workspace)}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    found = []
+    for alias in ("champion", "previous", "challenger"):
+        try:
+            version = client.get_model_version_by_alias(CONFIG.tracking.model_name, alias)
+        except MlflowException:
+            found.append("")
+            continue
+        name = next(name for name, run_id in RUNS.items() if run_id == version.tags["millrace.id"])
+        found.append(f"{name}: {version.tags['millrace.verdict']}")
+    return tuple(found)
 
 
 def roles(workspace: Workspace) -> tuple[str, str]:
@@ -67,48 +95,66 @@ def roles(workspace: Workspace) -> tuple[str, str]:
     return champion, previous
 
 
-def test_pass_fail_rollback_and_a_kill_in_between(nights: tuple[Workspace, dict[str, RunRecord]]) -> None:
+def promoted(workspace: Workspace, record: RunRecord, fault: str = "") -> int:
+    """Decide and promote in a process of its own, that dies at a point; the signal that ended it."""
+    child = os.fork()
+    if not child:
+        os.environ["MILLRACE_FAULT"] = fault
+        verdict = decide(workspace, record)
+        promote(workspace, record, verdict if verdict["outcome"] != "same" else {"outcome": "pass"})
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_pass_fail_rollback_and_a_kill_in_between(
+    nights: tuple[Workspace, dict[str, RunRecord]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MILLRACE_MLFLOW_URI", raising=False)
     workspace, records = nights
     with pytest.raises(NotFoundError, match="no previous champion"):
         rollback(workspace)
-    assert decide(workspace, records["nothing"])["outcome"] == "fail", "the first model must beat chance"
-    assert decide(workspace, records["little"])["outcome"] == "pass"
-    promote(workspace, records["little"], decide(workspace, records["little"]))
+    verdict = decide(workspace, records["nothing"])
+    assert verdict["outcome"] == "fail", "the first model must beat chance"
+    told(workspace, records["nothing"], verdict)
+    assert aliases(workspace) == ("", "", "nothing: fail")
+    verdict = decide(workspace, records["little"])
+    assert verdict["outcome"] == "pass"
+    promote(workspace, records["little"], verdict)
+    told(workspace, records["little"], verdict)
     assert roles(workspace) == ("little", "")
+    assert aliases(workspace) == ("little: pass", "", "little: pass")
 
     verdict = decide(workspace, records["better"])
     assert verdict["outcome"] == "pass", verdict
     assert verdict["forgotten"]["share"] == 0
-    script = "import sys; from tests.unit.validation.test_promotion import promoted; promoted(*sys.argv[1:])"
+    assert verdict["difference"]["attempt"] == 1
     for point, after in (("promote.before_champion", ("little", "")), ("promote.after_champion", ("better", "little"))):
-        died = subprocess.run(
-            [sys.executable, "-c", script, str(workspace.root), records["better"].run_id], check=False, capture_output=True,
-            env={**os.environ, "MILLRACE_FAULT": point, "PYTHONPATH": str(Path(__file__).parents[3])},
-        )  # fmt: skip
-        assert died.returncode == -signal.SIGKILL, died.stderr
+        assert promoted(workspace, records["better"], point) == -signal.SIGKILL
         assert roles(workspace) == after, point
-    promoted(str(workspace.root), records["better"].run_id)
+        assert aliases(workspace)[0] == "little: pass", "MLflow follows when the run goes on"
+    assert promoted(workspace, records["better"]) == 0
     assert roles(workspace) == ("better", "little"), "again is not twice"
     assert len(read_champion(workspace)["history"]) == 1
+    told(workspace, records["better"], verdict)
+    assert aliases(workspace) == ("better: pass", "little: pass", "better: pass")
 
     verdict = decide(workspace, records["nothing"])
     assert verdict["outcome"] == "fail"
     assert verdict["forgotten"]["share"] > 0
     with pytest.raises(RefusedError):
         promote(workspace, records["nothing"], verdict)
+    told(workspace, records["nothing"], verdict)
     assert roles(workspace) == ("better", "little")
-    rollback(workspace)
-    assert roles(workspace) == ("little", "better")
-    rollback(workspace)
-    assert roles(workspace) == ("better", "little")
+    assert aliases(workspace) == ("better: pass", "little: pass", "nothing: fail")
+    for after in (("little", "better"), ("better", "little")):
+        rollback(workspace)
+        mirror_aliases(workspace, records[after[0]])
+        assert roles(workspace) == after
+        assert aliases(workspace) == (f"{after[0]}: pass", f"{after[1]}: pass", "nothing: fail")
     promote(workspace, records["nothing"], verdict, by="a person")
+    mirror_aliases(workspace, records["nothing"])
     assert roles(workspace) == ("nothing", "better")
+    assert aliases(workspace) == ("nothing: fail", "better: pass", "nothing: fail")
     assert read_champion(workspace)["champion"]["forgot"] == verdict["forgotten"]["share"]
-
-
-def promoted(home: str, run_id: str) -> None:
-    """In a process of its own: decide and promote."""
-    workspace = Workspace.open(home)
-    record = RunBook(workspace.runs_folder).load(run_id)
-    verdict = decide(workspace, record)
-    promote(workspace, record, verdict if verdict["outcome"] != "same" else {"outcome": "pass"})
+    assert decide(workspace, records["little"])["difference"]["attempt"] == 1
+    assert decide(workspace, records["better"])["difference"]["attempt"] == 2, "the second that is tried against this champion"
