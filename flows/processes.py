@@ -124,8 +124,8 @@ def answers(url: str, *, seconds: float = 2.0) -> bool:
         return False
 
 
-def wait_until_healthy(url: str, process: subprocess.Popen[bytes], *, log: Path, seconds: float = 60.0) -> None:
-    """Wait for a server's health page.
+def wait_until_healthy(url: str, process: subprocess.Popen[bytes], *, log: Path, seconds: float = 180.0) -> None:
+    """Wait for a server's health page: long, because on a busy machine one that is alive took more than a minute.
 
     Raises:
         ServiceError: it ended, or did not answer in time; the end of its log is told.
@@ -133,7 +133,8 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes], *, log: Path,
     end = time.monotonic() + seconds
     while not answers(url):
         if process.poll() is not None or time.monotonic() > end:
-            tail = log.read_text(errors="replace")[-800:] if log.exists() else ""
+            said = log.read_text(errors="replace").strip()[-800:] if log.exists() else ""
+            end_of_log = f"…{said}" if said else "it wrote nothing; is the machine very busy?"
             how = f"ended with code {process.returncode}" if process.returncode is not None else f"silent for {seconds:.0f} s"
-            raise ServiceError(f"the server for {url} did not start ({how}): …{tail}", fix=f"the whole log is {log}")
+            raise ServiceError(f"the server for {url} did not start ({how}): {end_of_log}", fix=f"the whole log is {log}")
         time.sleep(0.05)
