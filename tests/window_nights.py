@@ -144,4 +144,7 @@ def random_night(rng: random.Random) -> Night:
     room = margin * (0.4 if kill or slow else 0.8)
     places = [int(rng.uniform(0, 0.95) * steps) for _ in range(rng.randint(0, 2))]
     stalls = {place: room / len(places) * rng.uniform(0.3, 1.0) for place in places}
-    return Night(plan, load, window, seconds_of, stalls, kill, rng.uniform(0.2, 0.5) * margin, rng.uniform(0.8, 1.05))
+    # what is slow at the end of training stays so for the rest of its third: validation works at half the speed, too
+    still_slow = max(slow_from + 1 / 3 - 1, 0.0) * training if slow else 0.0
+    after = rng.uniform(0.8, 1.05) * min(1 + still_slow / (2 * window.after_training), 2.0)
+    return Night(plan, load, window, seconds_of, stalls, kill, rng.uniform(0.2, 0.5) * margin, after)

@@ -29,6 +29,8 @@ REMEMBERED_STEPS = 25  # the pace is their median: a lasting change shows after 
 REMEMBERED_SHARE = 0.05  # of the steps, when there are few; never fewer than five
 ASKED_SHARE = 0.2  # of all steps, at most, are a decay that somebody asked for
 STALL_STEPS = 10.0  # a pause of this many steps beyond the known costs is a stall: time lost once, no new pace
+CLEARLY_SLOWER = 0.7  # of the planned speed: beyond the usual drift of 8–12 %
+SLOWEST_AFTER = 2.0  # times the time reserved for what comes after training, at most: a slowness may end with the training
 PRIOR_SHARE = 0.1  # the planned overhead weighs as much as measuring over this share of the steps
 
 
@@ -76,8 +78,10 @@ class WindowController:
 
     @property
     def end(self) -> float:
-        """When training should be over: the margin stays free."""
-        return self.last_moment - self.margin
+        """When training should be over: the margin stays free, and a machine that has become slow validates as slowly."""
+        slowness = self.step_seconds / max(self.planned_step, 1e-9)
+        more = min(slowness, SLOWEST_AFTER) - 1 if slowness > 1 / CLEARLY_SLOWER else 0.0
+        return self.last_moment - self.margin - more * self.after
 
     @property
     def latest(self) -> float:

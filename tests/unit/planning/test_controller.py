@@ -71,7 +71,7 @@ def test_a_slow_down_inside_the_decay_brings_the_end_nearer_and_its_end_uses_the
     assert slow.steps < plan["steps"]
     assert slow.annealed
     assert slow.trained <= 960
-    eased = simulate(night(lambda step: 1.0 if start - 300 < step < start + 5 else 0.5))
+    eased = simulate(night(lambda step: 1.0 if start - 300 < step < start - 60 else 0.5))
     assert eased.annealed
     assert eased.trained == pytest.approx(910, abs=15)
 
@@ -161,3 +161,14 @@ def test_without_a_deadline_or_when_recorded_the_plan_is_followed_to_the_step():
             assert controller.on_step(step, 1.0).kind == "continue"
     assert WindowController(plan, clock, None).outlook()["remaining_seconds"] is None
     assert not WindowController({**plan, "replan": False}, clock, START, True).adaptive
+
+
+def test_a_machine_that_became_slow_has_time_to_validate_slowly() -> None:
+    window, load = Window(600.0, 60.0, 24.0, 60.0, 10.0), Load(0.5, 1.0, 0.3)
+
+    def slow_from_the_middle(step: int, now: float) -> float:
+        return load.step * (2.0 if now > 300 else 1.0)
+
+    ended = simulate(Night(details(load, window), load, window, slow_from_the_middle, after=2.0))
+    assert ended.annealed
+    assert 0.9 * window.total < ended.seconds <= window.total
