@@ -120,9 +120,13 @@ def simulate(night: Night) -> Ended:
     return Ended(step, factors, clock.seconds, clock.seconds + night.after * night.window.after_training, kinds)
 
 
-def random_night(rng: random.Random) -> Night:
+def random_night(rng: random.Random, *, validation_too: bool = False) -> Night:
     """A window of three minutes to twelve hours with random sizes and drift, and at most one of each: half the speed for a third
     of the run, stalls within the margin, a kill in the first 85 % of the training time, resumed within half of the margin.
+
+    Args:
+        rng: of everything.
+        validation_too: what is slow at the end of training is slow while it is validated, too.
     """
     total = rng.choice([180.0, 600.0, 1800.0, 43200.0])
     margin = total * rng.uniform(0.03, 0.05)
@@ -144,7 +148,7 @@ def random_night(rng: random.Random) -> Night:
     room = margin * (0.4 if kill or slow else 0.8)
     places = [int(rng.uniform(0, 0.95) * steps) for _ in range(rng.randint(0, 2))]
     stalls = {place: room / len(places) * rng.uniform(0.3, 1.0) for place in places}
-    # what is slow at the end of training stays so for the rest of its third: validation works at half the speed, too
-    still_slow = max(slow_from + 1 / 3 - 1, 0.0) * training if slow else 0.0
-    after = rng.uniform(0.8, 1.05) * min(1 + still_slow / (2 * window.after_training), 2.0)
+    after = rng.uniform(0.8, 1.05)
+    if validation_too and slow:  # for the rest of the third
+        after *= min(1 + max(slow_from + 1 / 3 - 1, 0.0) * training / (2 * window.after_training), 2.0)
     return Night(plan, load, window, seconds_of, stalls, kill, rng.uniform(0.2, 0.5) * margin, after)

