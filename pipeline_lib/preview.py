@@ -140,7 +140,15 @@ def _data(workspace: Workspace, config: PipelineConfig, documents: Documents | N
         ) from None
     data = workspace.store.artifact(refs["fill_gaps"].key).details
     tokens = data["tokens"]["train"]
-    return data, refs["fill_gaps"].digest, f"the packed data here: {tokens:,} tokens to learn from"
+    return data, refs["fill_gaps"].digest, f"{tokens:,} tokens to learn from, {_lender(workspace, config, refs['fill_gaps'].key)}"
+
+
+def _lender(workspace: Workspace, config: PipelineConfig, key: str) -> str:
+    """Whose packed data it is, and whether this pipeline reads the same."""
+    runs = reversed(list(RunBook(workspace.runs_folder).all()))
+    owner = next(run for run in runs if (ref := run.ref("fill_gaps")) and ref.key == key)
+    same = owner.config["ingest"]["sources"] == config.model_dump(mode="json")["ingest"]["sources"]
+    return f"packed by run {owner.run_id} ({owner.pipeline})" + ("" if same else ", from other sources than this pipeline's")
 
 
 def _sized(config: PipelineConfig, documents: Documents) -> dict[str, Any]:

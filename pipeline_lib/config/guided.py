@@ -15,6 +15,7 @@ from pipeline_lib.errors import ConfigError
 PRIORITIES = {"speed": "highspeed", "balanced": "quality", "quality": "bestaccuracy"}
 BYTES_PER_TOKEN = 3.5  # of text with a vocabulary of some thousand entries; rough, and only the amount of data hangs on it
 MARGIN_SHARE, MARGIN_MINUTES = 0.05, 30.0
+LITTLE_TOKENS = 100_000  # below it, the sentence that recommends has other words
 SHORT_WINDOW_HOURS = 0.5  # below it: a small validation, a short calibration and few trials
 LEAST_HOURS = 0.025  # reading, calibration, start-up and validation take a minute on two cores: below it nothing is trained
 MACHINE_BYTES = 20_000_000  # what is read where no data is named
@@ -84,7 +85,10 @@ def recommend(answers: Answers) -> Recommended:
     size = look_at(answers.data)
     tokens = size / BYTES_PER_TOKEN
     found = preset(f"{answers.family}-{PRIORITIES[answers.priority]}-{amount_for(tokens)}")
-    why = f"{size / 1e6:,.1f} MB are about {tokens / 1e6:,.1f} million tokens: {found.what}"
+    if tokens < LITTLE_TOKENS:
+        why = f"{size / 1e3:,.1f} kB are only about {tokens:,.0f} tokens, which a model learns by heart: {found.what}"
+    else:
+        why = f"{size / 1e6:,.1f} MB are about {tokens / 1e6:,.1f} million tokens: {found.what}"
     if answers.max_hours < SHORT_WINDOW_HOURS:
         why += f"; {answers.max_hours * 60:g} minutes may see only a part of it, the plan says how much"
     return Recommended(found, size, why)
