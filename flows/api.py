@@ -12,6 +12,8 @@ reports, found by `millrace runs`. What one verb made, the next one reuses.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import math
 import re
 import statistics
@@ -59,6 +61,7 @@ VALIDATION = {
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _HOURS = {"s": 1 / 3600, "m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}
+CONVERSATIONS = {"messages", "conversations", "prompt", "instruction", "question"}  # fields of `config.data.SourceConfig.records`
 HALF_LIFE_DAYS = 365.0  # of a recency weight of a half
 
 
@@ -351,7 +354,9 @@ class LLMTrainingOptimizer:
             path = Path(str(told["path"])).expanduser().absolute()
             told["path"] = str(path)
             self._files.append(path if path.exists() else Path(re.split(r"[*?\[]", str(path))[0]).parent)
-        stem = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(str(told.get("path", ""))).stem) or str(told.get("kind", "source"))
+        path = Path(str(told.get("path", "")))
+        names = (re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") for name in (path.stem, path.parent.name))
+        stem = next(filter(None, names), str(told.get("kind", "source")))
         return {"name": f"{stem[:50]}-{at}" if at else stem[:50], **told}
 
     def _model(self, told: Mapping[str, Any]) -> None:
@@ -441,7 +446,8 @@ class FineTuner:
         inner, families = self._optimizer, {known.family for known in built_in().values()}
         self.workspace, self.store = inner.workspace, inner.store
         inner._size = amount_for(tokens)
-        inner._settings |= {"name": "finetuner", "ingest.sources": [inner._source(data or "machine", 0)]}
+        source = inner._source(data or "machine", 0)
+        inner._settings |= {"name": "finetuner", "ingest.sources": [{**source, "records": _records_in(data)} if data else source]}
         if str(model) == "auto":
             if read_champion(self.workspace).get("champion"):
                 inner._settings["model.start"] = "champion"
@@ -486,6 +492,19 @@ class FineTuner:
         near = self.store.recall(record.features, goal=record.goal, k=4)
         like = [one.to_json() for one in near if one.run_id != record.run_id]
         return {"run_id": record.run_id, "outcome": record.outcome, "report": record.report, **found, "similar_runs": like[:3]}
+
+
+def _records_in(data: str) -> str:
+    """`instruct` where the first line of the first JSONL file is a conversation or a prompt with its answer, else `text`."""
+    path = Path(data)
+    files = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
+    for file in files[:1]:
+        if file.suffix == ".jsonl":
+            with file.open(encoding="utf-8", errors="replace") as lines, contextlib.suppress(ValueError):
+                first = json.loads(lines.readline(1 << 20))
+                if isinstance(first, dict) and first.keys() & CONVERSATIONS:
+                    return "instruct"
+    return "text"
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
