@@ -147,7 +147,7 @@ def _lender(workspace: Workspace, config: PipelineConfig, key: str) -> str:
     """Whose packed data it is, and whether this pipeline reads the same."""
     runs = reversed(list(RunBook(workspace.runs_folder).all()))
     owner = next(run for run in runs if (ref := run.ref("fill_gaps")) and ref.key == key)
-    same = owner.config["ingest"]["sources"] == config.model_dump(mode="json")["ingest"]["sources"]
+    same = owner.config.get("ingest", {}).get("sources") == config.model_dump(mode="json")["ingest"]["sources"]
     return f"packed by run {owner.run_id} ({owner.pipeline})" + ("" if same else ", from other sources than this pipeline's")
 
 
