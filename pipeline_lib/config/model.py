@@ -304,7 +304,7 @@ class ValidationConfig(Section):
     bootstrap: int = setting(1000, "Bootstrap resamples for 95 % intervals", ge=100, le=100000)
     robustness_items: int = setting(
         20, "Items of each suite with prompts that are asked again with perturbed prompts; 0: none", ge=0,
-        why="five perturbations of 20 items of four suites cost about as much as 400 items",
+        why="six perturbations of 20 items of four suites cost about as much as 480 items",
     )  # fmt: skip
     samples: int = setting(4, "Texts that the model writes for people to read; 0: none", unit="texts", ge=0, le=1000)
     sample_tokens: int = setting(48, "Length of each of these texts, at most", unit="tokens", ge=1, le=10000)
