@@ -268,7 +268,7 @@ def _heirs(keys: set[str], known: Mapping[str, Manifest], stage: str) -> list[st
 
 
 def _runs_with(workspace: Workspace, keys: set[str]) -> list[Any]:
-    from pipeline_lib.reporting.report import report_folder
+    from pipeline_lib.reporting.page import report_folder
 
     return [
         record

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline_lib.errors import MillraceError
 from pipeline_lib.forgetting.segments import manifests
-from pipeline_lib.reporting.report import report_folder, write_report
+from pipeline_lib.reporting.page import report_folder
+from pipeline_lib.reporting.report import write_report
 from pipeline_lib.workspace.files import remove_tree
 from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline_lib.errors import RefusedError
 from pipeline_lib.reporting import plots
 from pipeline_lib.reporting.gather import Facts, TrainingLog, gather
-from pipeline_lib.reporting.page import cell, templates
+from pipeline_lib.reporting.page import cell, report_folder, templates
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.files import write_atomic
 from pipeline_lib.workspace.runs import RunRecord
@@ -116,7 +117,7 @@ class Comparison:
 def compare(
     workspace: Workspace, records: Sequence[RunRecord], order: Sequence[str], log: TrainingLog | None = None
 ) -> Comparison:
-    """Put runs side by side and write the page `reports/compare-<first>-<last>/compare.html`.
+    """Put runs side by side and write a page beside the last one's report, `compare-<digest of the run ids>.html`.
 
     Args:
         workspace: where the artifacts of all of them lie.
@@ -133,7 +134,8 @@ def compare(
     sides = [_side(workspace, record, order, log) for record in records]
     groups = grouped(sides)
     configuration = _configuration(groups)
-    page = workspace.reports_folder / f"compare-{records[0].run_id}-{records[-1].run_id}" / "compare.html"
+    named = blake3(" ".join(record.run_id for record in records).encode()).hexdigest(4)
+    page = report_folder(workspace, records[-1].run_id) / f"compare-{named}.html"
     made = Comparison(
         groups, _runs(groups), configuration, _data(groups), _scores(groups),
         tuple(_curve(groups, axis) for axis in AXES), tuple(_remarks(groups, order)), page,

@@ -7,6 +7,13 @@ from typing import Any
 
 import jinja2
 
+from pipeline_lib.workspace.workspace import Workspace
+
+
+def report_folder(workspace: Workspace, run_id: str) -> Path:
+    """Where a run's report lies."""
+    return workspace.reports_folder / run_id
+
 
 def templates() -> jinja2.Environment:
     """The templates; text is escaped in HTML, and a name that is missing is an error."""

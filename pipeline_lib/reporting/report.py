@@ -13,7 +13,7 @@ from pipeline_lib.reporting import plots
 from pipeline_lib.reporting.analysis import numbers_table, recoveries_table
 from pipeline_lib.reporting.efficiency import Spent
 from pipeline_lib.reporting.gather import Facts, TrainingLog, gather
-from pipeline_lib.reporting.page import cell, templates
+from pipeline_lib.reporting.page import cell, report_folder, templates
 from pipeline_lib.reporting.scores import (
     bias_table,
     certainty_table,
@@ -51,11 +51,6 @@ PICTURES = ("funnel", "loss", "speed", "domains", "trials", "search", "slices")
 VALIDATION = (
     certainty_table, bias_table, robustness_table, contamination_table, years_table, written_table, not_scored_table,
 )  # fmt: skip
-
-
-def report_folder(workspace: Workspace, run_id: str) -> Path:
-    """Where a run's report lies."""
-    return workspace.reports_folder / run_id
 
 
 def write_report(workspace: Workspace, record: RunRecord, order: tuple[str, ...], log: TrainingLog | None = None) -> Path:

@@ -24,7 +24,7 @@ from pipeline_lib.forgetting.packed import STAND_IN
 from pipeline_lib.packing.cache import ancestry, cache_behind
 from pipeline_lib.packing.fill import caches, fill_cache
 from pipeline_lib.packing.growth import tombstones_of
-from pipeline_lib.reporting.report import report_folder
+from pipeline_lib.reporting.page import report_folder
 from pipeline_lib.run import run_plain
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.forgotten import Forgotten
