@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ STYLE: Any = {  # matplotlib's own type of this is a list of all its settings
 }
 MARKERS = {"loss_spike": "^", "divergence": "^", "non_finite": "x", "recovery": "v", "resumed": ">"}
 MAX_DOMAINS = 8
-MAX_SLICES = 6
+LEAST_TRIALS, MAX_SLICES = 3, 6
 MAX_MARKS = 200  # of one kind of event
 MAX_POINTS = 2000  # of a curve; more than a screen has pixels
 
@@ -194,47 +193,26 @@ def domains(facts: Facts) -> str:
 
 
 def slices(facts: Facts) -> str:
-    """Dev loss of the trials over each searched value, the most telling one first."""
-    values: dict[str, list[tuple[float, float]]] = {}
-    for trial in facts.trials:
-        if trial.get("dev_loss") is not None:
-            for name, value in json.loads(trial["params"]).items():
-                if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith("_factor"):
-                    values.setdefault(name, []).append((float(value), float(trial["dev_loss"])))
-    told = importance(values)
-    if not told:
+    """Loss of the trials along each searched thing, the most important one first."""
+    told, weight = facts.search.get("slices", {}), facts.search.get("importance", {})
+    names = sorted((name for name in told if len(told[name]) >= LEAST_TRIALS), key=lambda name: (-weight.get(name, 0), name))
+    if not names:
         return ""
-    names = sorted(told, key=lambda name: (-told[name], name))[:MAX_SLICES]
     figure, first = _figure(height=2.3)
     first.remove()
-    for number, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), number + 1)
-        points = np.array(values[name])
-        axes.scatter(points[:, 0], points[:, 1], s=14, color=BLUE)
-        if points[:, 0].min() > 0 and points[:, 0].max() / points[:, 0].min() >= 4:
+    for number, name in enumerate(names[:MAX_SLICES]):
+        axes = figure.add_subplot(1, min(len(names), MAX_SLICES), number + 1)
+        values, losses = zip(*told[name], strict=True)
+        numeric = all(isinstance(value, int | float) for value in values)
+        axes.scatter(values if numeric else [str(value) for value in values], losses, s=14, color=BLUE)
+        if numeric and min(values) > 0 and max(values) / min(values) >= 4:
             axes.set_xscale("log")
-        axes.set_xlabel(f"{name.replace('_', ' ')}\nrank correlation {told[name]:.2f}")
+        share = f"\nimportance {weight[name]:.0%}" if name in weight else ""
+        axes.set_xlabel(name.replace("_", " ") + share)
         if number == 0:
-            axes.set_ylabel("dev loss [nats per token]")
-    figure.suptitle("Trials by searched value", x=0.01, ha="left", fontsize=10)
-    return _svg(
-        figure, "Trials by searched value; rank correlation with the dev loss: " + ", ".join(f"{n} {told[n]:.2f}" for n in names)
-    )
-
-
-def importance(values: Mapping[str, list[tuple[float, float]]]) -> dict[str, float]:
-    """How strongly a searched value ranks the trials: Spearman's |ρ| of value and dev loss; what did not vary is left out."""
-    told = {}
-    for name, points in values.items():
-        x, y = np.array(points).T
-        if len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
-            told[name] = abs(float(np.corrcoef(_ranks(x), _ranks(y))[0, 1]))
-    return told
-
-
-def _ranks(values: Floats) -> Floats:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]  # ties share their mean rank
+            axes.set_ylabel("loss of the trial")
+    figure.suptitle("Trials along each searched thing", x=0.01, ha="left", fontsize=10)
+    return _svg(figure, "Loss of the trials along " + ", ".join(names[:MAX_SLICES]))
 
 
 def courses(drawn: Sequence[tuple[str, Floats, Floats, Floats, Floats]], axis: str) -> str:
