@@ -34,8 +34,8 @@ from pipeline_lib.tables.duck import connect
 
 PART = 5  # what of a crowd gives all its pairs is this many times smaller than the limit: it is there many times
 LARGE = 40  # a bucket this many times smaller than the limit gives all its pairs whatever the others do
-WHOLE_PAIRS = 8 << 20  # of large buckets, each band counted; a pair of near-copies is there in most bands
-PART_PAIRS = 4 << 20  # of parts of buckets, each band counted
+WHOLE_PAIRS = 5 << 20  # of large buckets, each band counted; a pair of near-copies is there in most bands
+PART_PAIRS = 1 << 20  # of parts of buckets, each band counted
 PAIRS_AT_ONCE = 1 << 20  # made, and put in order, at once: some 50 MB
 SPLITS = 3  # further bands; 100,000 documents of which half share a hash in each band are parts of 13,000 then
 BLOCK_BYTES = 96 << 20  # of band hashes held at once: 12 bands of a million documents, one of ten million
@@ -167,7 +167,8 @@ def propose(
         threads: of DuckDB.
 
     Memory: of fresh documents the hashes of as many bands as fit `BLOCK_BYTES`, but one at least; 13 bytes a document beside it;
-    DuckDB's limit; 12 bytes a band for each document of a large bucket; and the pairs (about 100 bytes each).
+    DuckDB's limit; 12 bytes a band for each document of a large bucket; and the pairs (about 100 bytes each
+    here, 250 in all that follows).
     """
     fresh = taking_part if fresh is None else taking_part & fresh
     earlier = known or _nothing_known()

@@ -148,6 +148,19 @@ def skewed(folder: Path, n: int = 1_000_000, seed: int = 0, *, files: int = 4, b
     return write(folder, batches(), n, seed, files)
 
 
+def near_copies(folder: Path, n: int = 1_000_000, seed: int = 0, *, files: int = 4, copies: int = 500) -> int:
+    """`n` documents: each text `copies` times, nearly the same (one word in a hundred is another one)."""
+    rng = np.random.default_rng(seed)
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, n, BATCH):
+            count = min(BATCH, n - start)
+            one = originals(rng, -(-count // copies))
+            yield edited(rng, taken(one, np.arange(count) // copies), np.full(count, 0.01))
+
+    return write(folder, batches(), n, seed, files)
+
+
 def planted(bases: int, seed: int, rates: Sequence[float] = EDIT_RATES, *, words: int = WORDS) -> tuple[pa.Array, Array]:
     """Texts for comparison with brute force: `bases` originals, and one edited copy of each for each rate; and their bases."""
     rng = np.random.default_rng(seed)

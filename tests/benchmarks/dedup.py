@@ -34,7 +34,7 @@ from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.services import Services, thread_mapper
 from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks.brute_force import all_pairs, shingle_sets, words_of
-from tests.benchmarks.corpora import WORDS, million, skewed
+from tests.benchmarks.corpora import WORDS, million, near_copies, skewed
 from tests.benchmarks.dedup_texts import planted
 from tests.benchmarks.figures import Book, bench_data, timed
 from tests.benchmarks.peers import REPOSITORY, peer, peers_installed
@@ -389,6 +389,12 @@ def _sizes(book: Book, folder: Path, arguments: argparse.Namespace) -> None:
     setup = f"a bucket of {count // 10:,}, boilerplate in half of them; {made.seconds:.1f} s, {made.cpu:.1f} s of processor time"
     book.add("a skewed corpus, cost a document", made.seconds / plain.seconds, "times", most=2, setup=setup)
     book.add("a skewed corpus: peak of the process", made.peak_mib, "MiB", most=2048)
+    for name in ("corpus", "home"):
+        shutil.rmtree(folder / name)
+    near_copies(corpus, count)
+    made = _alone(folder / "home", corpus, cores=2)
+    setup = f"{made.seconds:.1f} s, {made.cpu:.1f} s of processor time, {made.artifact.metrics['pairs_proposed']:,} pairs"
+    book.add("each text 500 times: peak of the process", made.peak_mib, "MiB", most=2048, setup=setup)
     if arguments.quick:
         book.leave_out("a million documents, one per cent more; a bucket of 100,000")
     if not arguments.ten_million:
