@@ -75,10 +75,15 @@ def describe() -> Machine:
         memory_free_bytes=int(psutil.virtual_memory().available),
         gpus=tuple(gpus),
         bf16="gpu" if gpus and all(gpu.bf16 for gpu in gpus) else "cpu" if cpu_has_bf16() else "emulated",
-        compile=bool(gpus) or any(shutil.which(name) for name in ("g++", "clang++")),
+        compile=bool(gpus) or has_compiler(),
         interconnect=_interconnect(len(gpus)),
         torch=str(torch.__version__),
     )
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds the C++ compiler that it needs on processors."""
+    return any(shutil.which(name) for name in ("g++", "clang++"))
 
 
 def _interconnect(n_gpus: int) -> str:

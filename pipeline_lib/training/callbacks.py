@@ -117,17 +117,18 @@ class Saver(TrainerCallback):
 class Stop(TrainerCallback):
     """Leaves cleanly when a person or a signal asks for it: a checkpoint, then an error that says how to go on."""
 
-    def __init__(self, session: Session, should_stop: Callable[[], bool], save: Callable[[bool], None]) -> None:
+    def __init__(self, session: Session, should_stop: Callable[[], bool], save: Callable[[], None]) -> None:
+        """`save` returns when the checkpoint is committed."""
         self.session, self.should_stop, self.save = session, should_stop, save
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look after every step.
 
         Raises:
-            StoppedError: a stop was asked for.
+            StoppedError: a stop was asked for, and a checkpoint is committed.
         """
         if self.should_stop() and not self.session.finished:
-            self.save(False)
+            self.save()
             raise StoppedError(
                 f"stopped on request after step {self.session.step:,}; a checkpoint is saved",
                 where="stage train",

@@ -150,15 +150,17 @@ def compare_in_fresh_process(folder: Path, expected: Path) -> dict[str, str]:
     """
     command = [sys.executable, "-m", "pipeline_lib.training.reload", str(folder), str(expected)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        timeout=CHILD_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2], timeout=CHILD_SECONDS,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise StageFailedError(
+            f"the exported model gave no answer in {CHILD_SECONDS:,} s",
+            where="export",
+            fix="nothing was exported; try a quieter machine",
+        ) from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason said"])[-1]
         raise StageFailedError(f"the exported model cannot be loaded: {reason}", where="export", fix="nothing was exported")

@@ -65,6 +65,14 @@ class Keeper:
             else:
                 return
 
+    def leave(self) -> None:
+        """Commit a checkpoint of the step just done, and wait until it is there: nobody comes back to see.
+
+        Raises: as `save`, and what `CheckpointWriter.wait` raises.
+        """
+        self.save(False)
+        self.finish()
+
     def check(self) -> None:
         """See that nothing has gone wrong behind training's back; what did not fit is saved again, as of now, when it does."""
         self._look(self.writer.check)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline_lib.errors import ConfigError
+from pipeline_lib.hardware.machine import has_compiler
 from pipeline_lib.training.loss import IGNORED, chunked_cross_entropy, counted_tokens, shifted
 from pipeline_lib.training.rows import take_apart
 
@@ -30,6 +32,9 @@ class Objective:
         apart: take the packs apart, a document a row: the model would look over a document's beginning.
         compile: compile the backbone (its first passes take seconds to minutes).
 
+    Raises:
+        ConfigError: `compile` is asked for, and there is no compiler.
+
     Attributes:
         losses: of the latest call, fp32[batch, length] in nats, without gradient, at the position that predicts; 0 where none is.
         hits: likewise bool[batch, length], whether the likeliest entry was right; where no gradient is wanted.
@@ -49,6 +54,7 @@ class Objective:
         self._balancing = _balancing(model)
         self.chunked = _plain_head(model) and self._agrees()
         if compile:
+            _require_compiler(model.device)
             (model.base_model if self.chunked else model).compile()
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -122,6 +128,14 @@ class Objective:
             head.copy_(kept)
             self.model.train(training)
         return abs(sums[0] - sums[1]) <= AGREEMENT * abs(sums[0])
+
+
+def _require_compiler(device: torch.device) -> None:
+    if device.type == "cpu" and not has_compiler():
+        raise ConfigError(
+            "torch.compile needs a C++ compiler for processors, and neither g++ nor clang++ is here", where="train.compile",
+            fix="install one, or set train.compile to false",
+        )  # fmt: skip
 
 
 def _plain_head(model: Any) -> bool:

@@ -43,7 +43,7 @@ class RateReaction(TrainerCallback):
         session = self.session
         if session.step <= session.schedule.warmup_steps:
             return
-        loss = torch.where(session.finite, session.loss, self.means[0])
+        loss = torch.where(session.finite & ~session.withheld, session.loss, self.means[0])  # of steps that were applied
         self.means = loss.expand(2).clone() if self.seen == 0 else self.means + self.weights * (loss - self.means)
         self.seen += 1
         if self.seen >= SLOW and session.step % LOOK_EVERY == 0:

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline_lib.config.choice import taken
 from pipeline_lib.config.model import ModelConfig, TrainConfig
-from pipeline_lib.errors import RefusedError
-from pipeline_lib.hardware.machine import peak_flops, peak_memory_bytes, release_memory, reset_peak_memory, training_device
-from pipeline_lib.packing.reader import PackedDataset
+from pipeline_lib.hardware.machine import peak_flops, release_memory, reset_peak_memory, training_device
 from pipeline_lib.training.callbacks import DevLoss, Saver, Stop, Tell, Window
-from pipeline_lib.training.checkpoints import (
-    Checkpoint,
-    Retention,
-    checkpoint_at,
-    committed,
-    kept,
-    newest,
-    publish_checkpoint,
-    record_of,
-)
-from pipeline_lib.training.data import Batch, spread
-from pipeline_lib.training.evaluate import DEV_SEQUENCES
-from pipeline_lib.training.export import publish_model
+from pipeline_lib.training.checkpoints import Checkpoint, Retention, checkpoint_at, newest
 from pipeline_lib.training.forks import check_fits, reference_of, source_of
-from pipeline_lib.training.journal import Journal, publish
+from pipeline_lib.training.journal import Journal
 from pipeline_lib.training.keeping import Keeper
 from pipeline_lib.training.launch import launch
 from pipeline_lib.training.learning import Learning
 from pipeline_lib.training.loop import Session, fit
-from pipeline_lib.training.model import adapt, build_model, count_parameters, flops_per_token
+from pipeline_lib.training.material import Growth, Material
+from pipeline_lib.training.model import adapt, build_model, flops_per_token
 from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.origins import Origins
 from pipeline_lib.training.plan import TrainingPlan
 from pipeline_lib.training.recovery import Memory, Recovery, RollBack
+from pipeline_lib.training.result import outcome_of, publish_training
 from pipeline_lib.training.samples import Prompts
 from pipeline_lib.training.saving import CheckpointWriter, restore
 from pipeline_lib.training.start import special_ids
-from pipeline_lib.training.watch import Watch, evaluations_in
+from pipeline_lib.training.watch import Watch
 from pipeline_lib.training.world import check_share, world
-from pipeline_lib.workspace.artifact import SummaryTable
-from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
 
@@ -86,117 +69,87 @@ def as_planned(run: StageRun, train: TrainConfig, model: ModelConfig) -> tuple[T
 
 
 def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
-    # 1. What the plan and the data say.
-    planned, packed, here = run.input("plan").details, run.input("fill_gaps").details, world()
-    plan = TrainingPlan.from_details(planned)
-    if plan.threads:
-        torch.set_num_threads(max(1, plan.threads // here.size))
+    # 1. What is trained, on what, and where an earlier attempt got to, or the run that this one goes on from.
+    here, material = world(), Material.of(run)
+    if material.plan.threads:
+        torch.set_num_threads(max(1, material.plan.threads // here.size))
     reset_peak_memory(training_device())  # of a GPU: calibration and trials ran in this process too
-    data, dev_batches = _sides(run, plan)
-    length, vocabulary = int(packed["sequence_length"]), int(packed["vocabulary_size"])
-    data_digest = fingerprint_of({name: run.input(name).manifest.tables for name in ("fill_gaps", "pack")})
-
-    # 2. The model, tested before it costs anything.
-    tokenizer_files = run.input("pack").files("tokenizer")
-    tokenizer_json = next((path for path in tokenizer_files if path.name == "tokenizer.json"), None)
-    plain = build_model(
-        model, vocabulary_size=vocabulary, sequence_length=length, seed=run.seed, tokenizer_file=tokenizer_json,
-        store_lookup=run.workspace.store.artifact, special_ids=special_ids(packed),
-    )  # fmt: skip
-    net, merged = adapt(plain, train.lora)
-    session = Session(net, plan, train, data, run.seed, run.keep("trainer"))
-
-    # 3. Where an earlier attempt got to, or the run that this one goes on from.
-    identity = {"data": data_digest, "tokenizer": run.input("pack").manifest.tables["tokenizer"]}
+    session, merged = _session(run, train, model, material)
     checkpoints, memory = run.keep("checkpoints"), Memory(run.keep("trainer") / "recovery.json")
-    found, source = _earlier(run, session, memory, identity)
+    found, source = _earlier(run, session, memory, material.identity)
     before = found or source
     journal = Journal(run.keep("journal"), session.step)
     event = _Events(run, journal, session)
-    peak = peak_flops(session.device, plan.precision)
-    flops = flops_per_token(net, length)
 
-    # 4. What happens after every step.
-    metrics = run.services.tracker.metrics
-    prompts = Prompts.of(
-        train.samples.prompts, tokenizer_json, end=packed["eos_id"], tokens=train.samples.tokens,
-        seed=run.seed,
-    )  # fmt: skip
-    origins = Origins.of(run.workspace, run.input("fill_gaps"))
-    watch = Watch(session, origins, prompts, journal, context=length, event=event, metrics=metrics)
-    monitor = Monitor(
-        session, sequence_length=length, flops_per_token=flops, peak=peak, event=event, rows=journal.rows,
-        documents=watch.parts.documents,
-    )  # fmt: skip
-    dev_loss = DevLoss(session, dev_batches, metrics, watch.evaluated)
-    plan_followed, services = {**planned, "follow": run.services.follow}, run.services
+    # 2. Who watches, and what follows from what is seen.
+    watch, monitor = _watchers(run, session, material, journal, event)
+    dev_loss = DevLoss(session, material.dev, run.services.tracker.metrics, watch.evaluated)
+    services = run.services
+    plan_followed = {**material.planned, "follow": services.follow}
     controller = here.led(run.use("controller")(plan_followed, services.clock, services.deadline, services.adaptive))
     learning = Learning(session, lambda: dev_loss.curve, controller, event)
     if before:
         _resume(before, monitor, dev_loss, learning, event=event, controller=controller if found else None)
-    growth = _Growth(data, event)
     retention = Retention(train.keep_checkpoints, train.milestone_every)
-    writer = CheckpointWriter(checkpoints, identity=identity, retention=retention)
-
+    writer = CheckpointWriter(checkpoints, identity=material.identity, retention=retention)
     recovery = Recovery(
         session, monitor, table=train.recovery.table(), memory=memory, checkpoints=checkpoints, wait=writer.wait,
         quarantine=run.workspace.quarantine_folder, notes=before.notes["recovery"] if before else None, event=event,
     )  # fmt: skip
-
     keeper = Keeper(
         session, writer, monitor=monitor, recovery=recovery, dev_loss=dev_loss, controller=controller,
-        first=(watch.flush, monitor.look, recovery.look, growth.look), notes={"learning": learning.state},
+        first=(watch.flush, monitor.look, recovery.look, Growth(material.data, event).look), notes={"learning": learning.state},
         resumed_at=found.step if found else None,
     )  # fmt: skip
-    tell = Tell(session, monitor, progress=run.progress, metrics=metrics, outlook=controller.outlook)
+
+    # 3. Train: after every step, in this order.
     callbacks = [
         *watch.callbacks, monitor, recovery, dev_loss, *learning.callbacks, Window(session, controller, event),
-        Saver(session, keeper.save, keeper.check), tell, Stop(session, here.any(run.services.should_stop), keeper.save),
-        *_extensions(),
+        Saver(session, keeper.save, keeper.check),
+        Tell(session, monitor, progress=run.progress, metrics=services.tracker.metrics, outlook=controller.outlook),
+        Stop(session, here.any(services.should_stop), keeper.leave), *_extensions(),
     ]  # fmt: skip
-
-    # 5. Train.
     with journal, writer:
         fit(session, callbacks)
         keeper.finish()
-
     if here.size > 1:
         return Outcome()
 
-    # 6. Publish: model, last checkpoint, log.
-    last = dev_loss.at_end()
+    # 4. Publish.
+    dev_loss.at_end()
     watch.flush()
-    inputs = {name: dev_batches[0][name][:1].to(session.device) for name in ("input_ids", "position_ids")}
-    folder, adapter = run.path("model", "config.json").parent, run.out / "adapter"
-    publish_model(session.model, merged, tokenizer_files, inputs, folder=folder, adapter=adapter)
-    _publish_checkpoints(run, checkpoints, retention)
-    publish(run.keep("journal"), run.observed)
-    return _outcome(
-        session,
-        monitor,
-        dev_loss,
-        last,
-        flops=flops,
-        length=length,
-        vocabulary=vocabulary,
-        start=model.start,
-        evaluations=evaluations_in(run.keep("journal")),
-    )
+    publish_training(run, session, merged, material, checkpoints=checkpoints, retention=retention)
+    return outcome_of(session, monitor, dev_loss, material, start=model.start, log=run.keep("journal"))
 
 
-def _sides(run: StageRun, plan: TrainingPlan) -> tuple[PackedDataset, list[Batch]]:
-    """What is learned from, and the dev sequences that every evaluation reads.
+def _session(run: StageRun, train: TrainConfig, model: ModelConfig, material: Material) -> tuple[Session, Callable[..., Any]]:
+    """What is trained, tested before it costs anything; and what gives back the plain model afterwards."""
+    plain = build_model(
+        model, vocabulary_size=material.vocabulary, sequence_length=material.length, seed=run.seed,
+        tokenizer_file=material.tokenizer_json, store_lookup=run.workspace.store.artifact,
+        special_ids=special_ids(material.packed),
+    )  # fmt: skip
+    net, merged = adapt(plain, train.lora)
+    return Session(net, material.plan, train, material.data, run.seed, run.keep("trainer")), merged
 
-    Raises:
-        RefusedError: one of the two is empty.
-    """
-    data, dev = open_side(run, "train"), open_side(run, "dev")
-    if not len(data) or not len(dev):
-        raise RefusedError(
-            f"{len(data)} training and {len(dev)} dev sequences: nothing to learn from or to be judged by",
-            where="stage train", fix="give the pipeline more text, or raise split.dev_share until dev has a document",
-        )  # fmt: skip
-    return data, spread(dev, DEV_SEQUENCES, plan.micro_batch)
+
+def _watchers(
+    run: StageRun, session: Session, material: Material, journal: Journal, event: Callable[..., None]
+) -> tuple[Watch, Monitor]:
+    """What writes the log, and what looks at the numbers of every step."""
+    config, length = session.config, material.length
+    prompts = Prompts.of(
+        config.samples.prompts, material.tokenizer_json, end=material.packed["eos_id"], tokens=config.samples.tokens,
+        seed=run.seed,
+    )  # fmt: skip
+    origins = Origins.of(run.workspace, run.input("fill_gaps"))
+    watch = Watch(session, origins, prompts, journal, context=length, event=event, metrics=run.services.tracker.metrics)
+    monitor = Monitor(
+        session, sequence_length=length, flops_per_token=flops_per_token(session.model, length),
+        peak=peak_flops(session.device, session.plan.precision), event=event, rows=journal.rows,
+        documents=watch.parts.documents,
+    )  # fmt: skip
+    return watch, monitor
 
 
 def _earlier(
@@ -221,39 +174,6 @@ def _earlier(
         check_fits(source, identity)
         restore(source, session, schedule=plan.first_schedule())
     return None, source
-
-
-def open_side(run: StageRun, side: str) -> PackedDataset:
-    """The packed sequences of a side; a chunk that is damaged meanwhile is made again."""
-    return PackedDataset.of(run.workspace, run.input("fill_gaps"), side)
-
-
-class _Growth:
-    """Says when a later selection has added to the cache; the training keeps its snapshot, which its plan was made for."""
-
-    def __init__(self, data: PackedDataset, event: Callable[..., None]) -> None:
-        self.data, self.event, self.told = data, event, 0
-
-    def look(self) -> None:
-        """Report each later era once."""
-        eras = self.data.later_eras()
-        for era in eras[self.told :]:
-            self.event("cache_grew", era=era["era"], sequences=era["sequences"], tokens=era["tokens"])
-        self.told = len(eras)
-
-
-def _publish_checkpoints(run: StageRun, checkpoints: Path, retention: Retention) -> None:
-    """The last one, promised; and beside it, to go on from, the others that are not kept for their newness alone."""
-    *earlier, last = committed(checkpoints)
-    publish_checkpoint(last, lambda name: run.path("checkpoints", name))
-    reasons = kept([record for folder in (*earlier, last) if (record := record_of(folder))], retention)
-    for folder in earlier:
-        if reasons.get(int(folder.name.partition("-")[2]), "newest") != "newest":
-            publish_checkpoint(folder, partial(_observed_checkpoint, run, folder.name))
-
-
-def _observed_checkpoint(run: StageRun, folder: str, name: str) -> Path:
-    return run.observed(f"checkpoints/{folder}/{name}")
 
 
 class _Events:
@@ -289,63 +209,3 @@ def _extensions() -> list[Any]:
     from pipeline_lib import extensions
 
     return [make() for make in extensions.extensions("callback").values()]
-
-
-def _outcome(
-    session: Session,
-    monitor: Monitor,
-    dev_loss: DevLoss,
-    last: float,
-    *,
-    flops: float,
-    length: int,
-    vocabulary: int,
-    start: str,
-    evaluations: Mapping[int, Mapping[str, Any]],
-) -> Outcome:
-    plan, rate = session.plan, monitor.tokens_per_second
-    tokens = session.step * plan.batch_sequences * length
-    first = dev_loss.curve[0][1]
-    details: Mapping[str, Any] = {
-        "steps": session.step,
-        "dev_loss": last,
-        "parameters": count_parameters(session.model),
-        "vocabulary_size": vocabulary,
-        "sequence_length": length,
-        "tokens_seen": tokens,
-        "start": start,
-        "dev_curve": dev_loss.curve,
-        "schedule": session.schedule.to_json(),
-        "isolation": session.isolation.to_json(),
-    }
-    metrics = {
-        "dev_loss": last,
-        "first_dev_loss": first,
-        "perplexity": math.exp(min(last, 700.0)),
-        "dev_loss_of_uniform": last / math.log(vocabulary),
-        "tokens_per_second": rate,
-        "mfu": rate * flops / monitor.peak.flops,
-        "mfu_peak_flops": monitor.peak.flops,
-        "mfu_peak_source": monitor.peak.source,
-        "steps": session.step,
-        "epochs": session.step * plan.batch_sequences / len(session.data),
-        "tokens": tokens,
-        "skipped_steps": monitor.skipped,
-        "peak_memory_bytes": peak_memory_bytes(session.device),
-        "packing_leak": session.isolation.leak,
-        "chunked_loss": int(session.objective.chunked),
-    }
-    rows = []
-    for step, loss in _some(dev_loss.curve):
-        told = evaluations.get(int(step), {})
-        extra = [told.get(name, "") for name in ("perplexity", "accuracy", "worst_domain")]
-        rows.append([int(step), round(loss, 4), round(loss / math.log(vocabulary), 3), *extra])
-    columns = ("step", "dev loss", "share of ln(vocabulary)", "perplexity", "accuracy", "worst domain")
-    summary = SummaryTable(columns, rows, f"Training: {session.step:,} steps")
-    return Outcome(metrics=metrics, summary=summary, details=dict(details))
-
-
-def _some(curve: list[list[float]], most: int = 10) -> list[list[float]]:
-    """At most `most` points, first and last among them."""
-    places = sorted({round(i * (len(curve) - 1) / (most - 1)) for i in range(most)})
-    return [curve[place] for place in places]

@@ -150,8 +150,12 @@ def check_share(plan: TrainingPlan, processes: int, parallel: str, optimizer: st
     """Refuse what several processes cannot do, before they are started.
 
     Raises:
-        ConfigError: the batch cannot be shared equally, or the optimizer does not know shards.
+        ConfigError: there are fewer GPUs, the batch cannot be shared equally, or the optimizer does not know shards.
     """
+    if torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"{processes} processes need a GPU each, {gpus} are here", where="train.processes", fix=f"train.processes={gpus}"
+        )
     if plan.batch_sequences % processes:
         near = [n for n in range(1, plan.batch_sequences + 1) if plan.batch_sequences % n == 0]
         best = min(near, key=lambda n: abs(n - processes))
