@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -55,7 +56,7 @@ def metrics(
     if as_format is Format.table:
         names = [name for name in found.column_names if name not in HIDDEN]
         latest = found.slice(max(0, found.num_rows - SHOWN)).to_pylist()
-        show.table(names, [[_cell(row[name]) for name in names] for row in latest], f"{table}: {found.num_rows:,} rows")
+        show.table(names, [[_cell(name, row[name]) for name in names] for row in latest], f"{table}: {found.num_rows:,} rows")
     elif as_format is Format.json:
         text = show.to_json(found.to_pylist())
         print(text, flush=True) if out is None else out.write_text(text + "\n", "utf-8")
@@ -88,5 +89,12 @@ def _without_bytes(table: pa.Table) -> pa.Table:
     return table
 
 
-def _cell(value: Any) -> show.Cell:
-    return value.hex() if isinstance(value, bytes) else value
+def _cell(name: str, value: Any) -> show.Cell:
+    """For people; the other formats keep every digit."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if name == "time":
+        return str(value)[:19].replace("T", " ")
+    if name == "detail":
+        return re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", str(value))
+    return value  # type: ignore[no-any-return]
