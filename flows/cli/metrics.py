@@ -97,4 +97,5 @@ def _cell(name: str, value: Any) -> show.Cell:
         return str(value)[:19].replace("T", " ")
     if name == "detail":
         return re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", str(value))
-    return value  # type: ignore[no-any-return]
+    shown: show.Cell = value
+    return shown
