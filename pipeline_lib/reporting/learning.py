@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline_lib.planning import laws
 from pipeline_lib.reporting.evidence import Event, Evidence, Floats, finite, percent, usual
 from pipeline_lib.reporting.findings import Finding, Numbers, sentence
 
@@ -19,9 +20,10 @@ RISE_SHARE = 0.01  # of the best dev loss: a rise above it by more is overfittin
 DIVERGED_SHARE = 0.05  # as training/signals.py
 CLIPPED_SHARE = 0.9
 LEAST_SPIKES, SPIKES_A_STEP = 3, 1 / 500  # a long training has a spike now and then
-# Norm of a step's change ÷ norm of the weights. Adam's is about the learning rate at first and falls as weights grow; a rule of
-# thumb asks for 1e-3 (A. Karpathy, "makemore" part 3). Far outside the range below, training is slow or unsteady at any size.
+# Norm of a step's change ÷ norm of the weights: a rule of thumb asks for 1e-3 (A. Karpathy, "makemore" part 3). Healthy trainings
+# of 0.1 M parameters over 300 steps begin at 7e-2 and have 1e-2 in their middle, since weights grow from almost nothing.
 UPDATE_LEAST, UPDATE_MOST = 2e-4, 3e-2
+OFF_THE_LAW = 10.0  # times: a search goes to a third and to three times of it
 STEADY_SHARE = 0.35  # a fall in the second half of the constant part of so much of that in the first has not bent yet
 EXPONENTS = np.linspace(0.05, 2.0, 79)
 
@@ -242,9 +244,20 @@ def learning_rate(evidence: Evidence) -> Numbers:
     return numbers
 
 
+def _law(evidence: Evidence) -> float:
+    """The peak learning rate that the scaling law would choose for this model and these tokens; 0: unknown."""
+    model, train = evidence.config.model, evidence.details.get("train", {})
+    vocabulary = float(train.get("vocabulary_size", 0))
+    inner = float(train.get("parameters", 0)) - vocabulary * model.width
+    tokens = float(train.get("tokens_seen", 0))
+    if inner <= 0 or not tokens or evidence.config.train.optimizer not in ("adamw", "adamw_8bit"):
+        return 0.0
+    return laws.learning_rate(inner, tokens, start=model.start, lora=evidence.config.train.lora.rank > 0).value
+
+
 def rate_too_high(evidence: Evidence) -> Iterator[Finding]:
-    """Steps too large: recoveries that lowered the rate, a loss stuck high with large updates."""
-    ratio, fall = update_ratio(evidence), halves(evidence)
+    """Steps too large: recoveries that lowered the rate, spikes, large updates, far above the law while little is gained."""
+    ratio, fall, law, peak = update_ratio(evidence), halves(evidence), _law(evidence), _peak(evidence)
     lowered = [event for event in evidence.said("recovery") if event.detail.get("action") == "roll_back"]
     reasons = []
     if lowered:
@@ -253,6 +266,8 @@ def rate_too_high(evidence: Evidence) -> Iterator[Finding]:
         reasons.append(f"{len(spikes)} loss spikes, first at step {spikes[0].step:,}")
     if ratio > UPDATE_MOST and fall is not None:
         reasons.append(f"a step changes the weights by {percent(ratio)} of their norm (usual: 0.1 %)")
+    if law and peak > OFF_THE_LAW * law and fall is not None:
+        reasons.append(f"it was {peak:.2g}, {peak / law:.0f} times what the scaling law gives ({law:.2g})")
     if reasons:
         yield Finding(
             "rate_too_high", "trouble", "The learning rate is too high.", sentence(reasons),
@@ -261,18 +276,24 @@ def rate_too_high(evidence: Evidence) -> Iterator[Finding]:
 
 
 def rate_too_low(evidence: Evidence) -> Iterator[Finding]:
-    """Steps so small that the loss has hardly bent."""
-    ratio, fall = update_ratio(evidence), halves(evidence)
-    if fall is None or not 0 < ratio < UPDATE_LEAST:
+    """Steps so small, by their size or by the law, that the loss has hardly bent."""
+    ratio, fall, law, peak = update_ratio(evidence), halves(evidence), _law(evidence), _peak(evidence)
+    small_steps, below_law = 0 < ratio < UPDATE_LEAST, law > OFF_THE_LAW * peak > 0
+    if fall is None or not (small_steps or below_law):
         return
     first, second, error = fall
     if second > 2 * error and second >= STEADY_SHARE * first:
-        peak = _peak(evidence)
+        parts = [f"a step changes the weights by {percent(ratio)} of their norm (usual: 0.1 %)"] if small_steps else []
+        if below_law:
+            parts.append(f"it was {peak:.2g}, a {law / peak:.0f}th of what the scaling law gives ({law:.2g})")
+        parts.append(
+            f"in the second half at constant rate the loss still fell by {second:.3f} nats per token, "
+            f"after {first:.3f} in the first"
+        )
+        better = f"{law:.2g}" if below_law else f"{3 * peak:.2g} to {10 * peak:.2g}"
         yield Finding(
-            "rate_too_low", "trouble", "The learning rate is too low.",
-            f"A step changes the weights by {percent(ratio)} of their norm (usual: 0.1 %), and in the second half at constant "
-            f"rate the loss still fell by {second:.3f} nats per token, after {first:.3f} in the first.",
-            "train.learning_rate", f"{3 * peak:.2g} to {10 * peak:.2g} instead of {peak:.2g}, or 0: the scaling law decides.",
+            "rate_too_low", "trouble", "The learning rate is too low.", sentence(parts),
+            "train.learning_rate", f"{better} instead of {peak:.2g}, or 0: the scaling law decides.",
         )  # fmt: skip
 
 

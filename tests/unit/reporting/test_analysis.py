@@ -74,6 +74,17 @@ def test_healthy_trainings_raise_no_alarm(seed):
     assert analyse(course(seed, exponent=exponent, noise=0.02 + 0.03 * seed, ratio=4e-4 * (seed + 1))).troubles == []
 
 
+@pytest.mark.parametrize(("factor", "name"), [(0.02, "rate_too_low"), (30.0, "rate_too_high")])
+def test_a_rate_far_from_the_law_is_told_with_the_laws(factor, name):
+    details = {"train": {"parameters": 2_557_632, "vocabulary_size": 4096, "tokens_seen": 2_600_000}}
+    steady = 8.0 - 0.002 * np.arange(800.0)
+    rate = np.full(800, 0.005 * factor)
+    (found,) = analyse(course(loss=steady, rate=rate, details=details, dev=[])).troubles
+    assert found.name == name
+    assert "0.005" in found.evidence
+    assert analyse(course(rate=np.full(800, 0.005), details=details)).troubles == []
+
+
 def test_recoveries_that_lowered_the_rate_say_it_was_too_high():
     event = Event(120, "recovery", {"action": "roll_back", "signal": "divergence", "cost": {"steps": 40, "seconds": 4.0}})
     analysis = analyse(course(events=[event]))
