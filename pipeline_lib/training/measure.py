@@ -1,17 +1,15 @@
-"""Short trainings for others: `measure` says how fast this machine trains a model, `quick_train` how well a setting learns."""
+"""A short training for others: how fast this machine trains a model."""
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline_lib.config.model import LoraConfig, ModelConfig, Optimizer, Precision, TrainConfig
-from pipeline_lib.hardware.machine import median, peak_memory_bytes, reset_peak_memory, synchronize, training_device
+from pipeline_lib.hardware.machine import median, peak_memory_bytes, reset_peak_memory, training_device
 from pipeline_lib.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -34,18 +32,6 @@ class Measurement:
     save_seconds: float  # one checkpoint: weights, optimizer, digests, sync
     fetch_seconds: float  # one micro-batch, read and stacked
     first_step_seconds: float  # with what is compiled or allocated only once
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """How a setting learned."""
-
-    dev_loss: float  # nats a token at the end
-    steps: int  # steps done
-    tokens: int
-    seconds: float
-    curve: list[tuple[int, float]] = field(default_factory=list)  # (step, dev loss)
-    pruned: bool = False
 
 
 def measure(
@@ -144,81 +130,4 @@ def measure(
         save_seconds=saved,
         fetch_seconds=fetched,
         first_step_seconds=pace.step_seconds[0],
-    )
-
-
-def quick_train(
-    model: ModelConfig,
-    *,
-    dataset_train: Sequences,
-    dataset_dev: Sequences,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float,
-    batch_sequences: int,
-    micro_batch: int,
-    precision: Precision,
-    seed: int,
-    vocabulary_size: int,
-    sequence_length: int,
-    on_report: Callable[[int, float], bool] = lambda step, dev_loss: True,
-    reports: int = 4,
-    dev_sequences: int = 32,
-    train: TrainConfig | None = None,
-    store_lookup: Lookup | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> TrialResult:
-    """Train briefly with the whole schedule (warm-up, hold, decay) and report the dev loss on the way.
-
-    Args:
-        model: what to build.
-        dataset_train: packed sequences to learn from.
-        dataset_dev: packed sequences to be judged by.
-        steps: optimizer steps; a tenth warms up, a fifth decays.
-        learning_rate: peak.
-        weight_decay: on matrices.
-        batch_sequences: sequences in an optimizer step.
-        micro_batch: sequences in a forward pass.
-        precision: fp32 or bf16.
-        seed: of weights and data order.
-        vocabulary_size: entries of the tokenizer.
-        sequence_length: tokens in a sequence.
-        on_report: called with (step, dev loss); False prunes the trial.
-        reports: how often it is called, the end included.
-        dev_sequences: sequences of dev an evaluation reads.
-        train: optimizer, betas, clipping, schedule kind, LoRA.
-        store_lookup: see `build_model`.
-        should_stop: a clean stop is asked for; the trial ends as pruned.
-
-    Returns:
-        The result; a loss that is not finite is infinity, so that a search can rank it.
-    """
-    from pipeline_lib.training.data import spread
-    from pipeline_lib.training.loop import Session, fit
-    from pipeline_lib.training.model import adapt, build_model
-    from pipeline_lib.training.pace import Reports
-
-    config = train or TrainConfig()
-    built = build_model(
-        model, vocabulary_size=vocabulary_size, sequence_length=sequence_length, seed=seed, store_lookup=store_lookup
-    )
-    net, _ = adapt(built, config.lora)
-    plan = TrainingPlan(
-        steps=steps, warmup_steps=max(1, steps // 10), decay_steps=max(1, steps // 5), schedule=config.schedule,
-        learning_rate=learning_rate, weight_decay=weight_decay, batch_sequences=batch_sequences, micro_batch=micro_batch,
-        precision=precision, evaluate_every=max(1, math.ceil(steps / reports)), save_every=0,
-    )  # fmt: skip
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="millrace-trial-") as folder:
-        session = Session(net, plan, config, dataset_train, seed, Path(folder))
-        watch = Reports(session, spread(dataset_dev, dev_sequences, micro_batch), on_report, should_stop)
-        fit(session, [watch])
-    synchronize(session.device)
-    return TrialResult(
-        dev_loss=watch.curve[-1][1] if watch.curve else math.inf,
-        steps=session.step,
-        tokens=session.step * batch_sequences * sequence_length,
-        seconds=time.perf_counter() - begin,
-        curve=watch.curve,
-        pruned=watch.pruned,
     )

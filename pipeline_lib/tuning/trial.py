@@ -145,7 +145,8 @@ def _learn(job: Job, should_stop: Callable[[], bool]) -> Reading:
         spent = time.monotonic() - at_work - session.paused_seconds
     tokens = job.batch_sequences * job.sequence_length
     parts = [evaluate(session.model, session.objective, [batch]) for batch in dev] if not course.stopped else []
-    dev_loss = sum(part.losses.sum() for part in parts) / max(sum(len(part.losses) for part in parts), 1)
+    predicted = sum(len(part.losses) for part in parts)
+    dev_loss = sum(part.losses.sum() for part in parts) / predicted if predicted else math.nan
     done = session.step - started
     reading = Reading(
         job.rung, session.step, session.step * tokens, done * tokens, _since(begin),

@@ -11,7 +11,7 @@ from pipeline_lib.hardware.machine import PeakFlops
 from pipeline_lib.packing.order import order
 from pipeline_lib.training.data import MicroBatches, RandomSequences, spread
 from pipeline_lib.training.loop import Session, fit
-from pipeline_lib.training.measure import measure, quick_train
+from pipeline_lib.training.measure import measure
 from pipeline_lib.training.model import build_model
 from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.plan import TrainingPlan
@@ -121,21 +121,3 @@ def test_measure_times_steps_evaluation_and_a_checkpoint() -> None:
         optimizer="adafactor", lora=LoraConfig(rank=2),
     )  # fmt: skip
     assert 1 <= len(short.step_seconds) < 1000
-
-
-def test_quick_train_learns_reports_and_prunes() -> None:
-    options = {
-        "dataset_train": RandomSequences(100, 32, sequences=4), "dataset_dev": RandomSequences(100, 32, sequences=4),
-        "learning_rate": 0.02, "weight_decay": 0.0, "batch_sequences": 4, "micro_batch": 4, "precision": "fp32", "seed": 1,
-        "vocabulary_size": 100, "sequence_length": 32,
-    }  # fmt: skip
-    full = quick_train(TINY, steps=40, **options)  # type: ignore[arg-type]
-    assert [step for step, _ in full.curve] == [10, 20, 30, 40]
-    assert full.dev_loss == full.curve[-1][1] < 0.5 < full.curve[0][1]  # it learns the four sequences by heart
-    assert (full.steps, full.tokens, full.pruned) == (40, 40 * 4 * 32, False)
-    assert quick_train(TINY, steps=40, **options).curve == full.curve  # type: ignore[arg-type]
-    reported: list[int] = []
-    cut = quick_train(TINY, steps=40, on_report=lambda step, loss: bool(reported.append(step)) or step < 20, **options)  # type: ignore[arg-type]
-    assert (cut.steps, cut.pruned, reported) == (20, True, [10, 20])
-    unscored = {**options, "dataset_dev": RandomSequences(100, 2)}  # documents of one token: nothing is predicted
-    assert quick_train(TINY, steps=1, **unscored).dev_loss == math.inf  # type: ignore[arg-type]

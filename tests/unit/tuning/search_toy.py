@@ -84,7 +84,7 @@ def run_stages(
     return made
 
 
-KILLED = Config(tune=TuneConfig(trials=6, steps=30, pruner="asha"))
+KILLED = Config(tune=TuneConfig(trials=5, steps=24, pruner="asha"))
 
 
 def _say(pipe: int, progress: Progress) -> None:

@@ -71,7 +71,7 @@ def with_config(searched, config, services=None, name="tune"):
 
 
 def small(**tune):
-    return Config(tune=TuneConfig(**{"trials": 3, "steps": 4, "repeats": 0, **tune}))
+    return Config(tune=TuneConfig(**{"trials": 3, "steps": 4, "repeats": 0, "warm_start": 0, **tune}))
 
 
 def test_calibration_measures_what_the_model_is(searched):
@@ -147,20 +147,20 @@ def test_no_trials_means_the_law(searched):
 
 @pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "wilcoxon"])
 def test_every_pruner_on_a_real_model(searched, pruner):
-    made = with_config(searched, small(trials=5, steps=30, pruner=pruner, sampler="qmc", space={"learning_rate": (0.02, 3.0)}))
+    made = with_config(searched, small(trials=4, steps=24, pruner=pruner, sampler="qmc", space={"learning_rate": (0.02, 3.0)}))
     rows = trials_of(made)
     read = [json.loads(row["rungs"]) for row in rows]
-    assert len(rows) == 5
-    assert [one["steps"] for one in read[0]] == [10, 30], "the default is read at every rung"
-    assert any(row["state"] == "pruned" and row["steps"] == 10 for row in rows)
-    assert sum(row["spent_tokens"] for row in rows) < 0.8 * 5 * rows[0]["tokens"]
-    assert read[0][1]["spent_tokens"] == (30 - 8) * 8 * 32, "it went on from step 8, where the decay of its first reading began"
+    assert len(rows) == 4
+    assert [one["steps"] for one in read[0]] == [8, 24], "the default is read at every rung"
+    assert any(row["state"] == "pruned" and row["steps"] == 8 for row in rows)
+    assert sum(row["spent_tokens"] for row in rows) < 4 * rows[0]["tokens"]
+    assert read[0][1]["spent_tokens"] == (24 - 6) * 8 * 32, "it went on from step 6, where the decay of its first reading began"
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "grid"])
+@pytest.mark.parametrize("sampler", ["gp", "cmaes", "nsga3"])
 def test_samplers_on_a_real_model(searched, sampler):
-    made = with_config(searched, small(trials=6, sampler=sampler, pruner="none"))
-    assert [row["state"] for row in trials_of(made)] == ["complete"] * 6
+    made = with_config(searched, small(trials=5, sampler=sampler, pruner="none"))
+    assert [row["state"] for row in trials_of(made)] == ["complete"] * 5
 
 
 def test_several_objectives_have_a_front_and_a_recommended_point(searched):
@@ -273,7 +273,7 @@ def test_a_killed_search_ends_as_one_that_was_not_killed(tmp_path):
     that were promoted went on from their own checkpoint."""
     run_until(tmp_path, "calibrate", KILLED)
     paths = os.pathsep.join([str(HERE), str(HERE.parent / "packing"), os.environ.get("PYTHONPATH", "")])
-    moments = ["1+0.05", "2+0.1", "3+0", "2+0.2", "3+0.3"]
+    moments = ["1+0.05", "2+0.1", "3+0.2"]
     subprocess.run(
         [sys.executable, str(HERE / "search_toy.py"), str(tmp_path), *moments], check=True, timeout=120,
         env={**os.environ, "PYTHONPATH": paths},
@@ -284,5 +284,5 @@ def test_a_killed_search_ends_as_one_that_was_not_killed(tmp_path):
     same = ("number", "kind", "seed_of", "state", "params", "dev_loss", "tokens", "spent_tokens", "curve")
     rows = [[{name: row[name] for name in same} for row in trials_of(made)] for made in (killed, whole)]
     assert rows[0] == rows[1]
-    assert len({row["params"] for row in rows[0] if row["kind"] != "repeat"}) == 6
+    assert len({row["params"] for row in rows[0] if row["kind"] != "repeat"}) == 5
     assert any(len(json.loads(row["rungs"])) > 1 for row in trials_of(killed) if row["kind"] == "sampled")
