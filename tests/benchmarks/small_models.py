@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline_lib.tokens.train import train_tokenizer
 
 CONTEXT = 128
 BATCH_TOKENS = 2048
+NEAR = 2000  # texts among which those of a batch are of about equal length
 SMALL = ModelConfig(width=96, depth=2, heads=4, ffn_width=288)
 
 
@@ -37,6 +38,26 @@ def untrained(tokenizer: Path, folder: Path, model: ModelConfig, *, context: int
     export_model(built, folder)
     copy_tokenizer(tokenizer, folder)
     return folder
+
+
+def batches(lengths: Sequence[int], draw: np.random.Generator) -> Iterator[list[int]]:
+    """Texts of at least `BATCH_TOKENS` tokens together, for ever: each once, then each again. Those of a batch are about equally
+    long, so that little is padded, and drawn from `NEAR` texts; batches come in random order.
+    """
+    while True:
+        order = draw.permutation(len(lengths))
+        made: list[list[int]] = []
+        for start in range(0, len(order), NEAR):
+            held: list[int] = []
+            for place in sorted(order[start : start + NEAR].tolist(), key=lengths.__getitem__):
+                held.append(place)
+                if sum(lengths[one] for one in held) >= BATCH_TOKENS:
+                    made.append(held)
+                    held = []
+            if held:
+                made.append(held)
+        for number in draw.permutation(len(made)).tolist():
+            yield made[number]
 
 
 def taught(
@@ -69,12 +90,8 @@ def taught(
     objective = Objective(built, "fp32")
     optimizer = torch.optim.AdamW(built.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05, anneal_strategy="linear")
-    order: list[int] = []
-    for _ in range(steps):
-        batch: list[np.ndarray] = []
-        while sum(map(len, batch)) < BATCH_TOKENS:
-            order = order or draw.permutation(len(rows)).tolist()
-            batch.append(rows[order.pop()])
+    for places in itertools.islice(batches([len(row) for row in rows], draw), steps):
+        batch = [rows[place] for place in places]
         longest = max(map(len, batch))
         ids = np.full((len(batch), longest), facts.pad_id, np.int64)
         labels = np.full_like(ids, IGNORED)

@@ -1,5 +1,6 @@
 """Who is champion and who was, here and in MLflow, after a pass, a fail, a rollback, and a kill in the middle of a promotion."""
 
+import functools
 import os
 import signal
 from typing import Any
@@ -72,10 +73,14 @@ def told(workspace: Workspace, record: RunRecord, verdict: dict[str, Any]) -> No
     close_tracker(tracker, workspace, record)
 
 
+@functools.cache
+def registry(uri: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
 def aliases(workspace: Workspace) -> tuple[str, ...]:
     """Champion, previous and challenger of MLflow."""
-    uri = f"sqlite:///{database(workspace)}"
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client = registry(f"sqlite:///{database(workspace)}")
     found = []
     for alias in ("champion", "previous", "challenger"):
         try:
