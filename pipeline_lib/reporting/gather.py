@@ -166,8 +166,8 @@ def _training_tables(
             facts.curve = found["steps"]
             facts.log.marks = marks_of(found["events"])
             return found
-    except (MillraceError, OSError, pa.ArrowException) as error:
-        facts.missing.append(f"log of the training: {getattr(error, 'what', error)}")
+    except (MillraceError, OSError, ValueError, pa.ArrowException) as error:  # ValueError: a configuration of another version
+        facts.missing.append(f"log of the training: {getattr(error, 'what', type(error).__name__)}")
     return {}
 
 

@@ -6,11 +6,13 @@ import re
 import pytest
 
 from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.metrics import training_log
 from pipeline_lib.reporting.page import cell, plain
 from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, step
 from pipeline_lib.stages import STAGES
 from pipeline_lib.tables.duck import connect
+from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.workspace import Workspace
 
@@ -46,6 +48,20 @@ def test_a_failed_run_says_what_failed_and_what_to_do(run):
         assert f"millrace retry {record.run_id}" in text
         assert "train did not run" in text
     assert "The run has no scores." in html
+
+
+def test_a_record_with_holes_is_shown_with_what_it_has(run):
+    workspace, record, _, _ = run
+    holes = RunRecord.from_json({**record.to_json(), "run_id": "20260101-000000-00000000", "machine": {}, "verdict": {}})
+    holes.config, holes.ended, holes.stages["score"].ref = {"of another": "version"}, "", None
+    holes.stages["ingest"].ref = {**holes.stages["ingest"].ref, "key": "ingest/00000000000000000000000000000000.0"}
+    holes.stage("train").state = "failed"
+    page = write_report(workspace, holes, ORDER, training_log).read_text("utf-8")
+    assert "log of the training: " in page
+    assert "the configuration is of another version" in page
+    assert "Missing: " in page
+    assert "ingest: " in page.partition("Missing: ")[2]
+    assert "pack failed" in page
 
 
 def test_text_from_data_never_becomes_markup(run):
