@@ -97,7 +97,7 @@ class Members:
 
     def places(self, numbers: NDArray[Any]) -> NDArray[np.uint32]:
         """Where documents stand in `known`."""
-        return self._place[numbers]
+        return np.asarray(self._place[numbers])
 
     def both(self, left: Numbers, right: Numbers) -> NDArray[np.bool_]:
         """Which pairs are pairs of these documents."""
@@ -197,7 +197,7 @@ def propose(
 
 def _codes(left: NDArray[Any], right: NDArray[Any]) -> Numbers:
     """A number for each pair, by which pairs are ordered."""
-    return (np.minimum(left, right).astype(np.int64) << 32) | np.maximum(left, right)
+    return np.asarray((np.minimum(left, right).astype(np.int64) << 32) | np.maximum(left, right))
 
 
 def _once(code: Numbers, hit: NDArray[np.int32]) -> tuple[Numbers, Numbers, NDArray[np.int32]]:
