@@ -124,8 +124,9 @@ def _widths(lines: Sequence[Sequence[str]], whole: int) -> tuple[int, list[int] 
     if spare < 0:
         return 2, None
     widths = least
-    for number in sorted(range(len(columns)), key=lambda n: natural[n] - least[n]):  # who wants little gets it first
-        more = min(natural[number] - least[number], spare)
+    wishes = sorted(range(len(columns)), key=lambda n: natural[n] - least[n])
+    for place, number in enumerate(wishes):  # who wants little gets it, the others share the rest
+        more = min(natural[number] - least[number], spare // (len(wishes) - place))
         widths[number] += more
         spare -= more
     return gap, widths
