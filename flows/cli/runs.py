@@ -108,7 +108,9 @@ def print_run(workspace: Workspace, record: RunRecord) -> None:
     _print_graded(record)
     if record.verdict:
         reasons = record.verdict.get("reasons", [])
-        show.say(f"\ngate: {record.verdict.get('outcome', '')}" + (f" ({'; '.join(map(str, reasons))})" if reasons else ""))
+        show.say(f"\ngate: {record.verdict.get('outcome', '')}")
+        for reason in reasons:
+            show.say(f"  {reason}")
     show.say()
     for label, text in (
         ("report", record.report),
