@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from pipeline_lib.training.saving import CheckpointWriter, restore
 
 STEPS, STOP = 5, 2
 FACTORS: dict[str, tuple[Any, ...]] = {
-    "optimizer": ("adamw", "muon", "adafactor", "adamw_8bit", "lamb", "lars"),
+    "optimizer": ("adamw", "muon", "adafactor", "lamb", "lars"),
     "schedule": ("wsd", "linear", "cosine"),
     "precision": ("fp32", "bf16", "fp16"),
     "dropout": (0.0, 0.1),
@@ -35,7 +34,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "clipping": ("fixed", "adaptive"),
     "activation_checkpointing": (False, True),
 }
-LIBRARIES = {"adamw_8bit": "bitsandbytes", "lamb": "pytorch_optimizer", "lars": "pytorch_optimizer"}
+PLAIN = {name: values[0] for name, values in FACTORS.items()}
 
 
 def covering() -> list[dict[str, Any]]:
@@ -86,14 +85,15 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Cache]:
     return found
 
 
-class _Until(TrainerCallback):
-    """Ends an attempt after a step as a kill would: the schedule stays what it was."""
+class _SaveAt(TrainerCallback):
+    """Saves after a step; what a kill in the next one would leave."""
 
-    def __init__(self, session: Session, step: int) -> None:
-        self.session, self.step = session, step
+    def __init__(self, session: Session, writer: CheckpointWriter, step: int) -> None:
+        self.session, self.writer, self.step = session, writer, step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = self.session.step == self.step
+        if self.session.step == self.step:
+            self.writer.save(self.session, notes={})
 
 
 def session_of(setting: dict[str, Any], cache: Cache, folder: Path) -> Session:
@@ -107,30 +107,24 @@ def session_of(setting: dict[str, Any], cache: Cache, folder: Path) -> Session:
     return Session(model, plan, TrainConfig(**{name: setting[name] for name in names}), cache.data(), 3, folder)
 
 
-def run_on(session: Session, until: int) -> None:
-    torch.manual_seed(session.step)  # whatever the process drew before
-    fit(session, [_Until(session, until)])
-
-
-@pytest.mark.parametrize("setting", covering(), ids=lambda row: "-".join(str(value) for value in row.values()))
+@pytest.mark.parametrize(
+    "setting",
+    [*covering(), pytest.param({**PLAIN, "optimizer": "adamw_8bit"}, marks=pytest.mark.slow)],  # its library is not in the lock
+    ids=lambda row: "-".join(str(value) for value in row.values()),
+)
 def test_a_stopped_training_ends_with_the_same_bits(
     setting: dict[str, Any], caches: dict[bool, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if importlib.util.find_spec(LIBRARIES.get(setting["optimizer"], "torch")) is None:
-        pytest.skip("this optimizer's library is an extra")
     torch.set_num_threads(1)
     monkeypatch.setattr(clipping, "LEAST_SEEN", 2)
     cache = caches[setting["growing"]]
     calm = session_of(setting, cache, tmp_path)
-    run_on(calm, STEPS)
-
-    first = session_of(setting, cache, tmp_path)
-    run_on(first, STOP)
     with CheckpointWriter(tmp_path / "checkpoints", identity={"data": "d", "tokenizer": "t"}) as writer:
-        writer.save(first, notes={})
+        fit(calm, [_SaveAt(calm, writer, STOP)])
     if setting["growing"]:
         append_growth(cache.folder, {"era": 1, "cache": "later", "sequences": {"train": 900}, "tokens": {"train": 9000}})
     second = session_of(setting, cache, tmp_path)
+    torch.manual_seed(99)  # whatever the process drew before
     found = newest(tmp_path / "checkpoints", data_digest="d", plan=second.plan.to_json(), quarantine=tmp_path / "q")
     assert found is not None
     restore(found, second)
@@ -145,6 +139,6 @@ def test_a_stopped_training_ends_with_the_same_bits(
 
 def test_the_covering_covers_every_pair() -> None:
     rows = covering()
-    assert len(rows) <= 24
+    assert len(rows) <= 20
     for (a, left), (b, right) in itertools.permutations(FACTORS.items(), 2):
         assert {(row[a], row[b]) for row in rows} == set(itertools.product(left, right))
