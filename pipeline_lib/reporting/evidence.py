@@ -107,7 +107,7 @@ def read_training(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
 def _column(table: pa.Table, name: str) -> Floats:
     if name not in table.column_names:  # a log of an earlier version
         return np.full(len(table), np.nan)
-    return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
 
 
 def training_tables(train: Artifact) -> dict[str, pa.Table]:

@@ -67,7 +67,6 @@ class Facts:
     curve: pa.Table | None = None
     dev_curve: list[tuple[int, float]] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
-    search: dict[str, Any] = field(default_factory=dict)  # what the search says of itself
     search: dict[str, Any] = field(default_factory=dict)  # details of `tune`
     plan: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
@@ -311,8 +310,6 @@ def _shown(text: str, examples: str) -> str:
 def _training(facts: Facts, artifacts: dict[str, Artifact], config: PipelineConfig) -> None:
     if "plan" in artifacts:
         facts.plan = artifacts["plan"].details
-    if "tune" in artifacts:
-        facts.search = artifacts["tune"].details
     if "tune" in artifacts and "trials" in artifacts["tune"].manifest.tables:
         facts.trials = read_tables(artifacts["tune"].files("trials")).to_pylist()
         facts.search = artifacts["tune"].manifest.details

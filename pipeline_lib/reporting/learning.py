@@ -39,7 +39,7 @@ class Fit:
 
     def at(self, step: float) -> float:
         """The loss that the fit expects at a step."""
-        return self.floor + self.scale * step**-self.exponent
+        return self.floor + self.scale / math.pow(step, self.exponent)
 
 
 def blocks(values: Floats, count: int = BLOCKS) -> Floats:

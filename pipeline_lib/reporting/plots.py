@@ -30,7 +30,7 @@ STYLE: Any = {  # matplotlib's own type of this is a list of all its settings
 }
 MARKERS = {"loss_spike": "^", "divergence": "^", "non_finite": "x", "recovery": "v", "resumed": ">"}
 MAX_DOMAINS = 8
-LEAST_TRIALS, MAX_SLICES = 3, 6
+MAX_SLICES = 4  # searched things, the most important ones
 MAX_MARKS = 200  # of one kind of event
 MAX_POINTS = 2000  # of a curve; more than a screen has pixels
 
@@ -60,13 +60,14 @@ def _figure(width: float = 7.2, height: float = 2.8) -> tuple[Any, Any]:
 
 def thinned(table: pa.Table, name: str) -> Floats:
     """A column in at most `MAX_POINTS` means of neighbours: every step is in the picture, none of its size."""
-    values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    values = np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
     size = -(-len(values) // MAX_POINTS)
     if size <= 1:
         return values
     padded = np.pad(values, (0, -len(values) % size), constant_values=np.nan).reshape(-1, size)
     kept = np.isfinite(padded)
-    return np.where(kept, padded, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
+    means: Floats = np.where(kept, padded, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
+    return means
 
 
 def funnel(facts: Facts) -> str:
@@ -190,29 +191,6 @@ def domains(facts: Facts) -> str:
     axes.legend(frameon=False, ncols=2)
     axes.set_title("Dev loss by domain", loc="left")
     return _svg(figure, "Dev loss by domain, at the end: " + ", ".join(f"{name} {value:.3f}" for name, value in last.items()))
-
-
-def slices(facts: Facts) -> str:
-    """Loss of the trials along each searched thing, the most important one first."""
-    told, weight = facts.search.get("slices", {}), facts.search.get("importance", {})
-    names = sorted((name for name in told if len(told[name]) >= LEAST_TRIALS), key=lambda name: (-weight.get(name, 0), name))
-    if not names:
-        return ""
-    figure, first = _figure(height=2.3)
-    first.remove()
-    for number, name in enumerate(names[:MAX_SLICES]):
-        axes = figure.add_subplot(1, min(len(names), MAX_SLICES), number + 1)
-        values, losses = zip(*told[name], strict=True)
-        numeric = all(isinstance(value, int | float) for value in values)
-        axes.scatter(values if numeric else [str(value) for value in values], losses, s=14, color=BLUE)
-        if numeric and min(values) > 0 and max(values) / min(values) >= 4:
-            axes.set_xscale("log")
-        share = f"\nimportance {weight[name]:.0%}" if name in weight else ""
-        axes.set_xlabel(name.replace("_", " ") + share)
-        if number == 0:
-            axes.set_ylabel("loss of the trial")
-    figure.suptitle("Trials along each searched thing", x=0.01, ha="left", fontsize=10)
-    return _svg(figure, "Loss of the trials along " + ", ".join(names[:MAX_SLICES]))
 
 
 def courses(drawn: Sequence[tuple[str, Floats, Floats, Floats, Floats]], axis: str) -> str:

@@ -47,7 +47,7 @@ OUTCOMES = {
     "running": "still running",
 }
 
-PICTURES = ("funnel", "loss", "speed", "domains", "trials", "search", "slices")
+PICTURES = ("funnel", "loss", "speed", "domains", "trials", "search")
 VALIDATION = (
     certainty_table, bias_table, robustness_table, contamination_table, years_table, written_table, not_scored_table,
 )  # fmt: skip
