@@ -64,7 +64,7 @@ def propose(
     if name == "cmaes":
         return _cmaes(space, number, seen, seed), {}
     if name == "random":
-        return _from_unit(space, np.random.default_rng([seed, number]).random(len(space))), {}
+        return _from_unit(space, np.random.default_rng([seed, number]).random(len(space)).tolist()), {}
     return _optuna(name, space, number, seen, seed=seed, objectives=objectives)
 
 
@@ -91,7 +91,7 @@ def _optuna(
         values = list(one.values) if one.values else worst if one.failed and any(other.values for other in seen) else None
         if values is None or any(not space[key].holds(value) for key, value in one.point.items()):
             continue
-        told = {"params": dict(one.point), "distributions": wanted, "system_attrs": dict(one.attrs)}
+        told: dict[str, Any] = {"params": dict(one.point), "distributions": wanted, "system_attrs": dict(one.attrs)}
         trials.append(create_trial(state=TrialState.COMPLETE, values=values, **told))
     view.add_trials(trials)
     trial = view.ask(wanted)
@@ -134,13 +134,13 @@ def _sobol(space: Space, number: int, seed: int) -> dict[str, Value]:
     points = qmc.Sobol(len(space), rng=seed)
     if number:
         points.fast_forward(number)
-    return _from_unit(space, points.random(1)[0])
+    return _from_unit(space, points.random(1)[0].tolist())
 
 
 def _cmaes(space: Space, number: int, seen: Sequence[Seen], seed: int) -> dict[str, Value]:
     """CMA-ES (Hansen 2016) over the factors' logarithms, told the finished trials in their order; choices at random."""
     random = np.random.default_rng([seed, number])
-    point = _from_unit(space, random.random(len(space)))
+    point = _from_unit(space, random.random(len(space)).tolist())
     factors = [name for name, one in space.items() if not one.options]
     done = [one for one in seen if one.values and set(factors) <= one.point.keys()]
     if not factors:
