@@ -190,7 +190,12 @@ def schedules(book: Book, workspace: Workspace, *, steps: int, seeds: Sequence[i
     """Dev loss at equal steps: the planned schedule, a cosine that knew the end, and a cut one."""
     from pipeline_lib.config.model import ModelConfig, TrainConfig
     from pipeline_lib.packing.reader import PackedDataset
-    from pipeline_lib.training.measure import quick_train
+    from pipeline_lib.training.data import spread
+    from pipeline_lib.training.evaluate import DEV_SEQUENCES, mean_loss
+    from pipeline_lib.training.loop import Session, fit
+    from pipeline_lib.training.model import build_model
+    from pipeline_lib.training.plan import TrainingPlan
+    from pipeline_lib.tuning.course import Course
 
     ref = RunBook(workspace.runs_folder).load("latest").ref("fill_gaps")
     assert ref is not None
@@ -198,14 +203,24 @@ def schedules(book: Book, workspace: Workspace, *, steps: int, seeds: Sequence[i
     train, dev = (PackedDataset.of(workspace, cache, side) for side in ("train", "dev"))
     model = ModelConfig(width=64, depth=2, heads=4, ffn_width=128)
 
+    length = int(cache.details["sequence_length"])
+    dev_batches = spread(dev, DEV_SEQUENCES, 16)
+
     def loss(schedule: Any, seed: int, planned: int) -> float:
-        found = quick_train(
-            model, dataset_train=train, dataset_dev=dev, steps=planned, learning_rate=4e-3, weight_decay=0.1, batch_sequences=16,
-            micro_batch=16, precision="fp32", seed=seed, vocabulary_size=int(cache.details["vocabulary_size"]),
-            sequence_length=int(cache.details["sequence_length"]), train=TrainConfig(schedule=schedule),
-            reports=planned // (steps // 2), on_report=lambda step, dev_loss: step < steps,
+        """Dev loss after `steps` of a schedule that was planned for `planned`."""
+        net = build_model(model, vocabulary_size=int(cache.details["vocabulary_size"]), sequence_length=length, seed=seed)
+        plan = TrainingPlan(
+            steps=planned, warmup_steps=planned // 10, decay_steps=planned // 5, schedule=schedule, learning_rate=4e-3,
+            weight_decay=0.1, batch_sequences=16, micro_batch=16, precision="fp32", evaluate_every=0, save_every=0,
         )  # fmt: skip
-        return found.dev_loss
+        with tempfile.TemporaryDirectory(prefix="millrace-schedule-") as folder:
+            session = Session(net, plan, TrainConfig(schedule=schedule), train, seed, Path(folder))
+            over = Course(
+                session, dev_batches, every=0, hold=0, save=lambda *a, **k: None, should_stop=lambda: session.step >= steps
+            )  # fmt: skip
+            fit(session, [over])
+            assert session.step == steps
+            return float(mean_loss(session.model, session.objective, dev_batches))
 
     found: dict[str, list[float]] = {"planned": [], "known": [], "cut": []}
     for seed in seeds:
