@@ -58,7 +58,8 @@ class _InOrder(TyperGroup):
                 formatter.write_dl(lines)
 
     def _panel(self, name: str) -> int:
-        return PANELS.index(str(self.commands[name].rich_help_panel))
+        shown: Any = self.commands[name]  # typer's own kinds of commands have it, their base has not
+        return PANELS.index(shown.rich_help_panel)
 
 
 def _lines(name: str, shown: Any) -> Iterator[tuple[str, str]]:
