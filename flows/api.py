@@ -167,7 +167,7 @@ class LLMTrainingOptimizer:
         measured = {
             "validation_loss": tuned["best"].get("dev_loss"),
             "training_speed": plan.get("tokens_per_second"),
-            "memory_efficiency": plan.get("memory_bytes"),
+            "memory_efficiency": plan["promises"]["peak_memory_bytes"]["value"],
         }
         return Optimized(
             record.run_id, record.report, self._told(),
