@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_toy import PLAN, Config, run_train
+from training_toy import PLAN, SILENT, Config, run_train
 
 from pipeline_lib.config.model import EarlyStoppingConfig, TrainConfig
 
 
 def test_a_training_that_gains_nothing_more_decays_early(tmp_path: Path) -> None:
     early = EarlyStoppingConfig(patience=1, min_gain=0.9, smoothing=1.0, min_steps=12)
-    made = run_train(tmp_path, Config(plan={**PLAN, "evaluate_every": 3}, train=TrainConfig(early_stopping=early)))
+    made = run_train(
+        tmp_path, Config(plan={**PLAN, "evaluate_every": 3}, train=TrainConfig(samples=SILENT, early_stopping=early))
+    )
     events = [(event["kind"], event["detail"]) for event in made.manifest.events]
     kinds = [kind for kind, _ in events if kind in {"early_stopping", "schedule_changed"}]
     assert kinds == ["early_stopping", "schedule_changed"]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_toy import PLAN, Config, run_train
+from training_toy import PLAN, SILENT, Config, run_train
 
 from pipeline_lib.config.model import TrainConfig
 from pipeline_lib.config.recovery import POLICIES, RecoveryConfig
@@ -48,7 +48,9 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv("MILLRACE_TEST_MARKS", str(marks))
         config = Config(
             plan={**PLAN, "decay_steps": 4, "save_every": 20, "evaluate_every": 0, **plan},
-            train=TrainConfig(recovery=RecoveryConfig.model_validate({"policies": recovery or {}}), milestone_every=milestones),
+            train=TrainConfig(
+                samples=SILENT, recovery=RecoveryConfig.model_validate({"policies": recovery or {}}), milestone_every=milestones
+            ),
             execution=ExecutionConfig(extensions=["tests.training_faults"]),
         )
         return run_train(tmp_path / root, config, services=services)

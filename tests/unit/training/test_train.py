@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_toy import PLAN, Config, Scripted, planned, run_train
+from training_toy import PLAN, SILENT, Config, Scripted, begin, planned, run_train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline_lib.config.model import LoraConfig, ModelConfig, TrainConfig
@@ -96,6 +96,7 @@ def test_the_same_again_is_the_same_bytes(tmp_path: Path, undisturbed: Artifact)
 
 
 def test_killed_at_checkpoints_and_resumed_is_the_same_bytes(tmp_path: Path, undisturbed: Artifact) -> None:
+    begin(tmp_path, planned(precision="bf16"))
     for fault in ("checkpoint.before_commit:2", "checkpoint.after_commit:2"):
         environment = {**os.environ, "MILLRACE_FAULT": fault, "PYTHONPATH": f"{HERE}:{HERE.parent / 'packing'}"}
         child = subprocess.run(
@@ -219,7 +220,9 @@ def test_a_night_goes_on_from_an_artifact_with_lora(tmp_path: Path) -> None:
     first = run_train(tmp_path)
     start = reference(first.key, first.manifest.digest)
     night = Config(
-        model=ModelConfig(start=start), train=TrainConfig(lora=LoraConfig(rank=2)), plan={**PLAN, "learning_rate": 1e-3}
+        model=ModelConfig(start=start),
+        train=TrainConfig(samples=SILENT, lora=LoraConfig(rank=2)),
+        plan={**PLAN, "learning_rate": 1e-3},
     )
     second = run_train(tmp_path, night)
     assert second.metrics["first_dev_loss"] == pytest.approx(first.metrics["dev_loss"], rel=1e-5)
@@ -243,7 +246,7 @@ def test_a_merge_that_is_not_the_trained_model_is_refused(tmp_path: Path, monkey
 
     right = Linear.get_delta_weight
     monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 3 * right(self, adapter))
-    config = Config(train=TrainConfig(lora=LoraConfig(rank=2)), plan={**PLAN, "learning_rate": 1e-2})
+    config = Config(train=TrainConfig(samples=SILENT, lora=LoraConfig(rank=2)), plan={**PLAN, "learning_rate": 1e-2})
     with pytest.raises(StageFailedError, match="adapters merged is not the trained one"):
         run_train(tmp_path, config)
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import packing_toy
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -219,3 +220,23 @@ def test_the_command_exports_every_table(trained: tuple[Path, Artifact], tmp_pat
     shown = run()
     assert "steps: 40 rows" in shown.output, shown.output
     assert run("--table", "stepps").exit_code == 6
+
+
+def test_a_spike_of_the_loss_names_the_document_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One document is like nothing that the model has seen; half of step 76, the first to read it. It is withheld and named."""
+    plain = packing_toy.texts_of
+    odd = "".join(chr(0x4E00 + place * 7919 % 20000) for place in range(10))  # a sequence of bytes that no other text has
+
+    def with_an_odd_one(toy: ToyCorpus) -> list[str]:
+        return [odd if place == 40 else text for place, text in enumerate(plain(toy))]
+
+    monkeypatch.setattr(packing_toy, "texts_of", with_an_odd_one)
+    made = run_train(tmp_path, planned(steps=80, evaluate_every=0, save_every=0, batch_sequences=2))
+    (spike,) = [row for row in logged(made, "events") if row["kind"] == "loss_spike"]
+    evidence = json.loads(spike["detail"])
+    first, second, *_ = evidence["documents"]
+    assert (first["doc_id"], first["domain"], first["tokens"]) == (doc_id(40).hex(), "even", 30)
+    assert first["loss"] > 2 * second["loss"]
+    assert evidence["loss"] > evidence["mean"] + 6 * evidence["sigma"]
+    assert evidence["withheld"]
+    assert [row["step"] for row in logged(made, "steps") if row["loss"] == evidence["loss"]] == [spike["step"]]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import packing_toy
 from packing_toy import Toy, ToyCorpus, run_toy
 
 from pipeline_lib.config.fields import setting
-from pipeline_lib.config.model import ModelConfig, PackConfig, TokenizerConfig, TrainConfig
+from pipeline_lib.config.model import ModelConfig, PackConfig, SamplesConfig, TokenizerConfig, TrainConfig
 from pipeline_lib.config.resources import ExecutionConfig
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.training.hooks import CONTINUE, Decision
 from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
 
@@ -25,6 +30,7 @@ PLAN: dict[str, Any] = {
     "batch_sequences": 4, "micro_batch": 2, "precision": "fp32", "evaluate_every": 6, "save_every": 6, "epochs": 1.0,
     "seconds_per_step": 0.01, "tokens_per_second": 1e4, "threads": 1,
 }  # fmt: skip
+SILENT = SamplesConfig(prompts=[])  # what a model writes costs more than these trainings
 TINY = ModelConfig(width=32, depth=2, heads=2, ffn_width=64)
 
 
@@ -33,7 +39,7 @@ class Config(Toy):
     pack: PackConfig = setting(lambda: PackConfig(sequence_length=32, range_tokens=2048), "pack")
     tokenizer: TokenizerConfig = setting(lambda: TokenizerConfig(vocabulary_size=400), "tokenizer")
     plan: dict[str, Any] = setting(lambda: dict(PLAN), "details of the plan")
-    train: TrainConfig = setting(TrainConfig, "train")
+    train: TrainConfig = setting(lambda: TrainConfig(samples=SILENT), "train")
     model: ModelConfig = setting(lambda: TINY, "model")
     seed: int = setting(0, "seed")
     execution: ExecutionConfig = setting(ExecutionConfig, "extensions")
@@ -43,11 +49,28 @@ def toy_plan(run: StageRun, *, plan: dict[str, Any]) -> Outcome:
     return Outcome(details=plan)
 
 
+_packed: dict[str, Path] = {}  # workspaces of this process in which a text is packed already
+
+
+def begin(root: Path, config: Config) -> None:
+    """Make `root` a workspace in which everything before the plan is done, as it is in the first one that had the same text."""
+    if (root / "artifacts").exists():
+        return
+    parts = {name: getattr(config, name).model_dump() for name in Toy.model_fields}
+    key = fingerprint_of({**parts, "texts": packing_toy.texts_of(config.toy)})
+    if key not in _packed:
+        _packed[key] = Path(tempfile.mkdtemp(prefix="millrace-packed-"))
+        atexit.register(shutil.rmtree, _packed[key], ignore_errors=True)
+        run_toy(_packed[key], config)
+    shutil.copytree(_packed[key], root, symlinks=True, dirs_exist_ok=True)
+
+
 def run_train(
     root: Path, config: Config | None = None, *, services: Services | None = None, controller: str = "", **options: Any
 ) -> Artifact:
     """Run everything up to `train` in a workspace; what is there is reused."""
     config = config or Config()
+    begin(root, config)
     workspace, found = run_toy(root, config)
     refs = {name: artifact.ref() for name, artifact in found.items()}
     refs["plan"] = execute(workspace, Stage("plan", 1, "recorded", "training_toy:toy_plan", sections=("plan",)), config, {})
