@@ -131,11 +131,11 @@ class World:
         documents = good_documents(np.random.default_rng(0))[: 320 if quick else None]
         test, train = documents[::4], [text for place, text in enumerate(documents) if place % 4]
         pieces = [part for text in train for part in _pieces(text)]
-        steps = 150 if quick else 500
+        steps = 250 if quick else 500
         even, planted = (20 * bias_corpus(planted=planted) for planted in (False, True))
         levels: dict[str, Level] = {name: "smoke" if quick and name not in OF_PEOPLE else "standard" for name in KEPT}
         items = [asdict(item) for name in KEPT for item in BUILT_IN[name](levels[name], 0)]
-        tokenizer = tokenizer_of([*pieces, *even[: len(even) // 20]], 1024, folder / "tokenizer")
+        tokenizer = tokenizer_of([*pieces, *even], 1024, folder / "tokenizer")
         texts = pa.table({"item": [f"{n:032x}" for n in range(len(test))], "domain": ["prose"] * len(test), "text": test})
         texts = texts.append_column("year", pa.nulls(len(test), pa.int32()))
         learned = {
