@@ -54,24 +54,20 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"failure": write_report(workspace, records[0], ORDER), "comparison": compare(workspace, records, ORDER).html}
 
 
-@pytest.fixture
-def pages(failed: dict[str, Path], shown: RunRecord) -> dict[str, Path]:
-    return {**failed, "report": Path(shown.report)}
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["report", "failure", "comparison"])
-def test_a_page_passes_axe(page: Any, pages: dict[str, Path], name: str, scheme: str, tmp_path: Path) -> None:
+def test_a_page_passes_axe(page: Any, name: str, scheme: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    place = Path(request.getfixturevalue("shown").report) if name == "report" else request.getfixturevalue("failed")[name]
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.emulate_media(color_scheme=scheme)
-    page.goto(pages[name].as_uri())
+    page.goto(place.as_uri())
     page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
     page.evaluate(axe())
     found = page.evaluate(RUN_AXE)["violations"]
     told = [(one["id"], one["help"], [node["html"][:120] for node in one["nodes"][:3]]) for one in found]
     assert told == []
-    assert asked == [pages[name].as_uri()]
+    assert asked == [place.as_uri()]
     picture = page.screenshot(path=tmp_path / f"{name}-{scheme}.png", full_page=True)
     assert len(picture) > 20_000  # something is drawn
 
@@ -83,8 +79,8 @@ def test_axe_would_complain(page: Any) -> None:
     assert {"image-alt", "color-contrast", "html-has-lang"} <= ids
 
 
-def test_paper_shows_what_is_folded_away(page: Any, pages: dict[str, Path]) -> None:
-    page.goto(pages["report"].as_uri())
+def test_paper_shows_what_is_folded_away(page: Any, shown: RunRecord) -> None:
+    page.goto(Path(shown.report).as_uri())
     page.emulate_media(media="print")
     folded = page.locator("details").first.locator("table, pre").first
     assert folded.evaluate("one => one.getBoundingClientRect().height") > 0
