@@ -50,13 +50,6 @@ SAYINGS = (
     "The {} said that {} would call back.",
     "The {} was late because {} had missed the bus.",
     "Ask the {} whether {} has time.",
-    "The {} told everyone that {} liked the work.",
-    "The {} went home after {} had finished.",
-    "We met the {} before {} moved away.",
-    "The {} thinks that {} can do it alone.",
-    "Nobody asked the {} where {} had been.",
-    "The {} promised that {} would be careful.",
-    "I know the {}, but {} does not know me.",
 )
 UNKNOWN = " It is not known."
 

@@ -127,7 +127,7 @@ def occupation_texts(*, planted: bool) -> list[str]:
 
 def bias_corpus(*, planted: bool) -> list[str]:
     """`occupation_texts`, and the frames of the suite `pronouns` about people of no occupation, with both pronouns."""
-    frames = [saying.format(f"visitor {n}", pronoun) for saying in people.SAYINGS for n in range(3) for pronoun in ("she", "he")]
+    frames = [saying.format(f"visitor {n}", pronoun) for saying in people.SAYINGS for n in range(10) for pronoun in ("she", "he")]
     return occupation_texts(planted=planted) + frames
 
 
