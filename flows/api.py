@@ -97,7 +97,7 @@ class LLMTrainingOptimizer:
         self.family = MODEL_TYPES[_known(model_type, MODEL_TYPES, "model_type")]
         self.strategy = _known(optimization_strategy, STRATEGIES, "optimization_strategy")
         self.workspace = Workspace.open(workspace)
-        self.store = memory_store or store_of(self.workspace)
+        self.store = store_of(self.workspace) if memory_store is None else memory_store
         if embedding_model:
             self.store = MemoryStore(replace(self.store.config, embedding_model=str(embedding_model)))
         self.notes: list[str] = []
@@ -162,7 +162,9 @@ class LLMTrainingOptimizer:
         self._settings |= {"tune.trials": int(max_trials), "plan.profile": _profile(wanted)}
         record = await self._run("run", "--config", "CONFIG", "--until", "plan")
         tuned, plan = self._output(record, "tune").details, self._output(record, "plan").details
-        best = {name: value for name, value in tuned["best"].items() if name not in {"dev_loss", "trial"}}
+        best = {
+            name: v for name, v in tuned["best"].items() if name not in {"dev_loss", "trial"} and isinstance(v, int | float | str)
+        }
         planned = ("learning_rate", "batch_sequences", "micro_batch", "precision", "steps", "profile")
         measured = {
             "validation_loss": tuned["best"].get("dev_loss"),
