@@ -51,7 +51,7 @@ def test_numbers_are_those_of_the_tables_and_of_mlflow(up: Up, shown: RunRecord,
 
 
 def test_the_commands_make_the_run_again_in_another_workspace(shown: RunRecord, page: str, tmp_path: Path) -> None:
-    (command,) = re.findall(r"<pre>millrace (run --config .*?)</pre>", page)
+    (command,) = re.findall(r"<pre[^>]*>millrace (run --config .*?)</pre>", page)
     millrace(*shlex.split(command.replace("&#39;", "'")), "--set", "tracking.enabled=false", home=tmp_path / "workspace")
     again = newest(tmp_path / "workspace")
     assert {name: fingerprint for name, (fingerprint, _) in digests(again).items()} == {
