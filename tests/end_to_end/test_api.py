@@ -1,0 +1,137 @@
+"""The Python API as its examples use it: every verb in small, from a running event loop and from a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.api import Config, FineTuner, LLMTrainingOptimizer, MemoryStore, size_in, wait_for
+from flows.api_results import Monitored, Optimized, PreparedData, Training, Validated
+from pipeline_lib.errors import ConfigError, NotFoundError
+from pipeline_lib.memory.keep import caught_up
+from pipeline_lib.workspace.runs import RunBook
+from pipeline_lib.workspace.workspace import Workspace
+from tests.servers import REPOSITORY, Up
+
+sys.path.insert(0, str(REPOSITORY / "deployments" / "examples"))
+
+import optimizer
+
+TINY: dict[str, Any] = {
+    "suites.names": ["zen"], "ingest.sources": [{"name": "machine", "kind": "machine", "max_mb": 1.0}],
+    "resources.max_hours": 0.5, "resources.margin_minutes": 1.0, "tokenizer.vocabulary_size": 512, "pack.sequence_length": 64,
+    "pack.range_tokens": 32768, "model.width": 32, "model.depth": 1, "model.heads": 2, "model.ffn_width": 64,
+    "calibrate.seconds": 1.0, "calibrate.micro_batches": [8], "tune.steps": 4, "train.max_steps": 30, "train.precision": "fp32",
+    "validation.language_tokens": 5000, "validation.bootstrap": 100, "execution.workers": 1,
+}  # fmt: skip
+VERBS = {"data": PreparedData, "best": Optimized, "run": Training, "seen": Monitored, "trained": Training, "test": Validated}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("api") / "workspace"
+
+
+@pytest.fixture(scope="module")
+def done(up: Up, home: Path) -> dict[str, Any]:
+    """The example of the optimizer, in an event loop that is running already, on the session's Prefect server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", f"{up.prefect}/api")
+        return asyncio.run(optimizer.main(str(home), **TINY))
+
+
+def test_every_verb_says_what_it_did_and_survives_json(done: dict[str, Any]) -> None:
+    data, best, trained, test = done["data"], done["best"], done["trained"], done["test"]
+    assert data["total_examples"] == sum(data["domains"].values()) > 10
+    assert 0.1 <= data["quality_score"] <= 1
+    assert data["diversity_score"] > 1
+    assert best["trials"] >= 3
+    assert best["optimal_config"]["learning_rate"] > 0
+    assert best["optimal_config"]["steps"] <= 30
+    assert set(best["best_metrics"]) == {"validation_loss", "training_speed", "memory_efficiency"}
+    assert best.notes == ("max_cost = 100 limits nothing: no price_per_hour was named",)
+    assert done["seen"]["state"] in {"starting", "running"}
+    assert trained["state"] == "completed"
+    assert (Path(trained["model_path"]) / "model.safetensors").exists()
+    assert test["category_scores"].keys() == {"general_knowledge"}
+    assert test["overall_score"] == pytest.approx(sum(test["metrics"].values()) / 2)
+    for name, kind in VERBS.items():
+        assert kind.from_json(json.loads(json.dumps(done[name].to_json()))) == done[name]
+    with pytest.raises(KeyError, match="did you mean total_examples"):
+        data["total_example"]
+
+
+def test_the_verbs_are_runs_like_others_and_reuse_each_other(done: dict[str, Any], home: Path) -> None:
+    records = list(RunBook(Workspace.open(home).runs_folder).all())
+    assert [record.run_id for record in records] == [done[name].run_id for name in ("data", "best", "trained", "test")]
+    assert all(Path(record.report).exists() and record.outcome == "completed" for record in records)
+    assert all(record.mlflow["run_id"] for record in records)
+    states = [{name: stage.state for name, stage in record.stages.items()} for record in records]
+    assert states[1]["ingest"] == states[2]["fill_gaps"] == states[2]["tune"] == "reused"
+    assert states[3] == {**dict.fromkeys(states[2], "supplied"), "suites": "made", "validate": "made"}
+    assert not records[3].verdict  # scoring promotes nothing
+
+
+def test_what_the_verbs_taught_is_in_both_memories(done: dict[str, Any], home: Path) -> None:
+    past, own = MemoryStore(Config(home / "past")), caught_up(Workspace.open(home))
+    runs = [done[name].run_id for name in ("data", "best", "trained", "test")]
+    assert past.table()["run_id"].to_pylist() == own.table()["run_id"].to_pylist() == runs
+    memory = own.get(done["trained"].run_id)
+    assert memory.data_fingerprint
+    assert memory.features["tokens_per_second"] > 0
+    assert memory.scores["zen"] == done["trained"].scores["zen"]
+    assert memory.tuned["dev_loss"] == pytest.approx(done["best"].best_metrics["validation_loss"])
+    assert done["past"][0].reasons
+
+
+def test_a_training_is_looked_at_from_another_process_too(done: dict[str, Any], home: Path) -> None:
+    other = LLMTrainingOptimizer(workspace=home)
+    seen = wait_for(other.monitor_training(done["run"].id, ["loss", "accuracy", "resource_usage", "estimated_completion"]))
+    assert (seen.state, seen.progress, seen.run_id) == ("completed", 1.0, done["trained"].run_id)
+    assert 0 < seen.current_metrics["loss"] < 10
+    assert seen.current_metrics["accuracy"] is None
+    assert seen.notes
+    assert seen.resource_utilization["training_memory_bytes"] > 0
+    wrong = done["run"].id[:-1] + "x"
+    with pytest.raises(NotFoundError, match=done["run"].id):
+        wait_for(other.monitor_training(wrong))
+    with pytest.raises(NotFoundError, match="no model of this workspace"):
+        wait_for(other.validate_model(str(home / "elsewhere"), validation_metrics=["factuality"]))
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (lambda home: LLMTrainingOptimizer(workspace=home, model_type="transfomer"), "did you mean transformer"),
+        (lambda home: LLMTrainingOptimizer(workspace=home, optimization_strategy="best"), "speed, balanced, quality"),
+        (lambda home: LLMTrainingOptimizer(workspace=home, max_training_resources={"gpu_memory": "16 apples"}), "16GB"),
+        (lambda home: LLMTrainingOptimizer(workspace=home, max_training_resources={"max_tim": "1h"}), "did you mean max_time"),
+        (lambda home: FineTuner(workspace=home, preset="qualty"), "did you mean quality"),
+        (lambda home: FineTuner(workspace=home, model="lama"), "did you mean llama"),
+        (
+            lambda home: wait_for(
+                LLMTrainingOptimizer(workspace=home).prepare_training_data(selection_criteria={"quality_treshold": 0.5})
+            ),
+            "did you mean quality_threshold",
+        ),
+        (lambda home: wait_for(LLMTrainingOptimizer(workspace=home).prepare_training_data(target_size="5 heaps")), "no size"),
+        (
+            lambda home: wait_for(LLMTrainingOptimizer(workspace=home).optimize_hyperparameters({"batch_size_range": 4})),
+            "no range",
+        ),
+        (lambda home: Config(home, hot_memory_size=0), "keeps nothing"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_the_nearest_that_can(tmp_path: Path, what: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        what(tmp_path)
+
+
+def test_sizes_are_read_in_their_units() -> None:
+    assert size_in("1.5 h", {"h": 1.0, "m": 1 / 60}, "x", "48h") == 1.5
+    assert size_in(2, {"h": 1.0, "m": 1 / 60}, "x", "48h") == 2.0
