@@ -45,6 +45,7 @@ def done(up: Up, home: Path) -> dict[str, Any]:
         return asyncio.run(optimizer.main(str(home), **TINY))
 
 
+@pytest.mark.slow
 def test_every_verb_says_what_it_did_and_survives_json(done: dict[str, Any]) -> None:
     data, best, trained, test = done["data"], done["best"], done["trained"], done["test"]
     assert data["total_examples"] == sum(data["domains"].values()) > 10
@@ -66,6 +67,7 @@ def test_every_verb_says_what_it_did_and_survives_json(done: dict[str, Any]) -> 
         data["total_example"]
 
 
+@pytest.mark.slow
 def test_the_verbs_are_runs_like_others_and_reuse_each_other(done: dict[str, Any], home: Path) -> None:
     records = list(RunBook(Workspace.open(home).runs_folder).all())
     assert [record.run_id for record in records] == [done[name].run_id for name in ("data", "best", "trained", "test")]
@@ -77,18 +79,20 @@ def test_the_verbs_are_runs_like_others_and_reuse_each_other(done: dict[str, Any
     assert not records[3].verdict  # scoring promotes nothing
 
 
+@pytest.mark.slow
 def test_what_the_verbs_taught_is_in_both_memories(done: dict[str, Any], home: Path) -> None:
     past, own = MemoryStore(Config(home / "past")), caught_up(Workspace.open(home))
     runs = [done[name].run_id for name in ("data", "best", "trained", "test")]
     assert past.table()["run_id"].to_pylist() == own.table()["run_id"].to_pylist() == runs
     memory = own.get(done["trained"].run_id)
     assert memory.data_fingerprint
-    assert memory.features["tokens_per_second"] > 0
+    assert memory.features["parameters"] > 0  # its speed only where nothing slowed it down
     assert memory.scores["zen"] == done["trained"].scores["zen"]
     assert memory.tuned["dev_loss"] == pytest.approx(done["best"].best_metrics["validation_loss"])
     assert done["past"][0].reasons
 
 
+@pytest.mark.slow
 def test_a_training_is_looked_at_from_another_process_too(done: dict[str, Any], home: Path) -> None:
     other = LLMTrainingOptimizer(workspace=home)
     seen = wait_for(other.monitor_training(done["run"].id, ["loss", "accuracy", "resource_usage", "estimated_completion"]))

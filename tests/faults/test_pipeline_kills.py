@@ -37,9 +37,14 @@ def finish(home: Path, plan: Plan) -> None:
     assert set(states(records[-1]).values()) <= {"reused", "supplied", "made"}
 
 
-def test_kills_at_every_commit_point(tmp_path: Path, plan: Plan) -> None:
+FIRST = {fault.partition(":")[0]: fault for fault in ALONG_THE_LINE[::-1]}
+ONCE_EACH = tuple(fault for fault in ALONG_THE_LINE if fault in FIRST.values())  # every commit point, where it is first tried
+
+
+@pytest.mark.parametrize("faults", [ONCE_EACH, pytest.param(ALONG_THE_LINE, marks=pytest.mark.slow)], ids=["once", "all"])
+def test_kills_at_every_commit_point(tmp_path: Path, plan: Plan, faults: tuple[str, ...]) -> None:
     home = tmp_path / "w"
-    for fault in ALONG_THE_LINE:
+    for fault in faults:
         life = live(home, plan, fault=fault)
         assert life.code == -signal.SIGKILL, (fault, life.said)
         if (home / "workspace.json").exists():

@@ -22,7 +22,7 @@ def steps_seen(home: Path) -> int:
     return sum(path.read_text().count('"first_sequence"') for path in home.glob("work/train-*/journal/attempt-*.jsonl"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_in_mid_training(tmp_path: Path, how: signal.Signals) -> None:
     home = tmp_path / "workspace"
     home.mkdir()

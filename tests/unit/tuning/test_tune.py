@@ -145,7 +145,9 @@ def test_no_trials_means_the_law(searched):
     assert isinstance(skipped.manifest.summary, SummaryTable)
 
 
-@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "wilcoxon"])
+@pytest.mark.parametrize(
+    "pruner", ["asha", "median", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hyperband", "wilcoxon"))]
+)
 def test_every_pruner_on_a_real_model(searched, pruner):
     made = with_config(searched, small(trials=4, steps=24, pruner=pruner, sampler="qmc", space={"learning_rate": (0.02, 3.0)}))
     rows = trials_of(made)
@@ -157,7 +159,7 @@ def test_every_pruner_on_a_real_model(searched, pruner):
     assert read[0][1]["spent_tokens"] == (24 - 6) * 8 * 32, "it went on from step 6, where the decay of its first reading began"
 
 
-@pytest.mark.parametrize("sampler", ["gp", "cmaes", "nsga3"])
+@pytest.mark.parametrize("sampler", ["gp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cmaes", "nsga3"))])
 def test_samplers_on_a_real_model(searched, sampler):
     made = with_config(searched, small(trials=5, sampler=sampler, pruner="none"))
     assert [row["state"] for row in trials_of(made)] == ["complete"] * 5
