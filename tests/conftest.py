@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -23,9 +24,10 @@ settings.register_profile("campaign")
 settings.load_profile(os.environ.get("MILLRACE_HYPOTHESIS", "suite"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # around all others: before the workers read the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """A file stays together in one worker (its tests share runs), and so do all tests that use the session's servers."""
     for item in items:
         name = "servers" if "up" in getattr(item, "fixturenames", ()) else item.path.as_posix()
         item.add_marker(pytest.mark.xdist_group(name))
+    yield

@@ -22,7 +22,8 @@ def steps_seen(home: Path) -> int:
     return sum(path.read_text().count('"first_sequence"') for path in home.glob("work/train-*/journal/attempt-*.jsonl"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the suite stops a run in test_prefect_embedded.py
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_mid_training(tmp_path: Path, how: signal.Signals) -> None:
     home = tmp_path / "workspace"
     home.mkdir()

@@ -270,6 +270,7 @@ def test_bad_input_is_refused(searched, tune, words):
         with_config(searched, small(**tune))
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_as_one_that_was_not_killed(tmp_path):
     """Killed at several moments, it has the trials, the points and, to the bit, the losses of a search that ran through: trials
     that were promoted went on from their own checkpoint."""
