@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Stage = Annotated[str, typer.Option(metavar="STAGE")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Leave with code 3 when another run owns what is needed.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say for every stage what would happen, and why; do nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Make stages again even where their artifacts are finished and intact.")]
 
 
@@ -48,9 +49,7 @@ def run(
             "re-plan as that run did, not by the clock.",
         ),
     ] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say for every stage what would happen, and why; do nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
@@ -100,6 +99,7 @@ def rerun(
     stage: Annotated[str, typer.Option(metavar="STAGE", help="Rerun from this stage on; default: the one that failed.")] = "",
     overrides: Set = [],  # noqa: B006
     force: Force = False,
+    dry_run: DryRun = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
@@ -111,6 +111,14 @@ def rerun(
     workspace = home()
     old = RunBook(workspace.runs_folder).load(run_id)
     _allow_what_it_had(old)
+    if dry_run:
+        from flows.cli.workspace import print_status
+        from flows.parents import config_of, options_of
+
+        options = options_of(old, stage=stage, force=force)
+        chosen = options.selection()
+        print_status(workspace, config_of(old, overrides), as_json=as_json, chosen=chosen, recorded=options.recorded)
+        return
     if not as_json:
         show.say(f"rerun of {old.run_id} ({old.pipeline}), in {show.path(workspace.root)}")
     from flows.launch import rerun as launch_again

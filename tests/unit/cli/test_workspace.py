@@ -159,6 +159,10 @@ def test_status_and_dry_run_say_what_would_happen_and_do_nothing(workspace: Work
     assert read("run", "--dry-run") == list(states.values())
     chosen = {stage["stage"]: stage["state"] for stage in read("run", "--dry-run", "--until", "ingest", "--force")}
     assert chosen == {**dict.fromkeys(chosen, "not asked"), "suites": "would run", "ingest": "would run"}
+    assert read("rerun", "latest", "--dry-run")[0]["state"] == "reused"  # type: ignore[index]
+    again = {stage["stage"]: stage for stage in read("rerun", "latest", "--stage", "suites", "--force", "--dry-run")}
+    assert (again["suites"]["state"], again["suites"]["why"]) == ("would run", "forced")
+    assert read("rerun", "latest", "--dry-run", "--set", "seed=9")[0]["state"] == "stale"  # type: ignore[index]
     assert sorted(path for path in workspace.root.rglob("*") if path.is_file()) == before
     assert len(RunBook(workspace.runs_folder).ids()) == 1
 
