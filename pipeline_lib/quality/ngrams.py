@@ -1,15 +1,12 @@
 """Models of hashed word n-grams: how likely a text is in a reference and in a reject corpus, and a linear classifier.
 
-A word is a run of ASCII letters and digits and of all bytes beyond ASCII, in small letters. Words and pairs of neighbours
-are hashed
-(64-bit FNV-1a) into `UNIGRAMS` and `BIGRAMS` buckets.
+A word is a run of ASCII letters and digits and of all bytes beyond ASCII, in small letters. Words and pairs of neighbours are
+hashed (64-bit FNV-1a) into `UNIGRAMS` and `BIGRAMS` buckets.
 
-- **Likelihood**: of each corpus, two multinomials over the buckets with add-one smoothing. A table keeps −log2 p of each
-bucket in
-  eighths of a bit, one byte each (at most 31.9 bits), so a mean of log2 p is exact in integers and the same everywhere.
-- **Classifier**: logistic regression on the frequencies of the same buckets, good examples against others, trained by
-gradient descent
-  in a fixed order (the recipe of DCLM and of fastText's classifiers, Joulin et al. 2017, without a download).
+- **Likelihood**: of each corpus, two multinomials over the buckets with add-one smoothing. A table keeps −log2 p of each bucket
+  in eighths of a bit, one byte each (at most 31.9 bits), so a mean of log2 p is exact in integers and the same everywhere.
+- **Classifier**: logistic regression on the frequencies of the same buckets, good examples against others, trained by gradient
+  descent in a fixed order (the recipe of DCLM and of fastText's classifiers, Joulin et al. 2017, without a download).
 
 A model is one `.npz` file, at most a megabyte. `README.md` says how the one that ships (`ngrams.npz`) was made; `millrace
 fit-ngrams` fits another one.

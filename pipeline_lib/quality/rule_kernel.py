@@ -1,14 +1,14 @@
 """Everything the Gopher, C4 and FineWeb rules look at, measured in one pass over a text.
 
-`measure_rules` fills a matrix, documents × `COLUMNS`; `signals.py` says what every column means. The text is decoded once into code
-points and character bits (`characters.py`); words, lines, paragraphs and n-grams are made from these, in scratch that is reused from
-one document to the next. It reads Arrow buffers, releases the GIL and has one explicit signature. Helpers are in this file because
-numba's cache does not notice a changed helper elsewhere.
+`measure_rules` fills a matrix, documents × `COLUMNS`; `signals.py` says what every column means. The text is decoded once into
+code points and character bits (`characters.py`); words, lines, paragraphs and n-grams are made from these, in scratch that is
+reused from one document to the next. It reads Arrow buffers, releases the GIL and has one explicit signature. Helpers are in this
+file because numba's cache does not notice a changed helper elsewhere.
 
-Words are split as spaCy's English splitter does it (MIT licence; reimplemented from its description and by comparing results): white
-space first; then, from both ends of a piece, punctuation, quotes, currency signs and pictures come off one by one; the rest is split
-at hyphens between letters, at `:<>=/` before a letter, at a comma between letters, at a full stop between a small and a capital
-letter; addresses of the web stay whole; contractions split, abbreviations keep their full stop.
+Words are split as spaCy's English splitter does it (MIT licence; reimplemented from its description and by comparing results):
+white space first; then, from both ends of a piece, punctuation, quotes, currency signs and pictures come off one by one; the rest
+is split at hyphens between letters, at `:<>=/` before a letter, at a comma between letters, at a full stop between a small and a
+capital letter; addresses of the web stay whole; contractions split, abbreviations keep their full stop.
 """
 
 # Compiled code: no sets, no keyword arguments, and one pass over the text keeps its counters in one function.

@@ -44,8 +44,7 @@ def score(run: StageRun, *, score: ScoreConfig) -> Outcome:
 
     Tables: signals (doc_id and one column a signal; a file for each file of documents, rows in the same order), decisions (for
     every document a row for each rule it fails; one row with rule "" and kept = true when it fails none), statistics (what both
-    are like, in counts that add up). Signals do not
-    depend on rules: a changed threshold decides again without measuring again.
+    are like, in counts that add up). Signals do not depend on rules: a changed threshold decides again without measuring again.
 
     Raises:
         ConfigError: an unknown rule set, or an expression that is no rule.
