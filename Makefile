@@ -31,7 +31,7 @@ run: $(STAMP)
 	$(BIN)/millrace run
 
 test: $(STAMP) lint types
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -25,9 +25,11 @@ settings.load_profile(os.environ.get("MILLRACE_HYPOTHESIS", "suite"))
 
 
 @pytest.hookimpl(wrapper=True)  # around all others: before the workers read the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """A file stays together in one worker (its tests share runs), and so do all tests that use the session's servers."""
     for item in items:
-        name = "servers" if "up" in getattr(item, "fixturenames", ()) else item.path.as_posix()
+        name = "servers" if "up" in getattr(item, "fixturenames", ()) else item.path.relative_to(config.rootpath).as_posix()
         item.add_marker(pytest.mark.xdist_group(name))
     yield
+    if hasattr(config, "workerinput") and not all("@" in item.nodeid for item in items):  # pytest 9.2 with xdist 3.8
+        raise pytest.UsageError("pytest-xdist does not see the groups of tests: this version of it and this pytest do not fit")
