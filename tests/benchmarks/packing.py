@@ -115,8 +115,8 @@ def _utilisation(book: Book, home: Path) -> None:
     for length in LENGTHS:
         made = _child("pack", home / "work", home / "corpus", length, 2, max(RANGE, 256 * length))
         setup = (
-            f"range {max(RANGE, 256 * length):,} tokens; {made['cut_documents']:,} documents longer than a sequence; no packing of "
-            f"whole documents gets above {100 * made['best_utilisation']:.2f}"
+            f"range {max(RANGE, 256 * length):,} tokens; {made['cut_documents']:,} documents longer than a sequence; "
+            f"no packing of whole documents gets above {100 * made['best_utilisation']:.2f}"
         )
         book.add(f"utilisation at L = {length}", 100 * made["train_utilisation"], "%", least=99.4, setup=setup)
         book.add(f"avoidably cut documents at L = {length}", made["avoidably_cut"], "documents", most=0)

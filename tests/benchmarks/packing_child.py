@@ -142,7 +142,8 @@ def pack(root: str, texts: str, length: str, cores: str, range_tokens: str) -> d
         fewest += fewest_sequences(chunk.lengths[2], int(length))
     return {
         **made.metrics, "key": ref.key, "seconds": seconds, "train_utilisation": made.details["utilisation"]["train"],
-        "avoidably_cut": avoidable, "best_utilisation": tokens_of_all / (fewest * int(length)), "peak_bytes": made.manifest.peak_memory_bytes,
+        "avoidably_cut": avoidable, "best_utilisation": tokens_of_all / (fewest * int(length)),
+        "peak_bytes": made.manifest.peak_memory_bytes,
     }  # fmt: skip
 
 
