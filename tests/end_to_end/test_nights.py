@@ -1,4 +1,6 @@
-"""Two nights and a third without news: new files cost work, the champion continues, the gate decides on tonight's items."""
+"""Two nights, a third without news and one that overlaps a run: new files cost work, the champion continues, the gate decides on
+tonight's items.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,10 @@ from flows.launch import nightly
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.corpus import sources
 from pipeline_lib.promotion import promote
+from pipeline_lib.run import close_run, open_run
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.resolve import read_champion
-from pipeline_lib.workspace.runs import RunRecord
+from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 from tests.pipeline_toys import made, small, states, write_stories
 
@@ -123,9 +126,18 @@ def test_the_gate_compares_on_tonight_s_items(nights: tuple[Workspace, list[RunR
 def test_the_third_night_ends_as_nothing_new(nights: tuple[Workspace, list[RunRecord], list[dict[str, str]]]) -> None:
     _, (_, second, third), (_, after, last) = nights
     assert third.outcome == "nothing_new"
-    assert "calibrate" not in third.stages
+    assert list(third.stages) == ["suites", "ingest", "score", "dedup", "split", "select"]
     assert set(third.resolved.values()).isdisjoint({"train", "scratch", "none"})
     assert made(third) == ["select"]  # it chose the same, so that its cache is the one of last night
     assert Path(third.report).is_file()
     assert last == after
     assert last["run_id"] == second.run_id
+
+
+def test_a_night_that_overlaps_a_run_is_skipped(nights: tuple[Workspace, list[RunRecord], list[dict[str, str]]]) -> None:
+    workspace, records, _ = nights
+    config = PipelineConfig.model_validate(records[0].config)
+    going = open_run(workspace, config)  # a run of this process, which lives
+    assert nightly(config, workspace=workspace) is None
+    close_run(workspace, going, "completed")
+    assert len(RunBook(workspace.runs_folder).ids()) == len(records) + 1
