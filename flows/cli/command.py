@@ -29,6 +29,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 PANELS = START, RUN, LOOK, DECIDE, CARE = "Get started", "Run", "Look", "Decide", "Take care of the workspace"
 
 INTERRUPTED = 130
+TITLES = {  # exit code → the first word of what is said
+    1: "failed", 2: "refused", 3: "busy", 4: "damaged", 5: "refused by a limit", 6: "not found", 7: "server unreachable",
+}  # fmt: skip
 # What the system refuses is no bug, and its traceback would only hide what to do.
 SYSTEM_REFUSALS = {
     errno.ENOSPC: "`millrace gc` shows what can go, `millrace du` what is there",
@@ -93,9 +96,7 @@ def _guarded(function: F) -> F:
 
 
 def _title(error: MillraceError) -> str:
-    return {
-        1: "failed", 2: "refused", 3: "busy", 4: "damaged", 5: "refused by a limit", 6: "not found", 7: "server unreachable",
-    }.get(error.exit_code, "error")  # fmt: skip
+    return TITLES.get(error.exit_code, "error")
 
 
 def _how_to_go_on() -> str:

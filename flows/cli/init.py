@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli import show
-from flows.cli.command import START, Json, command
+from flows.cli.command import START, Json, command, home
+
+if TYPE_CHECKING:
+    from pipeline_lib.config.guided import Answers
 
 
 def register(app: typer.Typer) -> None:
@@ -57,13 +61,39 @@ def init(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, "utf-8")
     load_config(file)  # what is written here is never refused later: refused now, it is a bug that shows at once
+    past = _past(answers)
     if as_json:
-        show.json_out(guided.as_json(answers, found, file))
+        show.json_out({**guided.as_json(answers, found, file), "past_run": past})
         return
     show.say(f"Recommended: preset {found.preset.name}, because {found.why}")
     show.say(f"Profile: by priority {answers.priority}; `millrace plan --config {show.path(file)}` shows what it becomes here")
+    if past:
+        show.say(
+            f"A past run like this: {past['run_id']} with {past['preset'] or 'no preset'}, {past['came']} ({past['because']})"
+        )
     show.say(f"Written: {show.path(file)}")
     show.say(f"Next: millrace run --config {show.path(file)}")
+
+
+def _past(answers: Answers) -> dict[str, Any] | None:
+    """The remembered run most like these answers; None where there is no workspace, or none that trained."""
+    if not (Path(os.environ.get("MILLRACE_HOME") or "workspace") / "memory").is_dir():
+        return None
+    from pipeline_lib.memory.ask import features_in
+    from pipeline_lib.memory.keep import caught_up
+
+    store = caught_up(home())
+    asked = {**features_in(answers.goal), "family": answers.family, "window_hours": answers.max_hours}
+    trained = (near for near in store.recall(asked, goal=answers.goal, k=len(store)) if "dev_loss" in near.features)
+    if (near := next(trained, None)) is None:
+        return None
+    numbers = [f"dev loss {float(near.features['dev_loss']):.3f}"]
+    if speed := near.features.get("tokens_per_second"):
+        numbers.append(f"{float(speed):,.0f} tokens/s")
+    memory = store.get(near.run_id)
+    return {
+        "run_id": near.run_id, "preset": memory.preset, "came": ", ".join(numbers), "because": "; ".join(near.reasons[:3]),
+    }  # fmt: skip
 
 
 def _answer(asks: bool, question: str, given: object, default: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline_lib.errors import NotFoundError
-from pipeline_lib.workspace.runs import RunBook, RunRecord
+from pipeline_lib.workspace.runs import RunRecord
 
 Log = Callable[[RunRecord, str], pa.Table]  # (run, table of its training's log) → the table as it is now
 
@@ -33,17 +35,22 @@ class Hot:
         return self._latest("steps")
 
     def events(self) -> list[dict[str, Any]]:
-        """The latest events of the run and its training, oldest first."""
-        return [*self.record.events, *self._latest("events")][-self.rows :]
+        """The latest events of the run and its training: time, kind, detail; of the training, step, too. Oldest first."""
+        training = [{**row, "detail": json.loads(row["detail"])} for row in self._latest("events")]
+        return sorted([*self.record.events, *training], key=lambda event: str(event["time"]))[-self.rows :]
+
+    def last(self, kind: str) -> dict[str, Any]:
+        """The detail of the latest event of a kind in the training; {} where there was none."""
+        table = self._table("events")
+        found = table.filter(pc.equal(table["kind"], kind)) if table else None
+        return dict(json.loads(found["detail"][-1].as_py())) if found else {}
 
     def _latest(self, name: str) -> list[dict[str, Any]]:
+        table = self._table(name)
+        return table.slice(max(len(table) - self.rows, 0)).to_pylist() if table else []  # type: ignore[no-any-return]
+
+    def _table(self, name: str) -> pa.Table | None:
         try:
-            table = self.log(self.record, name)
+            return self.log(self.record, name)
         except NotFoundError:
-            return []
-        return table.slice(max(len(table) - self.rows, 0)).to_pylist()  # type: ignore[no-any-return]
-
-
-def running(book: RunBook, log: Log, *, rows: int = 200) -> list[Hot]:
-    """The jobs that go on at this moment, oldest first."""
-    return [Hot(record, log, rows) for record in book.all() if record.outcome == "running" and book.alive(record)]
+            return None

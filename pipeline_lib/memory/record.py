@@ -30,14 +30,14 @@ NUMBERS = (
     "vocabulary_size", "batch_tokens", "steps", "tokens_per_second", "mfu", "train_loss", "dev_loss", "test_loss", "cores",
     "memory_gib", "memory_limit_gib", "window_hours", "peak_memory_bytes", "work_seconds", "run_seconds", "train_seconds",
 )  # fmt: skip
+PLAIN = ("run_id", "pipeline", "goal", "preset", "started", "ended", "outcome", "error", "data_fingerprint")
 WORDS = ("family", "optimizer", "cpu", "gpu", "task")
+POINT = "point/"  # in `tuned`: a factor or number of the point that won; a word as `point/optimizer=muon`, with the value 1
 _EVENT = pa.struct([("signal", pa.string()), ("action", pa.string()), ("cured", pa.bool_()), ("detail", pa.string())])
 _VALUES = pa.map_(pa.string(), pa.float64())
 SCHEMA = pa.schema(
     [
-        ("run_id", pa.string()), ("pipeline", pa.string()), ("goal", pa.string()), ("preset", pa.string()),
-        ("started", pa.string()), ("ended", pa.string()), ("outcome", pa.string()), ("error", pa.string()),
-        ("data_fingerprint", pa.string()),  # of the packed data; "" where nothing was packed
+        *((name, pa.string()) for name in PLAIN),  # data_fingerprint: of the packed data; "" where nothing was packed
         ("config", pa.string()),  # JSON of the settings that differ from the defaults
         *((name, pa.string()) for name in WORDS),
         *((name, pa.float64()) for name in NUMBERS),
@@ -112,9 +112,8 @@ class Remembered:
         numbers = {name: value for name, value in self.features.items() if _number(value)}
         words = {name: value for name, value in self.features.items() if isinstance(value, str)}
         wrong = [f"{n} = {words[n]} is not a number" for n in sorted(words) if n in NUMBERS]
-        own = {"features", "scores", "tuned", "config", "failures"}
         return {
-            **{name: value for name, value in asdict(self).items() if name not in own},
+            **{name: getattr(self, name) for name in (*PLAIN, "format")},
             "config": json.dumps(self.config, ensure_ascii=False, sort_keys=True),
             **{name: words.get(name) for name in WORDS},
             **{name: numbers.get(name) for name in NUMBERS},
@@ -130,7 +129,7 @@ def from_row(row: Mapping[str, Any]) -> Remembered:
     """The memory of which `Remembered.row` made this."""
     features: dict[str, float | str] = {name: row[name] for name in (*WORDS, *NUMBERS) if row[name] is not None}
     features |= dict(row["more"])
-    plain = {name: row[name] or "" for name in SCHEMA.names[:9]}
+    plain = {name: row[name] or "" for name in PLAIN}
     return Remembered(
         **plain, config=json.loads(row["config"] or "{}"), features=features, scores=dict(row["scores"]),
         tuned=dict(row["tuned"]), failures=list(row["failures"]), format=row["format"],
@@ -228,7 +227,11 @@ def _scores(record: RunRecord, workspace: Workspace | None) -> dict[str, float]:
 
 def _tuned(record: RunRecord, workspace: Workspace | None) -> dict[str, float]:
     told = _details(record, workspace, "tune")
-    found = {**told.get("best", {}), "gain": told.get("gain", 0.0)} if told.get("best") else {}
+    if not (best := told.get("best")):
+        return {}
+    found = {**best, "gain": told.get("gain", 0.0)}
+    for name, value in best.get("point", {}).items():
+        found[f"{POINT}{name}={value}" if isinstance(value, str) else f"{POINT}{name}"] = 1.0 if isinstance(value, str) else value
     return {name: float(value) for name, value in found.items() if _finite(value)}
 
 

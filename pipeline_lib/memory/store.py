@@ -13,11 +13,12 @@ anywhere costs nothing, and two processes that move the same runs write the same
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline_lib.memory.text import Goals
 
 MOVED_AT_ONCE = 512  # runs that one call of `tidy` moves at most: a fraction of a second
+SECONDS_A_DAY = 86400.0
 PARTS_OF_A_MONTH = 8  # more files of one month are put together
 NOTHING_YET = (
     "nothing is remembered yet: every run that ends from now on leaves its data, model, hardware, settings, speed, memory, "
@@ -68,7 +70,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("hot_memory_size", "warm_memory_size", "cold_memory_size", "warm_days"):
-            if not isinstance(value := getattr(self, name), int | float) or value < 1:
+            if not isinstance(value := getattr(self, name), int | float) or not 1 <= value < math.inf:
                 raise ConfigError(f"{name} = {value!r} keeps nothing", where="memory", fix="a number from 1")
 
 
@@ -79,8 +81,10 @@ class MemoryStore:
         self.config = config
         self.root = Path(config.storage_path).expanduser().absolute()
         self.warm, self.cold, self.aside = self.root / "warm", self.root / "cold", self.root / "aside"
-        self._rows: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}  # of warm files, by time and size
+        self._rows: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}  # by name of a warm file: its time and size, its row
         self._parts: dict[Path, pa.Table] = {}
+        self._cold_rows: tuple[list[Path], pa.Table] = ([], SCHEMA.empty_table())  # files, their rows
+        self._warm_rows: tuple[dict[str, tuple[int, int]], pa.Table] = ({}, SCHEMA.empty_table())  # files, their rows
         self._view: tuple[object, pa.Table] | None = None
         self._texts: tuple[object, Goals] | None = None  # of the view
 
@@ -115,14 +119,16 @@ class MemoryStore:
         rows = self._read_warm()
         oldest_first = sorted(rows.values(), key=lambda row: (row["ended"] or row["started"], row["run_id"]))
         too_many = len(oldest_first) - int(self.config.warm_memory_size)
-        too_old = (now - timedelta(days=self.config.warm_days)).isoformat()
+        before = max(now.timestamp() - self.config.warm_days * SECONDS_A_DAY, 0.0)  # any number of days is a setting
+        too_old = datetime.fromtimestamp(before, UTC).isoformat()
         moving = [row for i, row in enumerate(oldest_first) if i < too_many or (row["ended"] and row["ended"] < too_old)]
         moving = moving[:MOVED_AT_ONCE]
         if moving:
             self._to_cold(moving)
-            for path in [path for path, row in rows.items() if row["run_id"] in {m["run_id"] for m in moving}]:
-                if self._rows.get(path, (None,))[0] == _state(path):  # not written anew meanwhile
-                    path.unlink(missing_ok=True)
+            moved = {row["run_id"] for row in moving}
+            for name in [name for name, row in rows.items() if row["run_id"] in moved]:
+                if self._rows.get(name, (None,))[0] == _state(self.warm / name):  # not written anew meanwhile
+                    (self.warm / name).unlink(missing_ok=True)
             sync_folder(self.warm)
         self._merge()
         self._forget()
@@ -182,14 +188,22 @@ class MemoryStore:
         return self._table()
 
     def _table(self) -> pa.Table:
-        rows = self._read_warm()
-        files = self._cold_files()
-        mark = (tuple(files), tuple((path, self._rows[path][0]) for path in rows))
-        if self._view is None or self._view[0] != mark:
-            self._parts = {path: self._part(path) for path in files}
-            warm = pa.Table.from_pylist([_without_month(row) for row in rows.values()], SCHEMA)
-            self._view = mark, _latest(pa.concat_tables([*self._parts.values(), warm]))
+        states, files = {name: self._rows[name][0] for name in self._read_warm()}, self._cold_files()
+        if self._view is None or self._view[0] != (states, files):
+            if self._cold_rows[0] != files:
+                self._parts = {path: self._part(path) for path in files}
+                self._cold_rows = files, _latest(pa.concat_tables([SCHEMA.empty_table(), *self._parts.values()]))
+            self._warm_rows = states, self._warm_table(states)
+            self._view = (states, files), _latest(pa.concat_tables([self._cold_rows[1], self._warm_rows[1]]))
         return self._view[1]
+
+    def _warm_table(self, states: dict[str, tuple[int, int]]) -> pa.Table:
+        """The rows of warm files; where some only came to those of the last time, those alone are made."""
+        known, table = self._warm_rows
+        if not known.items() <= states.items():
+            known, table = {}, SCHEMA.empty_table()
+        new = [_without_month(self._rows[name][1]) for name in sorted(states.keys() - known.keys())]
+        return pa.concat_tables([table, pa.Table.from_pylist(new, SCHEMA)])
 
     def frame(self) -> TableFrame:
         """The table, ready to be compared."""
@@ -248,23 +262,23 @@ class MemoryStore:
         fix = f"did you mean {near}?" if near else NOTHING_YET if not len(table) else "`millrace recall` lists what is there"
         raise NotFoundError(f"run {run_id!r} is not remembered", where=str(self.root), fix=fix)
 
-    def _read_warm(self) -> dict[Path, dict[str, Any]]:
-        """Warm file → row; only those that are new or have changed are read."""
-        found: dict[Path, dict[str, Any]] = {}
+    def _read_warm(self) -> dict[str, dict[str, Any]]:
+        """Name of a warm file → row; only those that are new or have changed are read."""
+        found: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(self.warm):
                 if not entry.name.endswith(".json") or entry.name.startswith("."):
                     continue
-                path = Path(entry.path)
                 state = entry.stat().st_mtime_ns, entry.stat().st_size
-                if self._rows.get(path, (None,))[0] != state and not self._read(path, state):
+                if self._rows.get(entry.name, (None,))[0] != state and not self._read(entry.name, state):
                     continue
-                found[path] = self._rows[path][1]
-        self._rows = {path: self._rows[path] for path in found}
+                found[entry.name] = self._rows[entry.name][1]
+        self._rows = {name: self._rows[name] for name in found}
         return found
 
-    def _read(self, path: Path, state: tuple[int, int]) -> bool:
+    def _read(self, name: str, state: tuple[int, int]) -> bool:
         """Read a warm file; one that cannot be is set aside, one of a newer version is passed over."""
+        path = self.warm / name
         try:
             memory = Remembered.from_json(read_json(path))
         except (ValueError, DamagedError):
@@ -272,7 +286,7 @@ class MemoryStore:
             return False
         except (FileNotFoundError, ConfigError):
             return False
-        self._rows[path] = state, memory.row() | {"month": memory.month}
+        self._rows[name] = state, memory.row() | {"month": memory.month}
         return True
 
     def _part(self, path: Path) -> pa.Table:
@@ -347,15 +361,16 @@ def _without_month(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _latest(table: pa.Table) -> pa.Table:
     """One row a run, the one that ended last (of equal ones the later in the table), in the order of run ids."""
-    if not len(table):
-        return table
+    ids = table["run_id"].combine_chunks()
+    if len(ids) < 2 or pc.all(pc.less(ids[:-1], ids[1:])).as_py():  # as it nearly always is: later runs have later ids
+        return table.combine_chunks()
     order = pc.sort_indices(
         pa.table({"run_id": table["run_id"], "ended": pc.fill_null(table["ended"], ""), "at": pa.array(range(len(table)))}),
         sort_keys=[("run_id", "ascending"), ("ended", "ascending"), ("at", "ascending")],
     )
     table = table.take(order)
     ids = table["run_id"].combine_chunks()
-    last = pc.not_equal(ids[:-1], ids[1:]) if len(ids) > 1 else pa.array([], pa.bool_())
+    last = pc.not_equal(ids[:-1], ids[1:])
     return table.filter(pa.concat_arrays([last, pa.array([True])])).combine_chunks()
 
 

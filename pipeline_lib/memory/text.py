@@ -53,10 +53,12 @@ class Goals:
         return np.asarray(np.clip(found, 0.0, 1.0)[self._places], np.float64)
 
 
+@functools.lru_cache(maxsize=1 << 16)  # the goals of all runs, each time one has ended
 def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _marked(text: str) -> bytes:
     return f"<{text.replace(' ', '><')}>".encode() if text else b""
 

@@ -16,11 +16,12 @@ from pipeline_lib.corpus.redact import redact
 from pipeline_lib.errors import MillraceError
 from pipeline_lib.reporting.analysis import Analysis, analyse
 from pipeline_lib.reporting.evidence import Evidence, read_training, schedule_of, training_tables
+from pipeline_lib.reporting.landscape import landscape_of
 from pipeline_lib.reporting.training import Log, marks_of, read_log
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.workspace.artifact import Artifact, SummaryTable
-from pipeline_lib.workspace.runs import RunRecord
+from pipeline_lib.workspace.runs import RunBook, RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 
 EXAMPLE_CHARACTERS = 160
@@ -72,6 +73,8 @@ class Facts:
     train: dict[str, Any] = field(default_factory=dict)
     log: Log = field(default_factory=Log)
     validation: dict[str, Any] = field(default_factory=dict)
+    champion: dict[str, Any] = field(default_factory=dict)  # scores of the model that the gate compared this one with
+    landscape: list[dict[str, Any]] = field(default_factory=list)  # rows of direction, distance, bits_per_byte
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -112,6 +115,7 @@ def gather(workspace: Workspace, record: RunRecord, order: Sequence[str], log: T
             f"the configuration is of another version ({error.error_count()} settings are unknown or out of range)"
         )
     artifacts: dict[str, Artifact] = {}
+    idle: list[str] = []
     for name in order:
         if name == "report":  # this is it
             continue
@@ -124,7 +128,7 @@ def gather(workspace: Workspace, record: RunRecord, order: Sequence[str], log: T
             except MillraceError as error:
                 facts.missing.append(f"{name}: {error.what}")
         if entry is None:
-            facts.missing.append(f"{name} did not run")
+            idle.append(name)
             continue
         manifest = artifact.manifest if artifact else None
         facts.stages.append(
@@ -143,13 +147,32 @@ def gather(workspace: Workspace, record: RunRecord, order: Sequence[str], log: T
                 manifest.code.get("revision", "") if manifest else "",
             )
         )
+    if idle:
+        facts.missing.append(f"{', '.join(idle)} did not run")
     for part in (_data, _training):
         try:
             part(facts, artifacts, facts.config)
         except (MillraceError, OSError, KeyError, pa.ArrowException) as error:
             facts.missing.append(f"{part.__name__.strip('_')}: {getattr(error, 'what', error)}")
+    try:
+        facts.landscape = landscape_of(workspace, record.run_id)
+        facts.champion = _champion(workspace, record)
+    except MillraceError as error:
+        facts.missing.append(error.what)
     facts.analysis = analyse(_evidence(facts, artifacts, _training_tables(workspace, facts, artifacts, log)))
     return facts
+
+
+def _champion(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
+    """Name → score of the champion at the time, as its own run validated it; {} where there was none, or its run is gone."""
+    train, model = record.ref("train"), record.verdict.get("champion_model")
+    if not model or (train and train.key == model):
+        return {}
+    for other in RunBook(workspace.runs_folder).all():
+        made, scored = other.ref("train"), other.ref("validate")
+        if made and scored and made.key == model:
+            return dict(workspace.store.artifact(scored.key).details.get("scores", {}))
+    return {}
 
 
 def _training_tables(

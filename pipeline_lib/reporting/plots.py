@@ -193,6 +193,29 @@ def domains(facts: Facts) -> str:
     return _svg(figure, "Dev loss by domain, at the end: " + ", ".join(f"{name} {value:.3f}" for name, value in last.items()))
 
 
+def landscape(facts: Facts) -> str:
+    """The loss on test text around the model, along the random directions that were walked."""
+    lines: dict[int, list[tuple[float, float]]] = {}
+    for row in facts.landscape:
+        lines.setdefault(row["direction"], []).append((row["distance"], row["bits_per_byte"]))
+    if not lines:
+        return ""
+    figure, axes = _figure(height=2.4)
+    for number, direction in enumerate(sorted(lines)):
+        axes.plot(*zip(*sorted(lines[direction]), strict=True), color=COLOURS[number % 4], linestyle=LINES[number // 4 % 4],
+                  marker="osv^"[number % 4], markersize=3, linewidth=1, label=f"direction {direction + 1}")  # fmt: skip
+    axes.axvline(0.0, color="#808080", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("distance from the model [lengths of its weights]")
+    axes.set_ylabel("test text [bits per byte]")
+    axes.legend(frameon=False)
+    axes.set_title("Loss landscape around the model", loc="left")
+    every = [point for line in lines.values() for point in line]
+    here = min(every, key=lambda point: abs(point[0]))[1]
+    far = max(distance for distance, _ in every)
+    ends = ", ".join(f"{dict(line)[max(dict(line))]:.3f}" for _, line in sorted(lines.items()))
+    return _svg(figure, f"Bits per byte around the model: {here:.3f} at the model, {ends} at distance {far:g}, one a direction")
+
+
 def courses(drawn: Sequence[tuple[str, Floats, Floats, Floats, Floats]], axis: str) -> str:
     """Dev loss of several groups over the same axis: (label, places, mean, low, high) each; bands where there are seeds."""
     if len(drawn) < 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pipeline_lib.reporting.gather import Facts
 from pipeline_lib.workspace.artifact import SummaryTable
 
@@ -9,14 +12,17 @@ Rows = list[list[str | float | int]]
 
 
 def scores_table(facts: Facts, *, tasks: bool) -> SummaryTable:
-    """Scores with their intervals and what guesses would give: the suites, or their single tasks."""
+    """Scores with their intervals beside the champion's and what guesses would give: the suites, or their single tasks."""
+    shown = {name: score for name, score in facts.scores.items() if ("/" in name) == tasks}
+    theirs = [_interval(facts.champion.get(name)) for name in shown]
     rows: Rows = [
-        [name, round(s["value"], 4), f"{s['low']:.4f} to {s['high']:.4f}", s["chance"], s.get("majority", ""), s["n"]]
-        for name, s in facts.scores.items()
-        if ("/" in name) == tasks
-    ]
+        [name, round(s["value"], 4), f"{s['low']:.4f} to {s['high']:.4f}", *([other] if any(theirs) else []), s["chance"],
+         s.get("majority", ""), s["n"]]
+        for (name, s), other in zip(shown.items(), theirs, strict=True)
+    ]  # fmt: skip
+    champion = ("the champion's",) if any(theirs) else ()
     title = "Single tasks" if tasks else "Scores on the test side"
-    return SummaryTable(("score", "value", "95 % interval", "chance", "majority", "items"), rows, title)
+    return SummaryTable(("score", "value", "95 % interval", *champion, "chance", "majority", "items"), rows, title)
 
 
 def certainty_table(facts: Facts) -> SummaryTable:
@@ -70,7 +76,7 @@ def contamination_table(facts: Facts) -> SummaryTable:
     return SummaryTable(("score", "found in training text", "items", "clean items", "contaminated items"), rows, "Contamination")
 
 
-def _interval(score: dict[str, float] | None) -> str:
+def _interval(score: Mapping[str, Any] | None) -> str:
     return f"{score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})" if score else ""
 
 

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from flows.api import Config, FineTuner, LLMTrainingOptimizer, MemoryStore, size_in, wait_for
-from flows.api_results import Monitored, Optimized, PreparedData, Training, Validated
+from flows.api import Config, FineTuner, LLMTrainingOptimizer, MemoryStore, wait_for
+from flows.api.jobs import Job, ended, find, stop
+from flows.api.results import Monitored, Optimized, PreparedData, Training, Validated
+from flows.api.words import size_in
 from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.memory.keep import caught_up
+from pipeline_lib.trainings import entries
+from pipeline_lib.workspace.files import write_json
 from pipeline_lib.workspace.runs import RunBook
 from pipeline_lib.workspace.workspace import Workspace
 from tests.servers import REPOSITORY, Up
+from tests.servers import wait_for as until
 
 sys.path.insert(0, str(REPOSITORY / "deployments" / "examples"))
 
+import finetuner
 import optimizer
 
 TINY: dict[str, Any] = {
@@ -98,14 +106,97 @@ def test_a_training_is_looked_at_from_another_process_too(done: dict[str, Any], 
     seen = wait_for(other.monitor_training(done["run"].id, ["loss", "accuracy", "resource_usage", "estimated_completion"]))
     assert (seen.state, seen.progress, seen.run_id) == ("completed", 1.0, done["trained"].run_id)
     assert 0 < seen.current_metrics["loss"] < 10
-    assert seen.current_metrics["accuracy"] is None
-    assert seen.notes
+    assert 0 < seen.current_metrics["accuracy"] < 1
+    assert seen.notes == ()
+    assert any(event["kind"] == "evaluated" and event["detail"]["dev_loss"] > 0 for event in seen.events)
     assert seen.resource_utilization["training_memory_bytes"] > 0
     wrong = done["run"].id[:-1] + "x"
     with pytest.raises(NotFoundError, match=done["run"].id):
         wait_for(other.monitor_training(wrong))
     with pytest.raises(NotFoundError, match="no model of this workspace"):
         wait_for(other.validate_model(str(home / "elsewhere"), validation_metrics=["factuality"]))
+
+
+@pytest.mark.slow
+def test_the_one_call_trains_resumes_and_analyses_beside_a_running_loop(done: dict[str, Any], up: Up, home: Path) -> None:
+    async def notebook() -> dict[str, Any]:
+        return finetuner.main(workspace=str(home), **TINY, **{"tune.trials": 0, "train.save_every": 10})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", f"{up.prefect}/api")
+        made = asyncio.run(notebook())
+        trained, tuner = made["trained"], made["tuner"]
+        early = min(one.step for one in entries(tuner.workspace) if one.run and one.run.run_id == trained.run_id)
+        resumed = tuner.resume(f"{trained.run_id}@{early}")
+    assert (trained.state, resumed.state) == ("completed", "completed")
+    assert made["findings"]["run_id"] == trained.run_id
+    assert made["findings"]["numbers"]["convergence"]
+    assert made["findings"]["similar_runs"][0]["run_id"] in {done[name].run_id for name in ("best", "trained")}
+    assert find(tuner.workspace, trained.id).alive() is False
+    assert tuner.analyze()["run_id"] == resumed.run_id != trained.run_id
+    record = RunBook(tuner.workspace.runs_folder).load(resumed.run_id)
+    assert record.config["train"]["parent"].startswith("checkpoint:")
+    assert Path(resumed.model_path) != Path(trained.model_path)
+
+
+def job_of(folder: Path, script: str) -> tuple[Job, psutil.Process]:
+    """A job that runs a script, and the child that the script has started and named in a file."""
+    folder.mkdir()
+    named = folder / "child"
+    process = subprocess.Popen([sys.executable, "-c", script, str(named)], start_new_session=True)
+    write_json(folder / "job.json", {"pid": process.pid, "born": psutil.Process(process.pid).create_time(), "started": ""})
+    until(lambda: named.exists() and named.read_text())
+    return Job("one", folder, process), psutil.Process(int(named.read_text()))
+
+
+START = """
+import signal, subprocess, sys, time
+from pathlib import Path
+def begin():
+    Path(sys.argv[1]).write_text(str(subprocess.Popen(["sleep", "300"]).pid))
+    time.sleep(300)
+"""
+DEAF = f"""{START}
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+begin()
+"""
+POLITE = f"""{START}
+try:
+    begin()
+except KeyboardInterrupt:
+    time.sleep(0.3)  # as one that closes its record
+"""
+
+
+def test_a_job_that_does_not_stop_is_ended_with_its_children_and_that_is_said(tmp_path: Path) -> None:
+    job, child = job_of(tmp_path / "job", DEAF)
+    (said,) = stop(job, seconds=0.3, end_seconds=0.3)
+    assert "ended by force" in said
+    assert job.alive() is False
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert stop(job) == ("it had ended already",)
+
+
+def test_who_stops_waiting_stops_the_job_and_the_loop_goes_on_meanwhile(tmp_path: Path) -> None:
+    job, child = job_of(tmp_path / "job", POLITE)
+    turns = 0
+
+    async def notebook() -> None:
+        nonlocal turns
+        waiting = asyncio.create_task(ended(job))
+        await asyncio.sleep(0.2)
+        waiting.cancel()
+        while not waiting.done():
+            turns += 1
+            await asyncio.sleep(0.01)
+
+    asyncio.run(notebook())
+    child.kill()
+    assert job.alive() is False
+    assert job.process is not None
+    assert job.process.returncode == 0
+    assert turns > 3
 
 
 @pytest.mark.parametrize(
@@ -127,6 +218,10 @@ def test_a_training_is_looked_at_from_another_process_too(done: dict[str, Any], 
         (
             lambda home: wait_for(LLMTrainingOptimizer(workspace=home).optimize_hyperparameters({"batch_size_range": 4})),
             "no range",
+        ),
+        (
+            lambda home: LLMTrainingOptimizer(workspace=home, max_training_resources={"max_cost": "much"}),
+            "max_cost: 'much' cannot be used",
         ),
         (lambda home: Config(home, hot_memory_size=0), "keeps nothing"),
     ],

@@ -53,6 +53,13 @@ def test_age_moves_too_and_the_oldest_months_go_when_cold_is_full(tmp_path):
     assert kept == sorted(memory(index).run_id for index in range(24))[-6:]
 
 
+def test_any_number_of_days_is_a_setting(tmp_path):
+    made = store(tmp_path, warm_days=1e9, warm_memory_size=1)
+    for index in range(3):
+        made.add(memory(index))
+    assert made.tidy() == 2
+
+
 def test_many_files_of_a_month_become_one(tmp_path):
     made = store(tmp_path)
     for index in range(9):

@@ -1,14 +1,18 @@
 """A report is made whatever happened, says what is missing, and shows text from data as text."""
 
 import json
+import math
 import re
 
 import pytest
 
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.metrics import training_log
-from pipeline_lib.reporting.page import cell, plain
+from pipeline_lib.reporting.gather import Facts
+from pipeline_lib.reporting.landscape import keep_landscape
+from pipeline_lib.reporting.page import cell, plain, report_folder
 from pipeline_lib.reporting.report import write_report
+from pipeline_lib.reporting.scores import scores_table
 from pipeline_lib.run import close_run, open_run, step
 from pipeline_lib.stages import STAGES
 from pipeline_lib.tables.duck import connect
@@ -46,7 +50,7 @@ def test_a_failed_run_says_what_failed_and_what_to_do(run):
     for text in (html, markdown):
         assert "pack failed" in text
         assert f"millrace retry {record.run_id}" in text
-        assert "train did not run" in text
+        assert "train, validate did not run" in text
     assert "The run has no scores." in html
 
 
@@ -62,6 +66,19 @@ def test_a_record_with_holes_is_shown_with_what_it_has(run):
     assert "Missing: " in page
     assert "ingest: " in page.partition("Missing: ")[2]
     assert "pack failed" in page
+
+
+def test_the_landscape_is_drawn_where_it_was_computed(run):
+    workspace, record, html, _ = run
+    assert "Loss landscape" not in html
+    rows = [{"direction": d, "distance": x, "bits_per_byte": 2.0 + x * x} for d in (0, 1) for x in (-0.5, 0.0, 0.5)]
+    keep_landscape(workspace, record.run_id, [*rows, {"direction": 1, "distance": 1.0, "bits_per_byte": math.nan}])
+    page = write_report(workspace, record, ORDER).read_text("utf-8")
+    assert 'aria-label="Bits per byte around the model: 2.000 at the model' in page
+    (report_folder(workspace, record.run_id) / "landscape.json").write_text('[{"distance": 1}]')
+    page = write_report(workspace, record, ORDER).read_text("utf-8")
+    assert "landscape cannot be read" in page.partition("Missing: ")[2]
+    assert "Loss landscape around" not in page
 
 
 def test_text_from_data_never_becomes_markup(run):
@@ -83,6 +100,17 @@ def test_what_was_removed_for_which_suite(run):
     assert "documents dropped" in markdown
 
 
+def test_markdown_says_what_the_page_says(run):
+    _, record, html, markdown = run
+    for title in ("Artifacts", "Versions", "Spent and allowed", "Stages"):
+        assert title in html
+        assert f"**{title}**" in markdown
+    digest = record.ref("select").digest
+    assert f"<td>{digest}</td>" in html
+    assert digest in markdown
+    assert f"`millrace show {record.run_id}`" in markdown
+
+
 def test_the_page_asks_nothing_of_the_network(run):
     _, _, html, _ = run
     assert "default-src 'none'" in html
@@ -99,6 +127,19 @@ def test_numbers_are_those_of_the_tables(run):
     assert sum(count for _, count in reasons) > 10
     for rule, count in reasons:
         assert f'<td>{rule}</td><td class="n">{count}</td>' in html
+
+
+def test_scores_stand_beside_the_champions():
+    def score(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "chance": 0.25, "n": 40}
+
+    facts = Facts(RunRecord("20260101-000000-aa", "p"), validation={"scores": {"earth": score(0.5), "zen": score(0.3)}})
+    assert "the champion's" not in scores_table(facts, tasks=False).columns
+    facts.champion = {"earth": score(0.4), "gone": score(0.9)}
+    table = scores_table(facts, tasks=False)
+    column = list(table.columns).index("the champion's")
+    assert [row[column] for row in table.rows] == ["0.4000 (0.3000 to 0.5000)", ""]
+    assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
 def test_cells_and_plain_text():

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from flows import processes
+from flows.cli.command import TITLES
 from pipeline_lib.config.explain import nearest
 from pipeline_lib.errors import (
     BusyError,
@@ -30,6 +32,7 @@ from pipeline_lib.errors import (
     RefusedError,
     ServiceError,
     StageFailedError,
+    StoppedError,
 )
 from pipeline_lib.workspace.files import read_json, write_json
 from pipeline_lib.workspace.runs import RunBook, RunRecord, new_run_id
@@ -37,10 +40,12 @@ from pipeline_lib.workspace.workspace import Workspace
 
 ERRORS: dict[int, type[MillraceError]] = {
     error.exit_code: error
-    for error in (StageFailedError, ConfigError, BusyError, DamagedError, RefusedError, NotFoundError, ServiceError)
+    for error in (StageFailedError, ConfigError, BusyError, DamagedError, RefusedError, NotFoundError, ServiceError, StoppedError)
 }
 LOOK_SECONDS = 0.1  # between two looks whether a child has ended
-STOP_SECONDS = 60.0  # that a stopped run has for closing its record
+STOP_SECONDS = 60.0  # that a run has for saving what it learned and closing its record: saving may take 20 of them
+END_SECONDS = 25.0  # that one has which did not: 20 to save, where SIGINT was ignored (a script in the background of a shell)
+FINE = ("completed", "nothing_new")
 
 
 @dataclass(frozen=True)
@@ -89,16 +94,13 @@ class Job:
     def _started(self) -> str:
         return str(read_json(self.folder / "job.json")["started"])
 
-    def failure(self) -> MillraceError:
-        """What went wrong, as the command line would have ended."""
-        code = self.process.returncode if self.process else 1
+    def failure(self, outcome: str = "failed") -> MillraceError:
+        """What went wrong, as the command line would have ended; `outcome` (of its run) counts where its exit code is unknown."""
+        code = self.process.returncode if self.process else StoppedError.exit_code if outcome == "cancelled" else 1
         said = [line for line in self.said().splitlines() if line.strip()]
-        what = next((i for i, line in enumerate(said) if line.split(":")[0] in _TITLES), len(said) - 1)
+        what = next((i for i, line in enumerate(said) if line.split(":")[0] in TITLES.values()), len(said) - 1)
         text = "\n".join(said[what:]) if said else f"it ended with code {code}"
         return ERRORS.get(code, StageFailedError)(text, where=f"job {self.id}")
-
-
-_TITLES = {"failed", "refused", "busy", "damaged", "refused by a limit", "not found", "server unreachable"}
 
 
 def start(workspace: Workspace, words: Sequence[str], *, files: Sequence[Path] = (), config: str = "") -> Job:
@@ -110,8 +112,6 @@ def start(workspace: Workspace, words: Sequence[str], *, files: Sequence[Path] =
         files: what a person named: their folders are allowed to the run.
         config: a pipeline as YAML.
     """
-    from datetime import UTC, datetime
-
     job = new_run_id()
     folder = workspace.root / "jobs" / job
     folder.mkdir(parents=True)
@@ -153,36 +153,51 @@ async def ended(job: Job) -> None:
     try:
         while job.alive():
             await asyncio.sleep(LOOK_SECONDS)
-    except BaseException:
-        stop(job)
+    except asyncio.CancelledError:
+        await asyncio.shield(asyncio.to_thread(stop, job))  # the loop goes on meanwhile
         raise
 
 
-def stop(job: Job) -> None:
-    """Ask a job to stop and wait until it has closed its record."""
-    if job.alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(job.pid, signal.SIGINT)
-        if job.process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                job.process.wait(STOP_SECONDS)
+def stop(job: Job, *, seconds: float = STOP_SECONDS, end_seconds: float = END_SECONDS) -> tuple[str, ...]:
+    """Ask a job to stop (SIGINT, as Ctrl-C) and wait until it has closed its record; where it does not listen, end it and
+    everything that it started (SIGTERM, then SIGKILL).
+
+    Args:
+        job: the job.
+        seconds: that it has to close its record.
+        end_seconds: that it has after SIGTERM.
+
+    Returns:
+        What must be said about it: empty when it stopped as it was asked.
+    """
+    if not job.alive():
+        return ("it had ended already",)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(job.pid, signal.SIGINT)
+    if _ends(job, seconds):
+        return ()
+    processes.stop([job.pid], seconds=end_seconds)
+    return (f"it did not stop within {seconds:g} s and was ended by force: what it learned since its last checkpoint is lost",)
+
+
+def _ends(job: Job, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while job.alive():
+        if time.monotonic() > end:
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
 
 
 async def result_of(workspace: Workspace, job: Job) -> RunRecord:
     """The run of a job, once it has ended.
 
     Raises:
+        StoppedError: it was stopped.
         MillraceError: what the run had to tell, with the class of its exit code.
     """
     await ended(job)
     record = job.record(workspace)
-    if (job.process is not None and job.process.returncode) or record is None:
-        raise job.failure()
+    if record is None or record.outcome not in FINE or (job.process is not None and job.process.returncode):
+        raise job.failure(record.outcome if record else "failed")
     return record
-
-
-def as_yaml(values: dict[str, Any]) -> str:
-    """A pipeline as YAML."""
-    import yaml
-
-    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, allow_unicode=True)
