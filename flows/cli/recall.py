@@ -55,9 +55,13 @@ def recall(
         return
     asked = features_in(goal)
     found = store.recall(asked, goal=goal, k=k)
+    unread = len(store.unreadable())
     if as_json:
-        show.json_out({"asked": asked, "remembered": len(store), "runs": [_told(store, near) for near in found]})
+        runs = [_told(store, near) for near in found]
+        show.json_out({"asked": asked, "remembered": len(store), "unreadable_files": unread, "runs": runs})
         return
+    if unread:
+        show.warn(f"{unread} files of the memory could not be read; they were set aside: {show.path(store.aside)}")
     if not found:
         show.say(NOTHING_YET)
         return

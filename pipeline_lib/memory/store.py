@@ -311,6 +311,10 @@ class MemoryStore:
             self.aside.mkdir(parents=True, exist_ok=True)
             path.replace(self.aside / f"{path.name}.{why}-{uuid.uuid4().hex[:6]}")
 
+    def unreadable(self) -> list[Path]:
+        """Files that were set aside; the reason is in the name."""
+        return sorted(self.aside.glob("*"))
+
     def _cold_files(self) -> list[Path]:
         return sorted(path for path in self.cold.glob("*.parquet") if not path.name.startswith("."))
 

@@ -90,8 +90,13 @@ class Group:
     @property
     def label(self) -> str:
         """For people."""
+        return f"{self.name}: {self.sides[0].run_id}" if len(self.sides) == 1 else self.column
+
+    @property
+    def column(self) -> str:
+        """The same where there is little room: above the column of a table, at a curve."""
         seeds = ", ".join(str(side.facts.record.config.get("seed", 0)) for side in self.sides)
-        return f"{self.name} ({self.sides[0].run_id})" if len(self.sides) == 1 else f"{self.name} (seeds {seeds})"
+        return self.name if len(self.sides) == 1 else f"{self.name} (seeds {seeds})"
 
 
 @dataclass(frozen=True)
@@ -197,8 +202,14 @@ def _shown(values: Sequence[float]) -> str:
     return cell(mean) if low == high else f"{cell(mean)} ({cell(low)} to {cell(high)})"
 
 
+def _range(values: Sequence[float]) -> str:
+    """Counts of several seeds: from the least to the most."""
+    low, high = min(values), max(values)
+    return cell(low) if low == high else f"{cell(low)} to {cell(high)}"
+
+
 def _columns(groups: Sequence[Group]) -> tuple[str, ...]:
-    return tuple(group.label for group in groups)
+    return tuple(group.column for group in groups)
 
 
 def _runs(groups: Sequence[Group]) -> SummaryTable:
@@ -235,7 +246,7 @@ def _data(groups: Sequence[Group]) -> SummaryTable:
         told = [[side.metrics.get(stage, {}).get(metric) for side in group.sides] for group in groups]
         values = [[float(value) for value in one if value is not None] for one in told]
         if any(values):
-            rows.append([name, *(_shown(one) if one else "none" for one in values)])
+            rows.append([name, *(_range(one) if one else "none" for one in values)])
     for stage in DATA:
         digests = [sorted({side.digests.get(stage, "none")[:12] for side in group.sides}) for group in groups]
         if any(one != ["none"] for one in digests) and len({tuple(one) for one in digests}) > 1:
@@ -298,7 +309,7 @@ def _courses(groups: Sequence[Group], axis: str) -> list[tuple[str, Floats, Floa
         places = sides[0].axes[axis][sides[0].axes[axis] <= end]
         values = np.array([np.interp(places, side.axes[axis], side.losses) for side in sides])
         mean, low, high = np.array([interval(column.tolist()) for column in values.T]).T
-        found.append((group.label, places, mean, low, high))
+        found.append((group.column, places, mean, low, high))
     return found
 
 

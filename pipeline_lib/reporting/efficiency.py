@@ -13,6 +13,13 @@ from pipeline_lib.reporting.findings import Finding, Numbers
 
 STALL_SHARE = 0.1  # of the time of all steps spent waiting for data
 BESIDE_SHARE = 0.5  # of the training's time not spent on steps
+# Promise → what it is called here, unit, size of the unit.
+PROMISED = {
+    "expected_end_seconds": ("time of the whole run", "s", 1),
+    "final_dev_loss": ("dev loss at the end", "nats per token", 1),
+    "peak_memory_bytes": ("peak memory of training", "GiB", 2**30),
+    "energy_kwh": ("energy", "kWh", 1),
+}
 LEAST_SECONDS = 60.0  # a shorter training is start-up anyhow
 
 
@@ -118,11 +125,15 @@ def again(evidence: Evidence) -> Numbers:
 
 
 def promises(evidence: Evidence) -> Iterator[Finding]:
-    """Promises of the plan that were not kept."""
+    """Promises of the plan that were not kept. Energy and price follow from the time: they are told with it."""
     missed = {name: one for name, one in evidence.record.graded.get("promises", {}).items() if not one["inside"]}
+    if "expected_end_seconds" in missed:
+        missed = {name: one for name, one in missed.items() if name not in ("energy_kwh", "price")}
     for name, one in missed.items():
+        what, unit, size = PROMISED.get(name, (name.replace("_", " "), one["unit"], 1))
+        value, low, high, actual = (one[key] / size for key in ("value", "low", "high", "actual"))
         yield Finding(
-            f"promise_{name}", "advice", f"The plan's {name.replace('_', ' ')} was off by {percent(abs(one['error']))}.",
-            f"promised {one['value']:.4g} ({one['low']:.4g} to {one['high']:.4g}) {one['unit']}, came {one['actual']:.4g}.",
+            f"promise_{name}", "advice", f"The plan was {percent(abs(one['error']))} off: {what}.",
+            f"promised {value:.4g} ({low:.4g} to {high:.4g}) {unit}, came {actual:.4g}.",
             "calibrate.seconds", "A longer calibration; later plans learn from this run by themselves.",
         )  # fmt: skip

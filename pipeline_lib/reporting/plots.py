@@ -90,7 +90,7 @@ def loss(facts: Facts) -> str:
     """Training and dev loss over steps, with the learning rate and the events marked."""
     if facts.curve is None or not len(facts.curve):
         return ""
-    figure, axes = _figure()
+    figure, axes = _figure(height=3.1)
     curve = facts.curve
     steps, losses, rates = thinned(curve, "step"), thinned(curve, "loss"), thinned(curve, "lr")
     axes.plot(steps, losses, color=BLUE, linewidth=1, label="training loss")
@@ -108,7 +108,7 @@ def loss(facts: Facts) -> str:
     rate.set_ylabel("learning rate")
     rate.grid(visible=False)
     lines = [*axes.get_lines(), *rate.get_lines()]
-    axes.legend(lines, [line.get_label() for line in lines], frameon=False, loc="upper right")
+    figure.legend(lines, [line.get_label() for line in lines], frameon=False, loc="outside lower center", ncols=5)
     axes.set_title("Loss and learning rate", loc="left")
     last = facts.dev_curve[-1][1] if facts.dev_curve else float(curve["loss"][-1].as_py())
     return _svg(figure, f"Loss over {int(steps[-1])} steps, from {float(curve['loss'][0].as_py()):.2f} to {last:.2f}")
@@ -159,8 +159,9 @@ def search(facts: Facts) -> str:
         values, losses = [value for value, _ in slices[name]], [loss for _, loss in slices[name]]
         words = any(isinstance(value, str) for value in values)
         axes.scatter([str(value) for value in values] if words else values, losses, color=BLUE, s=12)
-        if not words:
+        if not words and max(values) > 10 * min(values) > 0:
             axes.set_xscale("log")
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.set_xlabel(name.replace("_", " "))
         axes.set_title(f"{shares[name]:.0%}" if name in shares else "", loc="left")
         if not place:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from pipeline_lib.reporting.efficiency import Spent
+from pipeline_lib.reporting.efficiency import PROMISED, Spent
 from pipeline_lib.reporting.gather import Facts
 from pipeline_lib.reporting.page import cell
 from pipeline_lib.workspace.artifact import SummaryTable
@@ -48,16 +48,16 @@ def plan_table(facts: Facts) -> SummaryTable:
         ["steps", cell(facts.plan["steps"]), facts.train["steps"]],
         ["tokens/s", cell(speeds[0]), speeds[1]],
     ]
-    gib = 2**30
-    actual = {  # promise → (what it is called here, its actual value, divisor)
-        "expected_end_seconds": ("whole run [s]", facts.seconds if facts.record.stages["train"].state == "made" else None, 1),
-        "final_dev_loss": ("final dev loss [nats per token]", facts.train["dev_loss"], 1),
-        "peak_memory_bytes": ("peak memory of training [GiB]", facts.train.get("peak_memory_bytes"), gib),
+    actual = {
+        "expected_end_seconds": facts.seconds if facts.record.stages["train"].state == "made" else None,
+        "final_dev_loss": facts.train["dev_loss"],
+        "peak_memory_bytes": facts.train.get("peak_memory_bytes"),
     }
-    for name, (label, value, unit) in actual.items():
+    for name, value in actual.items():
+        what, unit, size = PROMISED[name]
         if (promise := facts.plan.get("promises", {}).get(name)) and value is not None:
-            planned, low, high = (cell(float(promise[key]) / unit) for key in ("value", "low", "high"))
-            rows.append([label, f"{planned} ({low} to {high})", float(value) / unit])
+            planned, low, high = (cell(float(promise[key]) / size) for key in ("value", "low", "high"))
+            rows.append([f"{what} [{unit}]", f"{planned} ({low} to {high})", float(value) / size])
     for part, seconds in facts.record.graded.get("parts", {}).items():
         rows.append([f"{part} [s]", cell(float(seconds["planned"])), float(seconds["actual"])])
     return SummaryTable(("", "planned (90 % interval)", "actual"), rows, "Plan and actual")

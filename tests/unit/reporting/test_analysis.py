@@ -1,5 +1,7 @@
 """Planted troubles in a training's numbers are named with evidence and a setting that exists; healthy ones raise no alarm."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -112,3 +114,19 @@ def test_steps_made_again_are_counted_once_and_their_time_is_told():
     read = read_training({"steps": pa.Table.from_pylist(rows, schema=STEPS)})
     assert read["loss"].tolist() == [1.0, 2.0, 3.0]
     assert (read["again_steps"], read["again_seconds"]) == (2, 4.0)
+
+
+def test_a_promise_not_kept_is_told_once_in_its_own_unit():
+    def promise(value, actual, *, inside):
+        told = {"value": value, "low": 0.9 * value, "high": 1.1 * value, "unit": "bytes"}
+        return {**told, "actual": actual, "error": actual / value - 1, "inside": inside}
+
+    graded = {
+        "expected_end_seconds": promise(100.0, 150.0, inside=False), "energy_kwh": promise(1.0, 1.5, inside=False),
+        "final_dev_loss": promise(3.0, 3.1, inside=True), "peak_memory_bytes": promise(2.0**30, 3.0 * 2**30, inside=False),
+    }  # fmt: skip
+    record = RunRecord("20261120-000000-00000000", "test", graded={"promises": graded})
+    found = {one.name: one for one in analyse(replace(course(), record=record)).findings if one.name.startswith("promise_")}
+    assert list(found) == ["promise_expected_end_seconds", "promise_peak_memory_bytes"]
+    assert found["promise_peak_memory_bytes"].evidence == "promised 1 (0.9 to 1.1) GiB, came 3."
+    assert "50 % off" in found["promise_expected_end_seconds"].says
