@@ -29,7 +29,7 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import ConfigError, RefusedError
 from pipeline_lib.extensions import check_extensions, check_modules
 from pipeline_lib.metrics import training_log
-from pipeline_lib.planning.graded import in_metrics
+from pipeline_lib.planning.graded import grade, in_metrics
 from pipeline_lib.promotion import decide, promote
 from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
@@ -81,16 +81,19 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
         raise
     finally:
         close_run(workspace, run.record, run.outcome, error=error)
-        if run.record.graded:
-            run.services.tracker.metrics(in_metrics(run.record.graded))
         note_address(run.services.tracker, workspace, run.record)
         with _tracking(run):  # MLflow takes the model in while the report is written
             tell_what_was_made(run.services.tracker, workspace, run.record)
         report(workspace, run.record)
         with _tracking(run):
+            if graded := grade(workspace, run.record, until=now()):
+                run.services.tracker.metrics(in_metrics(graded))
             close_tracker(run.services.tracker, workspace, run.record)
             if url := run.record.mlflow.get("url"):
                 show_link("mlflow", url, f"{run.record.run_id} in MLflow")
+        # What comes after the last stage takes seconds that the next plan must know of.
+        run.record.graded = grade(workspace, run.record, until=now())
+        RunBook(workspace.runs_folder).save(run.record)
 
 
 def _check_recorded(options: RunOptions, workspace: Workspace) -> None:

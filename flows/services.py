@@ -9,6 +9,7 @@ from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.workspace import Workspace
 from tasks.mapper import task_mapper, workers_of
+from tasks.single import prefect_task
 
 
 def make_services(config: PipelineConfig, workspace: Workspace, record: RunRecord, *, adaptive: bool = True) -> Services:
@@ -23,6 +24,7 @@ def make_services(config: PipelineConfig, workspace: Workspace, record: RunRecor
     return Services(
         mapper=task_mapper(config.execution),
         workers=workers_of(config.execution),
+        task=prefect_task,
         tracker=open_tracker(config, workspace, record),
         announce=listener().progress,
         adaptive=adaptive,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import datetime
 from pathlib import Path
 
 from flows.environment import running_servers
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import MillraceError
-from pipeline_lib.tracking.run import STATUS, Run, start_run
+from pipeline_lib.tracking.run import FLUSH_SECONDS, STATUS, Run, start_run
 from pipeline_lib.tracking.run import reconcile as reconcile_spools
 from pipeline_lib.tracking.server import comparison_link, run_link, tracking_uri
 from pipeline_lib.tracking.sinks import SinkTracker, open_sinks
@@ -17,9 +18,10 @@ from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.resolve import read_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord
-from pipeline_lib.workspace.services import NullTracker, Tracker
+from pipeline_lib.workspace.services import NullTracker, Tracker, now
 from pipeline_lib.workspace.workspace import Workspace
 
+SHORTEST_FLUSH_SECONDS = 5.0  # on a quiet machine MLflow has everything in less
 DATASETS = {
     "ingest": "documents",
     "select": "selection",
@@ -75,8 +77,16 @@ def close_tracker(tracker: Tracker, workspace: Workspace, record: RunRecord) -> 
         for path in sorted(report.parent.iterdir()):
             tracker.artifact(path, "report")
     tracker.end(STATUS.get(record.outcome, "FAILED"))
-    tracker.close()
+    tracker.close(_patience(record))
     note_address(tracker, workspace, record)
+
+
+def _patience(record: RunRecord) -> float:
+    """Seconds to wait for MLflow: not beyond the run's window, but for the shortest wait; the rest comes with the next start."""
+    if not record.deadline:
+        return FLUSH_SECONDS
+    left = (datetime.fromisoformat(record.deadline) - now()).total_seconds()
+    return min(max(left, SHORTEST_FLUSH_SECONDS), FLUSH_SECONDS)
 
 
 def note_address(tracker: Tracker, workspace: Workspace, record: RunRecord) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.config.window import deadline
 from pipeline_lib.errors import NotFoundError, RefusedError
+from pipeline_lib.memory.keep import caught_up
 from pipeline_lib.planning.earlier import earlier_ends
 from pipeline_lib.planning.foreseen import Foreseen, data_seconds
 from pipeline_lib.planning.graded import coverage
@@ -79,7 +80,7 @@ def preview(workspace: Workspace, config: PipelineConfig, *, documents: Document
         real=real,
         rows=rows,
         kept=coverage(past),
-        earlier=earlier_ends(workspace, past, resolved.model, resolved.train, data=data, digest=digest),
+        earlier=earlier_ends(caught_up(workspace), resolved.model, resolved.train, data=data, digest=digest),
     )
     before = [["reading and packing data", foreseen.seconds], ["search", search]]
     parts = [[part, round(seconds, 3)] for part, seconds in (*before, *details["window"]) if part != "spent before the plan"]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig, Optimizer, Precision, TokenizerConfig, TrainConfig
 from pipeline_lib.errors import ConfigError, RefusedError, StageFailedError
 from pipeline_lib.hardware.machine import resident_bytes, training_device, training_memory_bytes
+from pipeline_lib.memory.keep import caught_up
 from pipeline_lib.planning.memory import Device, count_parameters, estimate_memory, nearest_that_fits
 from pipeline_lib.planning.profiles import GIB, USABLE_SHARE, Point
 from pipeline_lib.planning.recalled import features_asked, first_guess
@@ -23,6 +24,7 @@ from pipeline_lib.workspace.stage import Outcome, StageRun
 
 MOST_STEPS = 50  # the median of more is no better than the machine's drift
 CLEARLY_SLOWER = 0.85  # beyond the usual drift of 8–12 %
+FEW_STEPS_SPREAD = 0.3  # of the speed that one step shows; that of n goes with 1/√n. Judged
 VARIANTS = 2  # as many shares of the time are left for them
 WINDOW_SHARE, LONG_WINDOW, SHORT_WINDOW_SECONDS = 0.03, 1800.0, 10.0  # what calibration may cost of a window
 
@@ -76,7 +78,7 @@ def calibrate(
         real, TrainConfig(optimizer=optimizer), {"vocabulary_size": rows, "sequence_length": sequence_length},
         count_parameters(real, rows).total,
     )  # fmt: skip
-    guess = first_guess(run, asked)
+    guess = first_guess(caught_up(run.workspace), asked)
     bench.begin()
     for index, point in enumerate(points):
         run.progress(index, len(points), "points", f"micro-batch {point['micro_batch']}, {point['precision']}")
@@ -330,11 +332,12 @@ def _outcome(
 
 
 def _interval(step_seconds: list[float]) -> list[float]:
-    """90 % interval of the speed relative to the median: the 5th and 95th percentile of the steps (all of them when few)."""
+    """90 % interval of the speed relative to the median: the 5th and 95th percentile of the steps (all of them when few), and
+    never narrower than what so few steps can know."""
     ordered = sorted(step_seconds)
-    median = ordered[len(ordered) // 2]
+    median, unknown = ordered[len(ordered) // 2], 1 + FEW_STEPS_SPREAD / math.sqrt(len(ordered))
     cut = len(ordered) // 20
-    return [round(min(median / ordered[-1 - cut], 1.0), 4), round(max(median / ordered[cut], 1.0), 4)]
+    return [round(min(median / ordered[-1 - cut], 1 / unknown), 4), round(max(median / ordered[cut], unknown), 4)]
 
 
 def _shown(profile: dict[str, Any]) -> dict[str, Any]:

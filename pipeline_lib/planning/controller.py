@@ -10,6 +10,7 @@ which may use the margin but never the time reserved for what comes after traini
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -27,6 +28,7 @@ NEWS_SHARE = 0.01  # of the steps; a smaller move of the end is not worth an eve
 NEWS_MARGIN = 0.25  # … unless it is more of the margin than this
 REMEMBERED_STEPS = 25  # the pace is their median: a lasting change shows after thirteen steps, an evaluation among them does not
 REMEMBERED_SHARE = 0.05  # of the steps, when there are few; never fewer than five
+REMEMBERED_EVALUATIONS = 3  # their median is what the last one will take
 ASKED_SHARE = 0.2  # of all steps, at most, are a decay that somebody asked for
 STALL_STEPS = 10.0  # a pause of this many steps beyond the known costs is a stall: time lost once, no new pace
 CLEARLY_SLOWER = 0.7  # of the planned speed: beyond the usual drift of 8–12 %
@@ -49,7 +51,10 @@ class WindowController:
         self.adaptive = adaptive and deadline is not None and bool(plan.get("replan", True))
         self.after = float(reserve.get("after_training", 0.0))
         self.margin = float(reserve.get("margin", 0.0))
-        self.closing = float(reserve.get("closing", 0.0))  # last evaluation and last checkpoint, seconds
+        closing = float(reserve.get("closing", 0.0))  # last evaluation and last checkpoint, seconds
+        self.evaluate = float(reserve.get("evaluate", closing))
+        self.save = closing - self.evaluate
+        self.evaluated: deque[float] = deque(maxlen=REMEMBERED_EVALUATIONS)  # seconds that the latest took
         self.evaluate_every = int(plan.get("evaluate_every", 0))
         self.planned = self.total = int(plan["steps"])
         self.start = self.total - int(plan["decay_steps"])
@@ -70,6 +75,12 @@ class WindowController:
         self.resumed = False  # time has gone by, or there is a new window: the first step is a moment
         self.asked = ""  # why somebody wants the decay to begin now
         self.moment_seconds = max(REPLAN_SECONDS, REPLAN_WINDOW_SHARE * (self.end - self.last_time))
+
+    @property
+    def closing(self) -> float:
+        """The last evaluation and the last checkpoint, seconds: an evaluation writes samples, too, and is seen to take longer."""
+        seen = statistics.median_high(self.evaluated) if self.evaluated else 0.0
+        return self.save + max(self.evaluate, seen)
 
     @property
     def last_moment(self) -> float:
@@ -141,6 +152,7 @@ class WindowController:
         return {
             "total": self.total, "start": self.start, "most": self.most, "done": self.done, "measured": self.measured,
             "extra": self.extra, "step_seconds": self.step_seconds, "asked": self.asked,
+            "evaluated": list(self.evaluated),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -149,6 +161,7 @@ class WindowController:
         self.most = int(state["most"])
         self.measured, self.extra, self.asked = int(state["measured"]), float(state["extra"]), str(state["asked"])
         self.step_seconds, self.resumed = float(state["step_seconds"]), True
+        self.evaluated.extend(state.get("evaluated", []))
         self.last_time = self.replanned_at = self.clock().timestamp()
         self.replanned_step, self.first_call = self.done, True
 
@@ -161,6 +174,8 @@ class WindowController:
         self.recent.append(taken / steps)
         self._take_median()
         pause = taken - steps * self.step_seconds
+        if steps == 1 and self.evaluate_every and step % self.evaluate_every == 0:
+            self.evaluated.append(max(pause, 0.0))
         if pause <= STALL_STEPS * self.step_seconds + 3 * self.closing:
             self.extra += pause
         self.measured += steps

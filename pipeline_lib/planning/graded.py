@@ -18,12 +18,13 @@ SLOWED = 0.3  # beyond the usual drift of 8–12 %: something else was at work
 MADE = "made"  # a training that was reused kept no promise of this run
 
 
-def grade(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
+def grade(workspace: Workspace, record: RunRecord, *, until: datetime | None = None) -> dict[str, Any]:
     """Every promise of a run's plan beside what came of it, and the planned seconds beside the actual ones, by part.
 
     Args:
         workspace: where the run's artifacts lie.
         record: a run that has ended.
+        until: when the report was written and the servers had everything; None: when the record was closed, which is before.
 
     Returns:
         {"promises": {name: {value, low, high, unit, actual, error, inside}}, "parts": {part: {planned, actual}}, "time_error",
@@ -39,7 +40,7 @@ def grade(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
     except MillraceError:
         return {}
     begun = datetime.fromisoformat(record.window_from or record.started)
-    seconds = (datetime.fromisoformat(record.ended) - begun).total_seconds()
+    seconds = ((until or datetime.fromisoformat(record.ended)) - begun).total_seconds()
     resources = record.config["resources"]
     kwh = resources["watts"] * seconds / 3600 / 1000
     actual = {

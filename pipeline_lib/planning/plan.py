@@ -12,6 +12,7 @@ from pipeline_lib.config.model import ModelConfig, PlanConfig, TrainConfig
 from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.errors import RefusedError
 from pipeline_lib.hardware.machine import training_device
+from pipeline_lib.memory.keep import caught_up
 from pipeline_lib.planning import laws
 from pipeline_lib.planning.earlier import earlier_ends
 from pipeline_lib.planning.forecast import Earlier, Promise, forecast_from, forecast_loss, widened
@@ -66,7 +67,7 @@ def plan(
     real, rows = real_numbers(model, data["vocabulary_size"], run.workspace.store.artifact)
     profile = choose_profile(calibrated, resources, profile=plan.profile, priority=plan.priority)
     profile = at_size(profile, count_parameters(*configured), count_parameters(real, rows))
-    past = list(RunBook(run.workspace.runs_folder).all())
+    past, memory = list(RunBook(run.workspace.runs_folder).all()), caught_up(run.workspace)
     details = compose(
         data,
         calibrated,
@@ -86,11 +87,11 @@ def plan(
         rows=rows,
         source=source_of(run.workspace, train.parent),
         kept=coverage(past),
-        earlier=earlier_ends(run.workspace, past, model, train, data=data, digest=run.input("fill_gaps").manifest.digest),
+        earlier=earlier_ends(memory, model, train, data=data, digest=run.input("fill_gaps").manifest.digest),
     )
     details["chosen"] = dict(tuned["best"].get("chosen", {}))
     details["recalled"] = recall(
-        run, features_asked(real, train, data, count_parameters(real, rows).total), float(profile["tokens_per_second"])
+        run, memory, features_asked(real, train, data, count_parameters(real, rows).total), float(profile["tokens_per_second"])
     )
     for words in details["gave_up"]:
         run.event("gave_up", what=words)
@@ -205,6 +206,7 @@ def compose(
             "margin": window.margin if window else 0.0,
             "after_training": window.after_training if window else 0.0,
             "closing": draft.load.closing,
+            "evaluate": draft.load.evaluate,
             "after_estimated": window.after_estimated if window else 0.0,
         },
         "tokens": tokens,

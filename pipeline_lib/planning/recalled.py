@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline_lib.config.model import ModelConfig, TrainConfig
-from pipeline_lib.memory.recall import guess_throughput, nearest
+from pipeline_lib.memory.store import MemoryStore
 from pipeline_lib.workspace.machine import machine_identity
-from pipeline_lib.workspace.runs import RunBook
 from pipeline_lib.workspace.stage import StageRun
 
 LIKE_RUNS = 3  # shown to people
@@ -39,27 +38,31 @@ def features_asked(model: ModelConfig, train: TrainConfig, data: Mapping[str, An
     }
 
 
-def first_guess(run: StageRun, asked: Mapping[str, float | str]) -> dict[str, Any]:
+def first_guess(memory: MemoryStore, asked: Mapping[str, float | str]) -> dict[str, Any]:
     """Tokens a second that past runs like this one let expect before anything is measured; {} when none can tell.
+
+    Args:
+        memory: of the workspace (`memory.keep.caught_up`): runs that ended here or were taken over, however long ago.
+        asked: see `features_asked`.
 
     Returns:
         {"value", "low", "high", "runs"}.
     """
-    past = [record for record in RunBook(run.workspace.runs_folder).all() if record.outcome != "running"]
-    guess = guess_throughput(asked, past)
+    guess = memory.guess(asked)
     if guess is None:
         return {}
     numbers = {"value": round(guess.value, 1), "low": round(guess.low, 1), "high": round(guess.high, 1)}
     return {**numbers, "runs": list(guess.runs)}
 
 
-def recall(run: StageRun, asked: Mapping[str, float | str], calibrated_rate: float) -> dict[str, Any]:
+def recall(run: StageRun, memory: MemoryStore, asked: Mapping[str, float | str], calibrated_rate: float) -> dict[str, Any]:
     """The most similar past runs, the speed they let expect, and what was calibrated against it (1: the same).
 
     Says an event when the two differ by more than `UNLIKE_SPEED`: another process may be at work on this machine.
 
     Args:
         run: the stage run of `plan`.
+        memory: of the workspace.
         asked: see `features_asked`.
         calibrated_rate: tokens a second of the chosen profile.
 
@@ -67,9 +70,8 @@ def recall(run: StageRun, asked: Mapping[str, float | str], calibrated_rate: flo
         {"asked", "runs": [{"run_id", "distance", "reasons", "doubts"}], "tokens_per_second": {"value", "low", "high", "runs"} or
         {}, "calibrated_share"}.
     """
-    past = [record for record in RunBook(run.workspace.runs_folder).all() if record.outcome != "running"]
-    like = nearest(asked, LIKE_RUNS, past)
-    guess = first_guess(run, asked)
+    like = memory.recall(asked, k=LIKE_RUNS)
+    guess = first_guess(memory, asked)
     found: dict[str, Any] = {
         "asked": dict(asked),
         "runs": [

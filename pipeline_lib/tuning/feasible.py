@@ -114,5 +114,6 @@ def job_of(number: int, rung: int, trial: Trial, setting: Setting, *, seed: int 
         vocabulary_size=int(setting.data["vocabulary_size"]), model=trial.model, train=trial.train,
         learning_rate=trial.values["learning_rate"], weight_decay=trial.values["weight_decay"],
         batch_sequences=trial.batch_sequences, micro_batch=trial.micro_batch, warmup_share=trial.warmup_share,
-        precision=setting.precision, seed=setting.seed + seed, threads=setting.threads, alone=setting.alone,
+        precision=setting.precision, seed=setting.seed + seed, threads=setting.threads,
+        memory_bytes=trial.memory_bytes, alone=setting.alone,
     )  # fmt: skip

@@ -1,12 +1,12 @@
 """Ask and tell: the search's samplers and its storage for a loop of one's own, in one process or in several.
 
 ```python
-from pipeline_lib.tuning.own_loop import Range, ask, open_search, tell
+from pipeline_lib import tuning
 
-search = open_search(Path("here"), "widths", {"rate": Range(1e-4, 1e-2), "width": [64, 96, 128]})
+search = tuning.open_search(Path("here"), "widths", {"rate": tuning.Range(1e-4, 1e-2), "width": [64, 96, 128]})
 for _ in range(20):
-    asked = ask(search)
-    tell(search, asked, loss_of(**asked.values))
+    asked = tuning.ask(search)
+    tuning.tell(search, asked, loss_of(**asked.values))
 ```
 """
 
@@ -76,7 +76,7 @@ def open_search(
     if not found:
         raise ConfigError("the space is empty: nothing would be searched", where=name)
     folder.mkdir(parents=True, exist_ok=True)
-    return Study(folder, name, found, sampler=sampler, seed=seed, storage=storage)
+    return Study(folder, name, found, sampler=sampler, seed=seed, storage=storage, shared=True)
 
 
 def ask(search: Study) -> Asked:

@@ -28,7 +28,7 @@ class Seen:
 
     number: int
     point: Mapping[str, Value]
-    values: tuple[float, ...] | None  # one an objective, less is better; None: it is at work, or failed
+    values: tuple[float, ...] | None  # one an objective, less is better; None: not read yet, or failed
     attrs: Mapping[str, Any] = field(default_factory=dict)  # what the sampler had noted about it
     failed: bool = False
 
@@ -76,7 +76,9 @@ def _optuna(
 
     draw = (seed * 1_000_003 + number) % (1 << 31)
     makers: dict[str, Any] = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=draw, n_startup_trials=START_UP, multivariate=len(space) > 1),
+        "tpe": lambda: optuna.samplers.TPESampler(
+            seed=draw, n_startup_trials=START_UP, multivariate=len(space) > 1, constant_liar=True
+        ),
         "gp": lambda: optuna.samplers.GPSampler(seed=draw, n_startup_trials=START_UP),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=draw, population_size=_population(space)),
         "nsga3": lambda: optuna.samplers.NSGAIIISampler(seed=draw, population_size=_population(space)),
@@ -89,10 +91,11 @@ def _optuna(
     trials = []
     for one in seen:
         values = list(one.values) if one.values else worst if one.failed and any(other.values for other in seen) else None
-        if values is None or any(not space[key].holds(value) for key, value in one.point.items()):
+        at_work = values is None and not one.failed and name == "tpe"  # that sampler keeps away from what others try just now
+        if (values is None and not at_work) or any(not space[key].holds(value) for key, value in one.point.items()):
             continue
         told: dict[str, Any] = {"params": dict(one.point), "distributions": wanted, "system_attrs": dict(one.attrs)}
-        trials.append(create_trial(state=TrialState.COMPLETE, values=values, **told))
+        trials.append(create_trial(state=TrialState.RUNNING if at_work else TrialState.COMPLETE, values=values, **told))
     view.add_trials(trials)
     trial = view.ask(wanted)
     return dict(trial.params), dict(view.trials[-1].system_attrs)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,10 +17,11 @@ from pipeline_lib.tuning.space import Space, Value, default_point
 from pipeline_lib.tuning.study import Entry, Study
 from pipeline_lib.tuning.trial import Job, Reading, read_rung
 from pipeline_lib.workspace.files import remove_tree
-from pipeline_lib.workspace.services import Tracker, thread_mapper
+from pipeline_lib.workspace.services import Tracker
 from pipeline_lib.workspace.stage import StageRun
 
 OVERRUN = 1.2  # nothing new starts when the search would take more than this many times its share
+Running = Mapping[int, int]  # number of a trial at work -> bytes that it needs
 MOST_REFUSED = 3  # points refused by arithmetic, for each trial that is wanted: then the space holds too little that may run
 
 
@@ -55,8 +59,7 @@ class Search:
         Raises:
             StoppedError: a clean stop was asked for.
         """
-        while jobs := self._wave():
-            self._do(jobs)
+        self._work(self._next)
         for one in self._living():  # what still waits was never among the best
             self._end(one, "pruned")
 
@@ -66,25 +69,71 @@ class Search:
         Raises:
             StoppedError: a clean stop was asked for.
         """
+        self._work(partial(self._next_repeat, [(number, seed) for seed in range(1, seeds + 1) for number in numbers]))
+
+    def _work(self, following: Callable[[Running], Job | None]) -> None:
+        """Do jobs until there are none, as many side by side as there is room for: who is ready first takes the next.
+
+        Args:
+            following: the job that may begin now, given those at work; None: none before one of them ends.
+        """
+        running: dict[int, int] = {}
+        turn = threading.Condition()
+        left = False  # somebody left with an error: so do the others
+
+        def taken() -> Job | None:
+            with turn:
+                while not left:
+                    if job := self._fitting(following(running), running):
+                        running[job.number] = job.memory_bytes
+                        self._progress()
+                        return job
+                    if not running:
+                        break
+                    turn.wait()
+            return None
+
+        def worker() -> None:
+            nonlocal left
+            try:
+                while job := taken():
+                    reading = self._do(job)
+                    with turn:
+                        del running[job.number]
+                        self._record(job, reading)
+                        turn.notify_all()
+            except BaseException:
+                left = True
+                raise
+            finally:
+                with turn:
+                    turn.notify_all()
+
+        if self.parallel == 1:
+            worker()
+            return
+        with ThreadPoolExecutor(self.parallel, thread_name_prefix="trial") as pool:
+            for done in [pool.submit(copy_context().run, worker) for _ in range(self.parallel)]:
+                done.result()
+
+    def _fitting(self, job: Job | None, running: Running) -> Job | None:
+        """A job, unless those at work leave no memory for it."""
+        room = job is None or not running or sum(running.values()) + job.memory_bytes <= self.setting.memory_limit
+        return job if room else None
+
+    def _next_repeat(self, wanted: Sequence[tuple[int, int]], running: Running) -> Job | None:
         known = {(one["notes"]["seed_of"], one["notes"]["seed"]): one for one in self._repeats()}
-        for seed in range(1, seeds + 1):
-            for number in numbers:
-                one = known.get((number, seed))
-                if one is None:
-                    if self._too_long():
-                        return
-                    one = self.study.ask("repeat", self.study.entry(number)["point"], seed_of=number, seed=seed)
-                if not one["result"]:
-                    self._do([self._job(one, self.setting.rule.rungs - 1)])
+        for number, seed in wanted:
+            one = known.get((number, seed))
+            if one is None:
+                if self._too_long():
+                    return None
+                one = self.study.ask("repeat", self.study.entry(number)["point"], seed_of=number, seed=seed)
+            if not one["result"] and one["number"] not in running:
+                return self._job(one, self.setting.rule.rungs - 1)
+        return None
 
-    def _wave(self) -> list[Job]:
-        """The jobs that may run now, as many as there is room for."""
-        jobs: list[Job] = []
-        while len(jobs) < self.parallel and (job := self._next({one.number for one in jobs})):
-            jobs.append(job)
-        return jobs
-
-    def _next(self, running: set[int]) -> Job | None:
+    def _next(self, running: Running) -> Job | None:
         while True:
             entries = [one for one in self.study.entries() if one["kind"] != "repeat"]
             unread = [one for one in entries if not one["result"] and not one["readings"] and one["number"] not in running]
@@ -96,17 +145,24 @@ class Search:
             counted = sum(one["result"].get("state") != "refused" for one in entries)
             refused = len(entries) - counted
             new = counted < self.trials and refused < MOST_REFUSED * self.trials and not self._too_long()
-            standings = [_standing(one, one["number"] in running) for one in entries]
+            standings = [self._standing(one, one["number"] in running) for one in entries]
             ready = promotable(standings, self.setting.rule, closing=not new and not running)
             if ready is not None:
                 return self._job(self.study.entry(ready.number), ready.at + 1)
-            if not new or any(one["number"] in running and one["kind"] == "baseline" for one in entries):
-                return None  # the default is read before others are proposed
+            if not new:
+                return None
             self._ask(entries)
 
     def _first(self, one: Entry) -> int:
         """Brackets are for what the sampler proposes: the default and past points are read from the first rung on."""
         return self.setting.rule.first(one["number"] if one["kind"] == "sampled" else 0)
+
+    def _standing(self, one: Entry, running: bool = False) -> Standing:
+        readings = {r["rung"]: math.inf if r["dev_loss"] is None else r["dev_loss"] for r in one["readings"]}
+        return Standing(
+            one["number"], readings, {r["rung"]: r["parts"] for r in one["readings"]}, running=running or bool(one["result"]),
+            protected=one["kind"] == "baseline", bracket=self._first(one),
+        )  # fmt: skip
 
     def _ask(self, entries: Sequence[Entry]) -> None:
         points = [one["point"] for one in entries]
@@ -130,24 +186,22 @@ class Search:
             self._tracked[one["number"]] = tracker
         return job
 
-    def _do(self, jobs: Sequence[Job]) -> None:
-        """Train, record, decide. What a killed attempt has trained is taken as it is."""
-        self._progress()
-        should_stop = self.run.services.should_stop
-        if len(jobs) == 1:
-            readings = [read_rung(jobs[0], should_stop)]
-        else:
-            mapper = self.run.services.mapper if self.run.services.workers >= len(jobs) else thread_mapper(len(jobs))
-            readings = mapper(partial(read_rung, should_stop=should_stop), jobs)
-        for job, reading in zip(jobs, readings, strict=True):
-            if reading.stopped:
-                continue
-            shift = self.setting.rule.rungs - len(job.rungs)
-            self._record(job.number, replace(reading, rung=reading.rung + shift))
-        if any(reading.stopped for reading in readings) or should_stop():
-            raise StoppedError("stopped as asked", where="stage tune", fix="run again: the search continues where it stood")
+    def _do(self, job: Job) -> Reading:
+        """Train. What a killed attempt has trained is taken as it is.
 
-    def _record(self, number: int, reading: Reading) -> None:
+        Raises:
+            StoppedError: a clean stop was asked for.
+        """
+        should_stop = self.run.services.should_stop
+        name = f"trial {job.number}, {job.rungs[job.rung].steps} steps"
+        reading = None if should_stop() else self.run.services.task(name, partial(read_rung, job, should_stop))
+        if reading is None or reading.stopped:
+            raise StoppedError("stopped as asked", where="stage tune", fix="run again: the search continues where it stood")
+        return reading
+
+    def _record(self, job: Job, told: Reading) -> None:
+        """Store a reading, and decide what it means for the trial."""
+        number, reading = job.number, replace(told, rung=told.rung + self.setting.rule.rungs - len(job.rungs))
         self.study.read(number, reading)
         one, tracker = self.study.entry(number), self._tracked[number]
         for step, loss in reading.curve:
@@ -158,7 +212,7 @@ class Search:
             self._end(one, "complete", self.values_of(trial_of(one["point"], self.setting), reading))
         elif one["kind"] != "repeat":
             entries = [other for other in self.study.entries() if other["kind"] != "repeat"]
-            standings = {other["number"]: _standing(other, False) for other in entries}
+            standings = {other["number"]: self._standing(other) for other in entries}
             if gives_up(standings[number], list(standings.values()), self.setting.rule):
                 self._end(one, "pruned")
 
@@ -194,8 +248,8 @@ class Search:
             return False
         entries = self.study.entries()
         took = [math.fsum(reading["seconds"] for reading in one["readings"]) for one in entries if one["readings"]]
-        spent = math.fsum(took)
-        if not took or spent + spent / len(took) <= OVERRUN * self.seconds:
+        spent = math.fsum(took) / self.parallel
+        if not took or spent + math.fsum(took) / len(took) <= OVERRUN * self.seconds:
             return False
         if not self._cut:
             self._cut = True
@@ -209,12 +263,3 @@ class Search:
         done = [one["result"]["dev_loss"] for one in entries if one["result"].get("state") == "complete"]
         over = sum(bool(one["result"]) and one["result"]["state"] != "refused" and one["kind"] != "repeat" for one in entries)
         self.run.progress(over, self.trials, "trials", f"best dev loss {min(done):.3f}" if done else "")
-
-
-def _standing(one: Entry, running: bool) -> Standing:
-    readings: dict[int, float] = {}
-    parts: dict[int, list[float]] = {}
-    for reading in one["readings"]:
-        readings[reading["rung"]] = math.inf if reading["dev_loss"] is None else reading["dev_loss"]
-        parts[reading["rung"]] = reading["parts"]
-    return Standing(one["number"], readings, parts, running=running or bool(one["result"]), protected=one["kind"] == "baseline")

@@ -7,6 +7,7 @@ nothing was known of them).
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 URL_VARIABLE = "MILLRACE_OPTUNA_URL"  # a shared database for studies; without it each study is a file in its stage's work folder
 SPACE, SETUP = "space", "setup"  # study attributes
-KIND, POINT, SAMPLER, READINGS, RESULT, SEED_OF = "kind", "point", "sampler", "readings", "result", "seed_of"  # of trials
+ASKED, READINGS, RESULT = "asked", "readings", "result"  # of trials
+KIND, POINT, SAMPLER, NOTES = "kind", "point", "sampler", "notes"  # what was asked
 Entry = dict[str, Any]
 """A trial as it is recorded: number, kind (baseline, warm, sampled, repeat), point, readings, result ({}: it lives), notes."""
 
@@ -42,6 +44,8 @@ class Study:
         storage: `sqlite` or `journal`.
         objectives: how many, less is better.
         grid_points: of each factor.
+        shared: other processes work on it too: what they did is read before every look. Else this process remembers everything,
+            so that a thousand trials that wait cost no more than ten.
 
     Raises:
         RefusedError: a study of this name searches another space.
@@ -59,12 +63,14 @@ class Study:
         storage: str = "sqlite",
         objectives: int = 1,
         grid_points: int = 3,
+        shared: bool = False,
     ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.space, self.sampler, self.seed, self.grid_points, self.objectives = space, sampler, seed, grid_points, objectives
+        self.shared, self._known = shared, dict[int, Entry]()
         told = {"space": {key: one.to_json() for key, one in space.items()}, "objectives": objectives}
         try:
             self._study = optuna.create_study(
@@ -82,6 +88,8 @@ class Study:
                 where="the study", fix="take another name, or the space that it was begun with",
             )  # fmt: skip
 
+        self._look()
+
     def setup(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """What was fixed when the study began; `wanted` becomes that when it begins now."""
         if SETUP not in self._study.user_attrs:
@@ -95,7 +103,7 @@ class Study:
             How many.
         """
         lost = [
-            one for one in self._study.get_trials(deepcopy=False) if not one.state.is_finished() and POINT not in one.user_attrs
+            one for one in self._study.get_trials(deepcopy=False) if not one.state.is_finished() and ASKED not in one.user_attrs
         ]
         import optuna
 
@@ -112,48 +120,58 @@ class Study:
             notes: kept with the trial.
         """
         seen = [] if point else self.seen()
-        trial = self._study.ask()
+        storage = self._study._storage
+        trial_id = storage.create_new_trial(self._study._study_id)
+        number = storage.get_trial_number_from_id(trial_id)
         attrs: dict[str, Any] = {}
         if point is None:
-            proposed, attrs = propose(
-                self.sampler, self.space, trial.number, seen, seed=self.seed, grid_points=self.grid_points,
-                objectives=self.objectives,
-            )  # fmt: skip
-            point = proposed
-        for name, value in {KIND: kind, SAMPLER: attrs, **notes, POINT: dict(point)}.items():  # the point last: it is the commit
-            trial.set_user_attr(name, value)
-        return self.entry(trial.number)
+            point, attrs = propose(
+                self.sampler, self.space, number, seen, seed=self.seed, grid_points=self.grid_points, objectives=self.objectives
+            )
+        asked = _plain({KIND: kind, POINT: dict(point), SAMPLER: attrs, NOTES: notes})
+        storage.set_trial_user_attr(trial_id, ASKED, asked)  # one write: it is the commit
+        self._known[number] = {"number": number, **asked, READINGS: [], RESULT: {}}
+        return self._known[number]
 
     def read(self, number: int, reading: Reading) -> None:
         """Store a reading; one that is there stays."""
-        known: list[dict[str, Any]] = list(self._frozen(number).user_attrs.get(READINGS, []))
-        if not any(one["rung"] == reading.rung for one in known):
-            trial_id = self._frozen(number)._trial_id
-            self._study._storage.set_trial_user_attr(trial_id, READINGS, [*known, asdict(reading)])
-            if reading.dev_loss is not None and self.objectives == 1:
-                self._study._storage.set_trial_intermediate_value(trial_id, reading.steps, reading.dev_loss)
+        one = self.entry(number)
+        if any(known["rung"] == reading.rung for known in one[READINGS]):
+            return
+        readings = [*one[READINGS], _plain(asdict(reading))]
+        storage, trial_id = self._study._storage, self._trial_id(number)
+        storage.set_trial_user_attr(trial_id, READINGS, readings)
+        if reading.dev_loss is not None and self.objectives == 1:
+            storage.set_trial_intermediate_value(trial_id, reading.steps, reading.dev_loss)
+        self._known[number] = {**one, READINGS: readings}
 
     def end(self, number: int, state: str, values: Sequence[float] = (), **result: Any) -> None:
         """A trial is over: complete (with its values), pruned, failed or refused. What is known of it is stored first."""
-        import optuna
+        from optuna.trial import TrialState
 
-        states = optuna.trial.TrialState
-        frozen = self._frozen(number)
-        if frozen.state.is_finished():
+        one = self.entry(number)
+        if one[RESULT]:
             return
-        self._study._storage.set_trial_user_attr(frozen._trial_id, RESULT, {"state": state, "values": list(values), **result})
+        told = _plain({"state": state, "values": list(values), **result})
+        self._study._storage.set_trial_user_attr(self._trial_id(number), RESULT, told)
         if state == "complete":
             self._study.tell(number, list(values))
         else:
-            self._study.tell(number, state=states.PRUNED if state == "pruned" and frozen.intermediate_values else states.FAIL)
+            read = state == "pruned" and self.objectives == 1 and bool(_losses(one))
+            self._study.tell(number, state=TrialState.PRUNED if read else TrialState.FAIL)
+        self._known[number] = {**one, RESULT: told}
 
     def entry(self, number: int) -> Entry:
         """What is recorded of a trial."""
-        return _entry(self._frozen(number))
+        if self.shared:
+            self._look()
+        return self._known[number]
 
     def entries(self) -> list[Entry]:
         """All trials with a point, in order."""
-        return [_entry(one) for one in self._study.get_trials(deepcopy=False) if POINT in one.user_attrs]
+        if self.shared:
+            self._look()
+        return [self._known[number] for number in sorted(self._known)]
 
     def seen(self) -> list[Seen]:
         """The trials as samplers see them; one that waits at a rung with the loss that it would reach if it gained from there on
@@ -172,19 +190,24 @@ class Study:
             found.append(Seen(one["number"], one["point"], None if failed else values, one[SAMPLER], failed))
         return found
 
-    def _frozen(self, number: int) -> optuna.trial.FrozenTrial:
+    def _look(self) -> None:
+        """Read the storage."""
         trials = self._study.get_trials(deepcopy=False)
-        return trials[number]
+        self._known = {one.number: _entry(one) for one in trials if ASKED in one.user_attrs}
+
+    def _trial_id(self, number: int) -> int:
+        return int(self._study._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number))
 
 
 def _entry(trial: optuna.trial.FrozenTrial) -> Entry:
     told = trial.user_attrs
-    rest = {key: value for key, value in told.items() if key not in (KIND, POINT, SAMPLER, READINGS, RESULT)}
-    return {
-        "number": trial.number, KIND: told[KIND], POINT: told[POINT], SAMPLER: told.get(SAMPLER, {}),
-        READINGS: told.get(READINGS, []), RESULT: told.get(RESULT, {}) if trial.state.is_finished() else {},
-        "notes": rest,
-    }  # fmt: skip
+    result = told.get(RESULT, {}) if trial.state.is_finished() else {}
+    return {"number": trial.number, **told[ASKED], READINGS: told.get(READINGS, []), RESULT: result}
+
+
+def _plain(value: Any) -> Any:
+    """As it will be read from the storage."""
+    return json.loads(json.dumps(value))
 
 
 def _losses(entry: Entry) -> dict[int, float]:

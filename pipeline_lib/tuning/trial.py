@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.model import ModelConfig, Precision, TrainConfig
+from pipeline_lib.extensions import active_extensions, load_extensions
 from pipeline_lib.tuning.budget import DEV_SEQUENCES, REPORTS
 from pipeline_lib.tuning.rungs import Rung
 from pipeline_lib.workspace.files import read_json, write_json
@@ -24,6 +28,13 @@ if TYPE_CHECKING:
 
 PART_SEQUENCES = 4  # dev sequences in a part of the loss: what trials are compared by, pair by pair
 POLL_SECONDS = 0.2
+# Imported once, by the process that those of trials are forked from: importing torch anew would cost each some seconds.
+NEEDED = (
+    "pipeline_lib.training.loop",
+    "pipeline_lib.training.saving",
+    "pipeline_lib.packing.reader",
+    "pipeline_lib.tuning.course",
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class Job:
     precision: Precision
     seed: int
     threads: int
+    memory_bytes: int = 0  # estimated, at the peak
     alone: bool = True  # in this process; else in one of its own
     judge: str = "dev"  # the side that the loss is read on
 
@@ -81,7 +93,9 @@ def read_rung(job: Job, should_stop: Callable[[], bool] = lambda: False) -> Read
     begin = time.monotonic()
     if job.alone:
         return _train(job, should_stop)
-    child = multiprocessing.get_context("spawn").Process(target=_train, args=(job,), name=f"trial-{job.number}")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", *NEEDED])
+    child = context.Process(target=_train_apart, args=(job, active_extensions()), name=f"trial-{job.number}", daemon=True)
     child.start()
     try:
         while child.is_alive() and not should_stop():
@@ -96,6 +110,20 @@ def read_rung(job: Job, should_stop: Callable[[], bool] = lambda: False) -> Read
     if should_stop():
         return Reading(**{**asdict(nothing), "stopped": True})
     return Reading(**{**asdict(nothing), "error": f"its process ended with code {child.exitcode}"})
+
+
+def _train_apart(job: Job, modules: Sequence[str]) -> None:
+    """In a process of its own, which ends at once when the search's does: whoever goes on with the search trains this again."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    load_extensions(modules)
+    _train(job)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _written(job: Job) -> Reading | None:
@@ -119,6 +147,7 @@ def _train(job: Job, should_stop: Callable[[], bool] = lambda: False) -> Reading
 
 
 def _learn(job: Job, should_stop: Callable[[], bool]) -> Reading:
+    begin = time.monotonic()  # the first trial of a process imports torch: that is its start-up, as a training's
     import torch
 
     from pipeline_lib.training.data import spread
@@ -128,7 +157,7 @@ def _learn(job: Job, should_stop: Callable[[], bool]) -> Reading:
     from pipeline_lib.tuning.course import Course
 
     torch.set_num_threads(job.threads)
-    begin, rung = time.monotonic(), job.rungs[job.rung]
+    rung = job.rungs[job.rung]
     data, held_out = _side(job, "train"), _side(job, job.judge)
     session = _session(job, data)
     if earlier := _earlier(job):

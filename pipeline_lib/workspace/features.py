@@ -25,6 +25,7 @@ METRICS = {
     "sequences": (("pack", "sequences"), ("fill_gaps", "sequences")),
     "parameters": (("train", "parameters"), ("calibrate", "parameters")),
     "steps": (("train", "steps"),),
+    "trained_tokens": (("train", "tokens"),),
     "tokens_per_second": (("train", "tokens_per_second"), ("calibrate", "tokens_per_second")),
     "mfu": (("train", "mfu"),),
     "train_loss": (("train", "train_loss"),),

@@ -31,6 +31,18 @@ def thread_mapper(workers: int) -> Mapper:
     return apply
 
 
+class Task(Protocol):
+    """Do one long piece of work under a name by which people see it while it goes (in Prefect: a task of its own)."""
+
+    def __call__(self, name: str, work: Callable[[], T], /) -> T:
+        """Do `work` in this thread; what it raises comes out."""
+
+
+def plain_task(name: str, work: Callable[[], T], /) -> T:
+    """Nobody is looking."""
+    return work()
+
+
 class Tracker(Protocol):
     """Where metrics, parameters and files of a run go (MLflow in production). Never raises because a server is down."""
 
@@ -100,6 +112,7 @@ class Services:
 
     mapper: Mapper = field(default_factory=lambda: thread_mapper(1))
     workers: int = 1
+    task: Task = plain_task
     tracker: Tracker = field(default_factory=NullTracker)
     announce: Callable[[Progress], None] = lambda progress: None
     log: Callable[[str], None] = lambda line: None

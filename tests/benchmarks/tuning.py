@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +23,18 @@ from pipeline_lib.run import run_plain
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.tuning.budget import TrialPlan
 from pipeline_lib.tuning.feasible import Setting, job_of, trial_of
-from pipeline_lib.tuning.own_loop import Range, ask, open_search, tell
-from pipeline_lib.tuning.pruning import Rule
-from pipeline_lib.tuning.trial import read_rung
+from pipeline_lib.tuning.pruning import Rule, Standing, promotable
+from pipeline_lib.tuning.space import Dimension
+from pipeline_lib.tuning.study import Study
+from pipeline_lib.tuning.trial import Reading, read_rung
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.machine import machine_identity, versions
 from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks.figures import Book
 
-QUICKSTART = Path(__file__).parents[2] / "deployments" / "pipelines" / "quickstart.yaml"
+REPOSITORY = Path(__file__).parents[2]
+QUICKSTART = REPOSITORY / "deployments" / "pipelines" / "quickstart.yaml"
 SEEDS, QUICK_SEEDS = 5, 1
 RANDOM, QUICK_RANDOM = 42, 16  # trials at full length, the loss of the best of which is to be reached
 SEARCHED, QUICK_SEARCHED = 27, 14  # trials of the search, most of them ended early
@@ -40,6 +45,7 @@ DATA = (
     "ingest.sources=[{name: machine, kind: machine, max_mb: 3}]", "tokenizer.vocabulary_size=512", "pack.sequence_length=128",
     "suites.level=smoke", "model.width=64", "model.depth=2", "model.heads=4", "model.ffn_width=176", "train.batch_tokens=1024",
     "calibrate.seconds=4", "calibrate.micro_batches=[8]", "train.precision=fp32", "tracking.enabled=false",
+    "resources.max_hours=20", "resources.margin_minutes=10", "resources.search_share=0.5",  # the number of trials is the limit
 )  # fmt: skip
 SPACE = (
     "{learning_rate: [0.1, 8], weight_decay: [0.1, 8], batch_tokens: [0.5, 2], warmup_share: [0.3, 3], max_grad_norm: [0.3, 3]}"
@@ -65,11 +71,11 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
         shares, saved, overheads, found = [], [], [], []
         for seed in range(seeds):
             target, tokens = bench.random(seed, QUICK_RANDOM if quick else RANDOM)
-            cold, seconds = bench.search(seed, QUICK_SEARCHED if quick else SEARCHED)
+            cold = bench.search(seed, QUICK_SEARCHED if quick else SEARCHED, through_command=True)
             shares.append(reached(cold, target) / tokens)
-            overheads.append(overhead(cold, seconds))
+            overheads.append(overhead(cold))
             bench.search(seed, QUICK_SEARCHED if quick else SEARCHED, *HALF)
-            warm, _ = bench.search(seed, QUICK_WARM if quick else WARM, "tune.warm_start=2")
+            warm = bench.search(seed, QUICK_WARM if quick else WARM, "tune.warm_start=2")
             saved.append(1 - reached(warm, target) / reached(cold, float("inf")))
             found.append(bench.against_defaults(seed, cold, target))
             print(f"  seed {seed}: target {target:.4f}, search {best(cold):.4f}, warm {best(warm):.4f}; {found[-1]}", flush=True)
@@ -102,8 +108,8 @@ class Bench:
         self.parameters = self.parameters or int(artifact.manifest.details.get("parameters", 0))
         return artifact
 
-    def tune(self, seed: int, trials: int, *overrides: str) -> tuple[Artifact, float]:
-        """A search, and how long it took."""
+    def tune(self, seed: int, trials: int, *overrides: str, through_command: bool = False) -> Artifact:
+        """A search; through the command line it is seen by Prefect and MLflow."""
         told = (
             f"tune.space={SPACE}",
             f"tune.choices={CHOICES}",
@@ -112,8 +118,14 @@ class Bench:
             f"tune.trials={trials}",
         )
         wanted = (*told, *(("tune.warm_start=0",) if not any("warm_start" in o for o in overrides) else ()), *overrides)
-        artifact = self.record("tune", *wanted)
-        return artifact, artifact.manifest.seconds
+        if through_command:
+            sets = [text for override in (*DATA, *wanted, "tracking.enabled=true") for text in ("--set", override)]
+            command = [sys.executable, "-m", "flows.cli.main", "run", "--until", "tune", *sets]
+            environment = {**os.environ, "MILLRACE_HOME": str(self.workspace.root)}
+            done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"the search ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        return self.record("tune", *wanted)
 
     def random(self, seed: int, trials: int) -> tuple[float, int]:
         """The best loss of random trials at full length, and all their tokens; kept by digest."""
@@ -122,7 +134,7 @@ class Bench:
         if file and file.is_file():
             kept = json.loads(file.read_text("utf-8"))
             return float(kept["loss"]), int(kept["tokens"])
-        artifact, _ = self.tune(seed, trials, "tune.sampler=random", "tune.pruner=none", "tune.repeats=0")
+        artifact = self.tune(seed, trials, "tune.sampler=random", "tune.pruner=none", "tune.repeats=0")
         rows = read_tables(artifact.files("trials")).to_pylist()
         loss, tokens = best(artifact), sum(row["spent_tokens"] for row in rows)
         if file:
@@ -130,9 +142,9 @@ class Bench:
             file.write_text(json.dumps({"loss": loss, "tokens": tokens}), "utf-8")
         return loss, tokens
 
-    def search(self, seed: int, trials: int, *overrides: str) -> tuple[Artifact, float]:
+    def search(self, seed: int, trials: int, *overrides: str, through_command: bool = False) -> Artifact:
         """TPE with ASHA on tokens."""
-        return self.tune(seed, trials, "tune.sampler=tpe", "tune.pruner=asha", *overrides)
+        return self.tune(seed, trials, "tune.sampler=tpe", "tune.pruner=asha", *overrides, through_command=through_command)
 
     def against_defaults(self, seed: int, tuned: Artifact, target: float) -> dict[str, dict[str, float]]:
         """Losses on dev and on untouched test text: the tuned point, the preset's default, the library's."""
@@ -178,10 +190,10 @@ def reached(artifact: Artifact, target: float) -> float:
     return float(sum(row["spent_tokens"] for row in rows)) if best(artifact) <= target else float("inf")
 
 
-def overhead(artifact: Artifact, seconds: float) -> float:
+def overhead(artifact: Artifact) -> float:
     """Time of a search that no trial took, as a share of the trials'."""
     work = sum(row["seconds"] for row in read_tables(artifact.files("trials")).to_pylist())
-    return seconds / work - 1
+    return artifact.manifest.seconds / work - 1
 
 
 def _defaults(book: Book, found: Sequence[dict[str, dict[str, float]]]) -> None:
@@ -199,12 +211,39 @@ def _defaults(book: Book, found: Sequence[dict[str, dict[str, float]]]) -> None:
 
 
 def _large(book: Book, folder: Path, trials: int) -> None:
-    """Asking and telling in a study of many trials."""
-    search = open_search(folder / "large", "large", {"a": Range(0.1, 10.0), "b": Range(0.1, 10.0), "c": ["x", "y"]})
+    """All that a search does beside training: asking, storing a reading, deciding who goes on; most trials wait for ever."""
+    space = {name: Dimension(name, 0.1, 10.0) for name in ("learning_rate", "weight_decay")}
+    (folder / "large").mkdir()
+    study, rule = Study(folder / "large", "large", space), Rule("asha", 3, 3.0)
+
+    def loss(point: Mapping[str, Any], rung: int) -> float:
+        return 3.0 - 0.1 * rung + float(sum(np.log(float(value) / 3) ** 2 for value in point.values()))
+
     took = []
     for _ in range(trials):
         begin = time.perf_counter()
-        asked = ask(search)
-        tell(search, asked, float(np.log(float(asked.values["a"])) ** 2 + float(np.log(float(asked.values["b"])) ** 2)))
+        number, rung = study.ask()["number"], 0
+        while True:
+            read = loss(study.entry(number)["point"], rung)
+            study.read(number, Reading(rung, 10 * 3**rung, 0, 0, 1.0, dev_loss=read, parts=[read] * 8, curve=[(1, read)]))
+            if rung == rule.rungs - 1:
+                study.end(number, "complete", [read])
+            entries = study.entries()
+            standings = [
+                Standing(one["number"], {r["rung"]: r["dev_loss"] for r in one["readings"]}, running=bool(one["result"]))
+                for one in entries
+            ]
+            if (ready := promotable(standings, rule)) is None:
+                break
+            number, rung = ready.number, ready.at + 1
         took.append(time.perf_counter() - begin)
-    book.add(f"asking and telling, last tenth of {trials:,} trials", 1e3 * statistics.median(took[-trials // 10 :]), "ms")
+    setup = "a trial with its promotions, stored in SQLite, TPE"
+    book.add(
+        f"search beside training, last tenth of {trials:,} trials",
+        1e3 * statistics.median(took[-trials // 10 :]),
+        "ms",
+        setup=setup,
+    )
+    begin = time.perf_counter()
+    Study(folder / "large", "large", space)
+    book.add(f"going on with a study of {trials:,} trials", time.perf_counter() - begin, "s")

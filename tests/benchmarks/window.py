@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -115,6 +116,7 @@ def real(book: Book, home: Path, windows: Sequence[float]) -> None:
             "tune.trials=0", "train.max_epochs=1000", f"train.batch_tokens={rng.choice([1024, 2048, 4096])}", f"seed={number}",
             "validation.language_tokens=5000", f"execution.extensions=[{TROUBLE}]",
         )  # fmt: skip
+        begun = time.time()
         code = _millrace(home, "run", *_set(*overrides), trouble=told, must=False)
         killed = code == -signal.SIGKILL
         if killed:
@@ -132,7 +134,8 @@ def real(book: Book, home: Path, windows: Sequence[float]) -> None:
         raw += not annealed
         unused.append((ahead - MARGIN * window) / window)
         print(
-            f"  {minutes:g} min, {kind}: {ahead:.1f} s to the deadline, margin {MARGIN * window:.0f} s; {words}",
+            f"  {minutes:g} min, {kind}: {ahead:.1f} s to the deadline, margin {MARGIN * window:.0f} s; {words}; "
+            f"{_parts(record)}; the command took {time.time() - begun:.0f} s",
             flush=True,
         )
     setup = f"{len(windows)} whole runs of {', '.join(f'{m:g}' for m in sorted(set(windows)))} minutes, margin {MARGIN:.0%}"
@@ -145,6 +148,12 @@ def real(book: Book, home: Path, windows: Sequence[float]) -> None:
     book.add("real runs that are not annealed", raw, "runs", most=0)
     book.add("real runs: median unused share", 100 * statistics.median(unused), "%", most=5)
     _predictions(book, records)
+
+
+def _parts(record: RunRecord) -> str:
+    """Where the time went: planned and actual seconds of training, and of all that follows it, the longest stage of that."""
+    told = [f"{part} {one['planned']:.1f} planned, {one['actual']:.1f} s" for part, one in record.graded.get("parts", {}).items()]
+    return ", ".join([*told, f"validate {record.stages['validate'].seconds:.1f} s"])
 
 
 def _predictions(book: Book, told_of: Sequence[tuple[str, RunRecord]]) -> None:
@@ -166,7 +175,8 @@ def _predictions(book: Book, told_of: Sequence[tuple[str, RunRecord]]) -> None:
     few = len(inside) < 20  # the range can only be judged over many
     if inside:
         share = 100 * sum(inside) / len(inside)
-        book.add("promises inside their 90 % interval", share, "%", least=None if few else 85, setup=f"{len(inside)} promises")
+        goal: dict[str, float] = {} if few else {"least": 85, "most": 95}
+        book.add("promises inside their 90 % interval", share, "%", setup=f"{len(inside)} promises", **goal)
 
 
 def _annealed(workspace: Workspace, record: RunRecord) -> tuple[bool, str]:

@@ -15,6 +15,7 @@ from pipeline_lib.errors import ConfigError, ServiceError, StageFailedError
 from pipeline_lib.workspace.workspace import Workspace
 from tasks import mapper
 from tasks.mapper import task_mapper
+from tasks.single import prefect_task
 from tasks.transient import is_transient
 from tests.servers import wait_for
 
@@ -49,6 +50,29 @@ def test_order_and_batches(runner: str, prefect, monkeypatch) -> None:
     assert [square for square, _ in seen] == [n * n for n in range(22)]
     others = {pid for _, pid in seen} - {os.getpid()}
     assert bool(others) == (runner == "processes")
+
+
+def test_long_work_is_a_task_of_its_own(prefect) -> None:
+    told = []
+
+    @flow(persist_result=False)
+    def work() -> None:
+        told.append(prefect_task("trial 7, {24} steps", lambda: slow_square(7)[0]))
+        with pytest.raises(StageFailedError):
+            prefect_task("trial 8", _failing)
+
+    state = work(return_state=True)
+    body = {"flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}}}
+
+    def states() -> dict[str, str]:
+        return {task["name"]: task["state_type"] for task in prefect.request("POST", "/task_runs/filter", json=body).json()}
+
+    assert told == [49]
+    wait_for(lambda: states() == {"trial 7, (24) steps": "COMPLETED", "trial 8": "FAILED"})
+
+
+def _failing() -> None:
+    raise StageFailedError("not today")
 
 
 def test_little_work_needs_no_prefect() -> None:

@@ -46,6 +46,13 @@ def test_on_plan_nothing_moves():
     assert ended.trained == pytest.approx(910.0, abs=10)
 
 
+def test_an_evaluation_that_takes_longer_than_planned_is_foreseen_at_the_end():
+    real = Load(step=0.5, evaluate=40.0, save=1.0)
+    ended = simulate(Night(details(LOAD, WINDOW), real, WINDOW, lambda step, now: 0.5))
+    assert ended.trained <= 910 + 0.6 * WINDOW.margin, "the last one, too: planned for one of 4 s it would miss the deadline"
+    assert ended.annealed
+
+
 @pytest.mark.parametrize("schedule", ["wsd", "linear"])
 def test_half_the_speed_halves_the_steps_and_twice_the_speed_uses_the_time(schedule):
     plan = details(LOAD, WINDOW, schedule=schedule)

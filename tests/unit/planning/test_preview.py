@@ -78,7 +78,9 @@ def remember(home: Path, *, documents: float, seconds: float, ends: dict[int, fl
     for number, (tokens, loss) in enumerate(ends.items()):
         ref = execute(workspace, TRAINED, Config(trained={"tokens": tokens, "dev_loss": loss}), {})
         stages = {name: StageRecord("made", ref.to_json()) for name in ("train", "fill_gaps")}
-        record = RunRecord(f"2026010{number + 1}-000000-aaaaaaaa", "p", outcome="completed", stages=stages, features=known)
+        record = RunRecord(f"2026010{number + 1}-000000-aaaaaaaa", "p", outcome="completed", stages=stages)
+        shape = {"width": config.model.width, "depth": config.model.depth, "trained_tokens": tokens, "dev_loss": loss}
+        record.features = {**known, **shape}
         record.config = config.model_dump(mode="json")
         RunBook(workspace.runs_folder).save(record)
 

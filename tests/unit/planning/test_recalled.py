@@ -8,6 +8,7 @@ import pytest
 from plan_toy import CALIBRATED, make_plan
 
 from pipeline_lib.config.model import ModelConfig, TrainConfig
+from pipeline_lib.memory.keep import caught_up, store_of
 from pipeline_lib.planning.memory import count_parameters
 from pipeline_lib.planning.recalled import features_asked
 from pipeline_lib.workspace.runs import RunBook, RunRecord
@@ -54,6 +55,19 @@ def test_other_machines_and_running_runs_tell_no_speed(tmp_path: Path) -> None:
     assert make_plan(tmp_path / "a").details["recalled"]["tokens_per_second"] == {}
     remember(tmp_path / "b", [20_000.0], outcome="running")
     assert make_plan(tmp_path / "b").details["recalled"]["runs"] == []
+
+
+def test_runs_that_were_imported_tell_as_well(tmp_path: Path) -> None:
+    """Of another workspace, its records gone: speed, and how trainings of this model ended."""
+    remember(tmp_path / "a", [11_000.0], trained_tokens=4e6, dev_loss=3.0)
+    file = tmp_path / "memory.parquet"
+    assert caught_up(Workspace.open(tmp_path / "a")).export(file) == 1
+    assert store_of(Workspace.open(tmp_path / "b")).bring_in(file) == (1, 0)
+    made = make_plan(tmp_path / "b")
+    assert made.details["recalled"]["tokens_per_second"]["value"] == 11_000
+    promise = made.details["promises"]["final_dev_loss"]
+    assert "1 earlier run of this model on other data" in promise["basis"]
+    assert promise["low"] < 3.0 * (4e6 / made.details["tokens"]) ** 0.12 < promise["high"]
 
 
 def test_memory_is_never_part_of_the_key(tmp_path: Path) -> None:

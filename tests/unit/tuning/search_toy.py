@@ -84,7 +84,9 @@ def run_stages(
     return made
 
 
-KILLED = Config(tune=TuneConfig(trials=5, steps=24, pruner="asha"))
+def killed(parallel: int) -> Config:
+    """The search that is killed, with so many trials side by side."""
+    return Config(tune=TuneConfig(trials=5, steps=24, pruner="asha", parallel=parallel))
 
 
 def _say(pipe: int, progress: Progress) -> None:
@@ -92,7 +94,7 @@ def _say(pipe: int, progress: Progress) -> None:
         os.write(pipe, b".")
 
 
-def search_killed_at(root: Path, moments: list[tuple[int, float]]) -> None:
+def search_killed_at(root: Path, parallel: int, moments: list[tuple[int, float]]) -> None:
     """Search in processes that are killed: each when it has begun so many rungs, and so many seconds later.
 
     They are forks of one that has imported everything and run nothing.
@@ -102,7 +104,7 @@ def search_killed_at(root: Path, moments: list[tuple[int, float]]) -> None:
     for rungs, seconds in moments:
         seen, told = os.pipe()
         if not (process := os.fork()):
-            run_until(root, "tune", KILLED, services=Services(announce=partial(_say, told)))
+            run_until(root, "tune", killed(parallel), services=Services(announce=partial(_say, told)))
             os._exit(0)
         for _ in range(rungs):
             os.read(seen, 1)
@@ -114,4 +116,5 @@ def search_killed_at(root: Path, moments: list[tuple[int, float]]) -> None:
 
 
 if __name__ == "__main__":
-    search_killed_at(Path(sys.argv[1]), [(int(rungs), float(s)) for rungs, _, s in (m.partition("+") for m in sys.argv[2:])])
+    told = [(int(rungs), float(seconds)) for rungs, _, seconds in (moment.partition("+") for moment in sys.argv[3:])]
+    search_killed_at(Path(sys.argv[1]), int(sys.argv[2]), told)

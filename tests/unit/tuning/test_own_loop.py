@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline_lib.errors import ConfigError, RefusedError
-from pipeline_lib.tuning.own_loop import Range, ask, open_search, tell
+from pipeline_lib.tuning import Range, ask, open_search, tell
 
 SPACE = {"rate": Range(1e-4, 1e-1), "width": [64, 96, 128]}
 

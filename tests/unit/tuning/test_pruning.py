@@ -53,7 +53,8 @@ def test_at_the_end_the_best_of_each_rung_goes_on_to_be_read_whole():
 def test_hyperband_compares_within_a_bracket():
     rule = Rule("hyperband", 3, 3.0)
     assert [rule.first(number) for number in range(4)] == [0, 1, 2, 0]
-    trials = [Standing(0, {0: 9.0}), Standing(3, {0: 8.0}), Standing(6, {0: 7.0}), Standing(1, {1: 1.0}), Standing(4, {1: 0.5})]
+    trials = [Standing(n, {0: loss}) for n, loss in ((0, 9.0), (3, 8.0), (6, 7.0))]
+    trials += [Standing(n, {1: loss}, bracket=1) for n, loss in ((1, 1.0), (4, 0.5))]
     assert promotable(trials, rule).number == 6
 
 

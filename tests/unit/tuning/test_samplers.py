@@ -71,3 +71,10 @@ def test_several_objectives():
         assert len(found) == 20
         if name != "tpe":
             assert any("generation" in key for key in found[-1].attrs), "what the sampler notes is kept"
+
+
+def test_tpe_keeps_away_from_what_is_at_work():
+    seen = searched("tpe", 12)
+    point = propose("tpe", SPACE, 12, seen, seed=0)[0]
+    assert propose("tpe", SPACE, 12, seen, seed=0)[0] == point
+    assert propose("tpe", SPACE, 12, [*seen, Seen(13, point, None)], seed=0)[0] != point

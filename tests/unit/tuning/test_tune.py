@@ -1,15 +1,19 @@
 """The stages calibrate and tune on a packed toy corpus: trials as a table, a winner with a reason, kills, failures."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from search_toy import KILLED, Config, run_until, window
+from search_toy import Config, killed, run_until, window
 
 from pipeline_lib.config.model import LoraConfig, TrainConfig, TuneConfig
 from pipeline_lib.config.resources import ResourcesConfig
@@ -56,6 +60,38 @@ def searched(tmp_path_factory):
     root, notebook = tmp_path_factory.mktemp("searched"), Notebook()
     services = window(360, Services(tracker=notebook))
     return root, run_until(root, "plan", services=services), notebook.book
+
+
+class Watched:
+    """Tasks that are noted, with the most that were at work at the same moment. One trial's process is killed."""
+
+    def __init__(self):
+        self.names, self.now, self.most, self.killed = [], 0, 0, ""
+        self.lock = threading.Lock()
+
+    def task(self, name, work):
+        with self.lock:
+            self.names.append(name)
+            self.now += 1
+            self.most = max(self.most, self.now)
+            victim = len(self.names) == 3
+        if victim:
+            self.killed = name.split()[1].rstrip(",")
+            threading.Thread(target=self._kill, args=(f"trial-{self.killed}",)).start()
+        try:
+            return work()
+        finally:
+            with self.lock:
+                self.now -= 1
+
+    @staticmethod
+    def _kill(name):
+        for _ in range(1000):
+            for child in multiprocessing.active_children():
+                if child.name == name:
+                    os.kill(child.pid, signal.SIGKILL)
+                    return
+            time.sleep(0.005)
 
 
 def trials_of(artifact):
@@ -157,6 +193,37 @@ def test_every_pruner_on_a_real_model(searched, pruner):
     assert any(row["state"] == "pruned" and row["steps"] == 8 for row in rows)
     assert sum(row["spent_tokens"] for row in rows) < 4 * rows[0]["tokens"]
     assert read[0][1]["spent_tokens"] == (24 - 6) * 8 * 32, "it went on from step 6, where the decay of its first reading began"
+
+
+@pytest.fixture(scope="module")
+def side_by_side(searched):
+    """Two trials at a time; the process of one of them is killed."""
+    watched = Watched()
+    config = small(trials=4, steps=24, pruner="asha", parallel=2)
+    return trials_of(with_config(searched, config, Services(task=watched.task))), watched
+
+
+def test_nothing_is_lost_and_nothing_doubled(side_by_side):
+    rows, watched = side_by_side
+    assert [row["number"] for row in rows] == list(range(len(rows)))
+    assert len({row["params"] for row in rows}) == 4
+    read = [(row["number"], one["rung"]) for row in rows for one in json.loads(row["rungs"])]
+    assert len(read) == len(set(read)) == len(watched.names)
+
+
+def test_two_are_at_work_at_a_time_and_each_reading_is_a_task(side_by_side):
+    rows, watched = side_by_side
+    assert watched.most == 2
+    assert sorted(set(watched.names)) == sorted(watched.names)
+    steps = {f"trial {row['number']}, {one['steps']} steps" for row in rows for one in json.loads(row["rungs"]) if one["steps"]}
+    assert steps <= set(watched.names)
+
+
+def test_a_trial_whose_process_dies_is_a_result(side_by_side):
+    rows, watched = side_by_side
+    (failed,) = [row for row in rows if row["state"] == "failed"]
+    assert str(failed["number"]) == watched.killed
+    assert failed["error"] == "its process ended with code -9"
 
 
 @pytest.mark.parametrize("sampler", ["gp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cmaes", "nsga3"))])
@@ -270,22 +337,39 @@ def test_bad_input_is_refused(searched, tune, words):
         with_config(searched, small(**tune))
 
 
+def kill_search(root, parallel):
+    """Search, killed at several moments; the trials of the search that went on."""
+    run_until(root, "calibrate", killed(parallel))
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "packing"), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, str(HERE / "search_toy.py"), str(root), str(parallel), "1+0.05", "2+0.1", "3+0.2"], check=True,
+        timeout=120, env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    return run_until(root, "tune", killed(parallel))["tune"]
+
+
 @pytest.mark.slow
 def test_a_killed_search_ends_as_one_that_was_not_killed(tmp_path):
     """Killed at several moments, it has the trials, the points and, to the bit, the losses of a search that ran through: trials
     that were promoted went on from their own checkpoint."""
-    run_until(tmp_path, "calibrate", KILLED)
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "packing"), os.environ.get("PYTHONPATH", "")])
-    moments = ["1+0.05", "2+0.1", "3+0.2"]
-    subprocess.run(
-        [sys.executable, str(HERE / "search_toy.py"), str(tmp_path), *moments], check=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
-    killed = run_until(tmp_path, "tune", KILLED)["tune"]
-    whole = run_until(tmp_path, "tune", KILLED, force=True)["tune"]
-    assert killed.key != whole.key
+    once = kill_search(tmp_path, 1)
+    whole = run_until(tmp_path, "tune", killed(1), force=True)["tune"]
+    assert once.key != whole.key
     same = ("number", "kind", "seed_of", "state", "params", "dev_loss", "tokens", "spent_tokens", "curve")
-    rows = [[{name: row[name] for name in same} for row in trials_of(made)] for made in (killed, whole)]
+    rows = [[{name: row[name] for name in same} for row in trials_of(made)] for made in (once, whole)]
     assert rows[0] == rows[1]
     assert len({row["params"] for row in rows[0] if row["kind"] != "repeat"}) == 5
-    assert any(len(json.loads(row["rungs"])) > 1 for row in trials_of(killed) if row["kind"] == "sampled")
+    assert any(len(json.loads(row["rungs"])) > 1 for row in trials_of(once) if row["kind"] == "sampled")
+
+
+@pytest.mark.slow
+def test_a_killed_search_of_two_side_by_side_loses_and_doubles_nothing(tmp_path):
+    rows = trials_of(kill_search(tmp_path, 2))
+    assert [row["number"] for row in rows] == list(range(len(rows)))
+    searched = [row for row in rows if row["kind"] != "repeat"]
+    assert len(searched) == len({row["params"] for row in searched}) == 5
+    for row in searched:
+        read = [one["rung"] for one in json.loads(row["rungs"])]
+        assert read == list(range(len(read)))
+        assert row["state"] in ("complete", "pruned"), row["error"]
+        assert row["spent_tokens"] <= 1.3 * row["tokens"], "no reading was trained for twice"
