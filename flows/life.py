@@ -22,7 +22,7 @@ from flows.listener import listener
 from flows.options import RunOptions
 from flows.processes import no_children_left
 from flows.services import make_services
-from flows.tracking import close_tracker, note_address, reconcile_tracking, tell_what_was_made
+from flows.tracking import close_tracker, note_address, reconcile_tracking, tell_of_killed, tell_what_was_made
 from pipeline_lib.config.load import check_secrets
 from pipeline_lib.config.paths import allowed_roots, check_paths, refusal
 from pipeline_lib.config.pipeline import PipelineConfig
@@ -30,7 +30,7 @@ from pipeline_lib.errors import ConfigError, RefusedError
 from pipeline_lib.extensions import check_extensions, check_modules
 from pipeline_lib.metrics import training_log
 from pipeline_lib.planning.graded import grade, in_metrics
-from pipeline_lib.promotion import decide, promote
+from pipeline_lib.promotion import decide, in_office, promote
 from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
 from pipeline_lib.secrets import mask, told
@@ -82,10 +82,10 @@ def living(config: PipelineConfig, options: RunOptions) -> Iterator[LiveRun]:
     finally:
         close_run(workspace, run.record, run.outcome, error=error)
         note_address(run.services.tracker, workspace, run.record)
-        with _tracking(run):  # MLflow takes the model in while the report is written
+        with _tracking(workspace, run.record):  # MLflow takes the model in while the report is written
             tell_what_was_made(run.services.tracker, workspace, run.record)
         report(workspace, run.record)
-        with _tracking(run):
+        with _tracking(workspace, run.record):
             if graded := grade(workspace, run.record, until=now()):
                 run.services.tracker.metrics(in_metrics(graded))
             close_tracker(run.services.tracker, workspace, run.record)
@@ -119,14 +119,14 @@ def _check_disk(workspace: Workspace, config: PipelineConfig, options: RunOption
 
 
 @contextlib.contextmanager
-def _tracking(run: LiveRun) -> Iterator[None]:
+def _tracking(workspace: Workspace, record: RunRecord) -> Iterator[None]:
     """What goes wrong with MLflow is an event of the run, never its end."""
     try:
         yield
     except Exception as problem:
         get_run_logger().exception("MLflow was not told how the run ended")
-        run.record.events.append({"time": now().isoformat(), "kind": "tracking_failed", "detail": {"error": told(problem)}})
-        RunBook(run.workspace.runs_folder).save(run.record)
+        record.events.append({"time": now().isoformat(), "kind": "tracking_failed", "detail": {"error": told(problem)}})
+        RunBook(workspace.runs_folder).save(record)
 
 
 def report(workspace: Workspace, record: RunRecord) -> None:
@@ -166,7 +166,9 @@ def settle(run: LiveRun) -> None:
     if verdict["outcome"] == "same":
         return
     decision, by = ("promote" if verdict["outcome"] == "pass" else "keep"), "gate"
-    if run.config.gate.approval:
+    if entry := in_office(run.workspace, run.record):  # an attempt that was killed here has promoted it
+        decision, by = "promote", entry["by"]
+    elif run.config.gate.approval:
         decision, by = ask(run, verdict)
     if decision == "promote":
         promote(run.workspace, run.record, verdict, by=by)
@@ -189,6 +191,8 @@ def clear_up(workspace: Workspace, config: PipelineConfig) -> None:
         get_run_logger().warning("run %s was killed; its record is closed now", record.run_id)
         if flow_run_id := record.prefect.get("flow_run_id"):
             _close_flow_run(UUID(flow_run_id))
+        with _tracking(workspace, record):
+            tell_of_killed(workspace, record)
         report(workspace, record)
     reconcile_tracking(workspace, config, dead)
 

@@ -168,6 +168,13 @@ def mirror_aliases(workspace: Workspace, record: RunRecord) -> None:
         reconcile_tracking(workspace, config, [])
 
 
+def tell_of_killed(workspace: Workspace, record: RunRecord) -> None:
+    """A run that was killed when its model was judged: the model is registered, and aliases follow `champion.json`."""
+    spool = workspace.spool_folder / f"{record.run_id}.jsonl"
+    if record.verdict and spool.exists():  # without a spool MLflow was never told of the run
+        tell_what_was_made(Run(Spool(spool), record.run_id), workspace, record)
+
+
 def _maker(workspace: Workspace, record: RunRecord, key: str) -> RunRecord | None:
     """The run that made an artifact."""
     for other in reversed(list(RunBook(workspace.runs_folder).all())):

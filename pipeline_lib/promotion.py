@@ -31,7 +31,8 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
 
     Returns:
         {"outcome": pass | fail | not_enough_evidence | same, "metric", "candidate", "champion", "difference", "reasons"}; the
-        same answer for ever for one pair of models, as the candidate was validated, and one set of rules (`gate`).
+        same answer for ever for one pair of models, as the candidate was validated, and one set of rules (`gate`). The run that
+        the champion is from gets the answer from before its promotion: a kill may have come between that and the run's end.
     """
     train, validated = record.ref("train"), record.ref("validate")
     if train is None or validated is None:
@@ -39,13 +40,20 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
             f"run {record.run_id} has no validated model", fix="let it finish: `millrace retry " + record.run_id + "`"
         )
     config = PipelineConfig.model_validate(record.config)
-    champion = read_champion(workspace).get("champion", {})
+    state = read_champion(workspace)
+    champion, previous = state.get("champion") or {}, state.get("previous") or {}
+    about = {"run_id": record.run_id, "candidate_model": train.key, "champion_model": champion.get("train", "")}
+    if previous.get("rolled_back") and previous["digest"] == train.digest:
+        told = f"a person went back from this model on {previous['rolled_back'][:10]}: only a person takes it again"
+        return {"outcome": "fail", "metric": config.gate.metric, "reasons": [told], **about}
     decides = {"metric", "min_gain", "rules", "most_contaminated", "lookback_nights"}
     rules = fingerprint_of({**config.gate.model_dump(mode="json", include=decides), "version": GATE_VERSION})
-    mine, theirs = validated.digest[:16], champion.get("digest", "none")[:16]
-    path = workspace.root / "verdicts" / f"{mine}-{theirs}-{rules[:8]}.json"
-    if path.exists():
-        return dict(read_json(path))
+    mine, theirs = validated.digest[:16], _digest(champion)
+    others = [_digest(previous), theirs] if in_office(workspace, record) else [theirs]
+    paths = [workspace.root / "verdicts" / f"{mine}-{other}-{rules[:8]}.json" for other in others]
+    for path in paths:
+        if path.exists():
+            return dict(read_json(path))
     attempt = 1 + len(_tried(workspace, theirs) - {mine})
     candidate = workspace.store.artifact(validated.key)
     if not champion:
@@ -55,14 +63,21 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
     else:
         verdict = _against(workspace, record, config, champion=champion, candidate=candidate, services=services, attempt=attempt)
         verdict = _not_worse_than_earlier(workspace, record, config, verdict, candidate=candidate, services=services)
-    verdict |= {
-        "decided": now().isoformat(),
-        "run_id": record.run_id,
-        "candidate_model": train.key,
-        "champion_model": champion.get("train", ""),
-    }
-    write_json(path, verdict)
+    verdict |= {"decided": now().isoformat(), **about}
+    write_json(paths[-1], verdict)
     return verdict
+
+
+def in_office(workspace: Workspace, record: RunRecord) -> dict[str, Any]:
+    """The champion's entry where it is this run's model and this run brought it there, else {}."""
+    champion, train = read_champion(workspace).get("champion") or {}, record.ref("train")
+    mine = train is not None and (champion.get("digest"), champion.get("run_id")) == (train.digest, record.run_id)
+    return dict(champion) if mine else {}
+
+
+def _digest(entry: Mapping[str, Any]) -> str:
+    """The part of a champion's digest that names a verdict against it."""
+    return str(entry.get("digest", "none"))[:16]
 
 
 def _tried(workspace: Workspace, champion: str) -> set[str]:
@@ -153,7 +168,7 @@ def promote(workspace: Workspace, record: RunRecord, verdict: Mapping[str, Any],
 
 
 def rollback(workspace: Workspace) -> dict[str, Any]:
-    """The previous champion comes back; the present one becomes `previous`.
+    """The previous champion comes back; the present one becomes `previous`, and no later run with its model promotes it again.
 
     Raises:
         NotFoundError: there is no previous champion, or its model is gone.
@@ -163,6 +178,7 @@ def rollback(workspace: Workspace) -> dict[str, Any]:
     if not previous:
         raise NotFoundError("there is no previous champion to go back to")
     workspace.store.manifest(previous["train"])
-    state = {**state, "champion": previous, "previous": state["champion"]}
+    back = {name: value for name, value in previous.items() if name != "rolled_back"}
+    state = {**state, "champion": back, "previous": {**state["champion"], "rolled_back": now().isoformat()}}
     write_champion(workspace, state)
     return state

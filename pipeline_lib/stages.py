@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline_lib.workspace.stage import Stage
 
 STAGES: tuple[Stage, ...] = (
-    Stage("suites", 3, "pure", "pipeline_lib.validation.suites:suites", sections=("suites",), seeded=True,
+    Stage("suites", 4, "pure", "pipeline_lib.validation.suites:suites", sections=("suites",), seeded=True,
           outside="pipeline_lib.validation.suites:file_digests", extends=("suite",)),
     Stage("ingest", 4, "pure", "pipeline_lib.corpus.ingest:ingest", sections=("ingest",),
           outside="pipeline_lib.corpus.sources:file_digests", forgets="pipeline_lib.corpus.barred:forgets", extends=("source",)),
@@ -51,7 +51,7 @@ STAGES: tuple[Stage, ...] = (
           sections=("train", "model"), seeded=True, stoppable=True,
           uses={"controller": "pipeline_lib.planning.controller:WindowController"}, extends=("model", "callback"),
           outside="pipeline_lib.training.start:file_digests"),
-    Stage("validate", 7, "pure", "pipeline_lib.validation.validate:validate",
+    Stage("validate", 8, "pure", "pipeline_lib.validation.validate:validate",
           reads={"suites": ("suite_items", "details"), "ingest": ("documents",), "select": ("selection", "cuts"),
                  "pack": ("rows",), "train": ("model",)},
           sections=("validation",), seeded=True),

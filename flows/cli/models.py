@@ -36,17 +36,18 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Make a run's model the champion, if the gate's verdict allows it."""
-    from pipeline_lib.promotion import decide
+    from pipeline_lib.promotion import decide, in_office
     from pipeline_lib.promotion import promote as make_champion
     from pipeline_lib.workspace.runs import RunBook
 
     workspace = home()
     book = RunBook(workspace.runs_folder)
     record = book.load(run_id)
-    verdict = decide(workspace, record)
+    verdict = {"outcome": "same"} if in_office(workspace, record) else decide(workspace, record)
     if verdict["outcome"] == "same":
         raise RefusedError(f"the model of {record.run_id} is the champion already")
-    state = make_champion(workspace, record, verdict, by="a person" if force else "gate")
+    allowed = force or verdict["outcome"] == "pass"
+    state = make_champion(workspace, record, verdict, by="a person" if allowed else "gate")
     record.verdict = {**verdict, "decision": "promote", "decided_by": "a person"}
     book.save(record)
     _mirror(workspace, record)

@@ -56,10 +56,18 @@ def show_scores(
         show.json_out(scores)
         return
     cells: list[list[show.Cell]] = [
-        [name, round(s["value"], 4), f"{s['low']:.4f} to {s['high']:.4f}", s["chance"], s.get("majority", ""), s["n"]]
+        [
+            name,
+            round(s["value"], 4),
+            round(s["error"], 4) if "error" in s else "",
+            f"{s['low']:.4f} to {s['high']:.4f}",
+            s["chance"],
+            s.get("majority", ""),
+            s["n"],
+        ]
         for name, s in scores.items()
     ]
-    show.table(["score", "value", "95 % interval", "chance", "majority", "items"], cells)
+    show.table(["score", "value", "error", "95 % interval", "chance", "majority", "items"], cells)
     for lost in validated.details["not_scored"]:
         show.say(f"not scored: {lost['suite']}: {lost['reason']}")
 
@@ -113,7 +121,14 @@ def landscape(
     tokens: Annotated[int, typer.Option("--tokens", min=100, help="Test text that is scored at each point.")] = 20_000,
     as_json: Json = False,
 ) -> None:
-    """Walk from a model's weights in random, filter-normalised directions: bits per byte of test text at each distance."""
+    """Walk from a model's weights in random, filter-normalised directions: bits per byte of test text at each distance.
+
+    The run's report shows the last walk as a picture.
+    """
+    from pipeline_lib.metrics import training_log
+    from pipeline_lib.reporting.landscape import keep_landscape
+    from pipeline_lib.reporting.report import write_report
+    from pipeline_lib.stages import ORDER
     from pipeline_lib.validation.landscape import sections
     from pipeline_lib.validation.language import test_texts
     from pipeline_lib.validation.scorer import Scorer
@@ -127,6 +142,8 @@ def landscape(
     distances = [radius * step / points for step in range(-points, points + 1)]
     seed = int(record.config.get("seed", 0))
     rows = sections(scorer, texts, directions=directions, distances=distances, tokens=tokens, seed=seed)
+    keep_landscape(workspace, record.run_id, rows)
+    page = write_report(workspace, record, ORDER, training_log)
     if as_json:
         show.json_out(rows)
         return
@@ -134,6 +151,7 @@ def landscape(
         ["direction", "distance", "bits per byte"],
         [[r["direction"], round(r["distance"], 4), round(r["bits_per_byte"], 4)] for r in rows],
     )
+    show.say(f"drawn in {show.path(page)}")
 
 
 def _items(rows: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -143,11 +161,15 @@ def _items(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if not rows:
         show.say("no such items")
     for row in rows:
-        sure = "" if row["confidence"] is None else f" ({row['confidence']:.0%} sure)"
         show.say(f"{row['suite']}/{row['task']} {row['item']}  {row['source'] or ''}")
         show.say(f"  {row['prompt']}")
         show.say(f"    right:  {row['right']}")
-        show.say(f"    chosen: {row['chosen']}{sure}")
+        show.say(f"    chosen: {row['chosen'] or 'none, two are alike'} ({_certainty(row['confidence'])} sure)")
+
+
+def _certainty(share: float) -> str:
+    """A share below one is never shown as all of it."""
+    return "> 99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 
 def _record(workspace: Workspace, run: str) -> RunRecord:

@@ -151,7 +151,7 @@ SCORES = _schema(  # one row an item, or in suite `language` a document
     ("year", pa.int32()),  # language: of the document; null: unknown
     ("chance", pa.float64()),  # of a random guess
     ("majority", pa.float64()),  # of a guess at what is most often right in the category
-    ("chosen", pa.int64()),  # index of the option that the model prefers
+    ("chosen", pa.int64()),  # index of the option that the model prefers; null: two are alike
     ("confidence", pa.float64()),  # the probability of that option among the options, by what decides between them
     ("probability", pa.float64()),  # … and of the right one
     ("log_probs", pa.list_(pa.float64())),  # of each option after the prompt, summed over its tokens, natural

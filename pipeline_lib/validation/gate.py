@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -93,12 +94,16 @@ def _may_beat_chance(name: str, score: dict[str, Any]) -> bool:
     return "/" not in name and not score["lower_is_better"] and bool(score.get("judged", True))
 
 
+def _suite_of(metric: str) -> str:
+    suite = metric.partition("/")[0]
+    return "language" if suite == "bits_per_byte" else suite
+
+
 def _paired(candidate: Artifact, champion: Artifact, metric: str, learned: Sequence[Path]) -> pa.Table:
     """Scores of both models side by side, the wordings of a fact together; `learned`: the champion was trained on the text;
     `given_away`: the candidate's training text contains one of them (overlap.py).
     """
-    suite, _, task = metric.partition("/")
-    suite = "language" if suite == "bits_per_byte" else suite
+    suite, task = _suite_of(metric), metric.partition("/")[2]
     leftover = candidate.files("overlap") if "overlap" in candidate.manifest.tables else []
     tables = {"a": candidate.files("scores"), "b": champion.files("scores"), "chosen": learned, "leftover": leftover}
     empty = {"chosen": SELECTION.empty_table(), "leftover": OVERLAP.empty_table()}
@@ -133,11 +138,15 @@ def against_champion(
         attempt: the so manieth candidate that is tried against this champion, from 1.
 
     Raises:
-        NotFoundError: the metric was not scored.
+        NotFoundError: the metric was scored of neither, or only of the candidate.
     """
     metric = config.gate.metric
     scores, others = candidate.details["scores"], champion.details["scores"]
-    if metric not in scores or metric not in others:
+    if metric in others and metric not in scores:
+        why = [lost["reason"] for lost in candidate.details.get("not_scored", []) if lost["suite"] == _suite_of(metric)]
+        reason = f"{metric} was not scored{': ' + why[0] if why else ''}; without it nothing is promoted"
+        return {"outcome": "fail", "metric": metric, "champion": others[metric], "reasons": [reason]}
+    if metric not in others:
         raise NotFoundError(
             f"gate.metric {metric!r} was not scored", where="gate.metric", fix=f"one of: {', '.join(sorted(scores))}"
         )
@@ -244,7 +253,7 @@ def _change(pairs: pa.Table, lower_is_better: bool, config: PipelineConfig, leve
 
 
 def _negative(found: Estimate) -> Estimate:
-    return Estimate(-found.value, -found.high, -found.low, found.n)
+    return replace(found, value=-found.value, low=-found.high, high=-found.low)
 
 
 def _own(candidate: Artifact, metric: str, config: PipelineConfig, level: float) -> Estimate:

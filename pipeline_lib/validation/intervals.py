@@ -18,12 +18,13 @@ BLOCK = 1 << 22  # resampled items held at once; bounds memory at about 128 MiB
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval and the number of items behind it."""
+    """A value with its interval, the number of items behind it, and its standard error."""
 
     value: float
     low: float
     high: float
     n: int
+    error: float
 
     def to_json(self) -> dict[str, float | int]:
         """As plain JSON values."""
@@ -98,8 +99,9 @@ def linearised(scores: NDArray[np.float64], weights: NDArray[np.float64], *, lev
     """Ratio Σ score / Σ weight with the normal interval of its linearised variance (Cochran 1977, "Sampling techniques", 6.3)."""
     n, ratio = len(weights), float(scores.sum() / weights.sum())
     away = scores - ratio * weights
-    half = student(level, weights) * float(np.sqrt((away**2).sum() * n / (n - 1)) / weights.sum())
-    return Estimate(ratio, ratio - half, ratio + half, n)
+    error = float(np.sqrt((away**2).sum() * n / (n - 1)) / weights.sum())
+    half = student(level, weights) * error
+    return Estimate(ratio, ratio - half, ratio + half, n, error)
 
 
 def design_effect(scores: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
@@ -113,6 +115,8 @@ def design_effect(scores: NDArray[np.float64], groups: NDArray[np.int64]) -> flo
         At least 1; where all scores are equal, so that nothing can be estimated, the mean size of a group.
     """
     sizes = np.bincount(groups)
+    if len(sizes) == len(scores):
+        return 1.0
     n, share = len(scores), float(scores.mean())
     alone = share * (1 - share) / n
     if alone == 0 or len(sizes) < 2:
@@ -130,7 +134,8 @@ def wilson(right: float, n: float, *, level: float = LEVEL) -> Estimate:
     share, shrink = right / n, 1 + z**2 / n
     middle = (share + z**2 / (2 * n)) / shrink
     half = z / shrink * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Estimate(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)), round(n))
+    error = float(np.sqrt(share * (1 - share) / n))
+    return Estimate(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)), round(n), error)
 
 
 def relative_difference(
@@ -180,7 +185,7 @@ def detectable(found: Estimate, *, level: float = LEVEL) -> float:
 def _percentiles(value: float, resampled: NDArray[np.float64], weights: NDArray[np.float64], level: float) -> Estimate:
     upper = widened(level, weights)
     low, high = np.quantile(resampled, [1 - upper, upper])
-    return Estimate(value, float(low), float(high), len(weights))
+    return Estimate(value, float(low), float(high), len(weights), float(resampled.std(ddof=1)))
 
 
 def student(level: float, weights: NDArray[np.float64]) -> float:

@@ -17,11 +17,12 @@ class Form:
 
     `by` is "sum" (log-probability of the option), "byte" (per byte of the option, so that length does not decide), "prior"
     (log-probability after the prompt minus that without it: pointwise mutual information, Holtzman et al. 2021) or "greedy"
-    (whether the option is what the model itself would say).
+    (whether the option is what the model itself would say). `wordings`: items of one fact ask the same in other words.
     """
 
     by: Literal["sum", "byte", "prior", "greedy"]
     judged: bool = True
+    wordings: bool = True
     options: int = 2  # at least
 
 
@@ -31,7 +32,7 @@ FORMS: dict[str, Form] = {
     "cloze": Form("byte"),  # like choice; its prompt is a verbatim text with its end cut off
     "surprise": Form("prior"),  # for options that differ in how common they are
     "last_word": Form("greedy", options=1),
-    "people": Form("byte", options=3),  # stereotyped answer, other person, unknown: in this order (BBQ)
+    "people": Form("byte", wordings=False, options=3),  # stereotyped answer, other person, unknown: in this order (BBQ)
     "preference": Form("sum", judged=False),  # stereotyped sentence, the other: neither is right
 }
 
@@ -40,9 +41,9 @@ FORMS: dict[str, Form] = {
 class Item:
     """One validation item.
 
-    The model is asked which of `options` is likeliest after `prompt`, as FORMS says of its `form`. Items with one `fact` ask the
-    same in other words, with the same options in the same order: they tell a wrong but stable answer from an unstable one, and
-    are resampled together.
+    The model is asked which of `options` is likeliest after `prompt`, as FORMS says of its `form`. Items with one `fact` are
+    related, and resampled together. They ask the same in other words, with the same options in the same order, and tell a wrong
+    but stable answer from an unstable one; of forms without `wordings` they only speak of the same people.
     """
 
     suite: str

@@ -44,7 +44,7 @@ def sections(
                 with torch.no_grad():
                     for (value, kept), step in zip(weights, steps, strict=True):
                         value.copy_(kept + distance * step)
-                rows = language(texts, scorer, tokens, finite=False)[0]
+                rows = language(texts, scorer, tokens)[0]
                 bits = float(np.sum(rows["score"].to_numpy()) / np.sum(rows["weight"].to_numpy()))
                 found.append({"direction": direction, "distance": distance, "bits_per_byte": bits})
     finally:

@@ -14,7 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline_lib.validation.items import FORMS
+
 BINS = 10  # of equal mass, for the calibration error
+PARAPHRASED = pa.array([name for name, form in FORMS.items() if form.wordings])
 FEWEST = 20  # items a bin, at least: with fewer items there are fewer bins
 
 
@@ -38,7 +41,7 @@ def measures(rows: pa.Table) -> dict[str, float]:
         "calibration_error": calibration_error(confidence, right),
         "hallucination": float(np.mean(~right & (confidence > 0.5))),
     }
-    return found | _consistency(rows["fact"].to_pylist(), rows["chosen"].to_numpy(), right)
+    return found | _consistency(rows.filter(pc.is_in(rows["form"], PARAPHRASED)))
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
@@ -49,12 +52,12 @@ def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_])
     return float(sum(len(part) * abs(confidence[part].mean() - right[part].mean()) for part in parts) / len(confidence))
 
 
-def _consistency(facts: Sequence[str], chosen: NDArray[np.int64], right: NDArray[np.bool_]) -> dict[str, float]:
-    named = np.array([bool(fact) for fact in facts])
-    if not named.any():
+def _consistency(rows: pa.Table) -> dict[str, float]:
+    rows = rows.filter(pc.not_equal(pc.fill_null(rows["fact"], ""), ""))
+    if not rows.num_rows:
         return {}
-    _, fact = np.unique(np.array(facts)[named], return_inverse=True)
-    answers, correct = chosen[named], right[named]
+    answers, correct = pc.fill_null(rows["chosen"], -1).to_numpy(), rows["score"].to_numpy() > 0
+    fact = related(rows["fact"])
     wordings = np.bincount(fact)
     lowest, highest = np.full(len(wordings), np.iinfo(np.int64).max), np.full(len(wordings), -1)
     np.minimum.at(lowest, fact, answers)
@@ -65,6 +68,15 @@ def _consistency(facts: Sequence[str], chosen: NDArray[np.int64], right: NDArray
     same = (lowest == highest)[several]
     wrong = (np.bincount(fact, weights=correct) == 0)[several]
     return {"consistency": float(same.mean()), "stable_wrong": float((same & wrong).mean())}
+
+
+def related(facts: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A number for each fact, from 0 without gaps, int64 [items]; an item without a fact is alone."""
+    named = pc.fill_null(facts, "").combine_chunks().dictionary_encode()
+    codes = np.asarray(named.indices, np.int64)
+    alone = np.asarray(pc.equal(pc.fill_null(facts, ""), ""))
+    codes[alone] = codes.max(initial=0) + 1 + np.arange(alone.sum())
+    return np.unique(codes, return_inverse=True)[1].astype(np.int64)
 
 
 def majority(items: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -79,7 +91,7 @@ def majority(items: Sequence[Mapping[str, Any]]) -> list[float]:
     common: Counter[tuple[str, str, str]] = Counter()
     told: set[tuple[str, str]] = set()
     for item in items:
-        fact = (item["suite"], item["fact"] or item["item"])
+        fact = (item["suite"], item["fact"] if item["fact"] and FORMS[item["form"]].wordings else item["item"])
         if fact not in told:  # a fact in several wordings is one
             told.add(fact)
             common[item["suite"], item["category"], item["options"][item["answer"]]] += 1

@@ -63,7 +63,10 @@ def bbq(suite: str, rows: Rows, path: Path) -> Iterator[Item]:
         options = tuple(f" {row[f'ans{index}']}" for index in order)
         condition = "ambiguous" if ambiguous else "disambiguated"
         category = f"{row['category']}/{condition}"
-        yield Item(suite, f"{path.stem}-{number:05d}", "people", prompt, options, answer, category, prompt, "verbatim")
+        question = f"{row['category']}-{row.get('question_index', number)}"
+        yield Item(
+            suite, f"{path.stem}-{number:05d}", "people", prompt, options, answer, category, prompt, "verbatim", fact=question
+        )  # fmt: skip
 
 
 def winogender(suite: str, rows: Rows, path: Path) -> Iterator[Item]:
@@ -78,7 +81,8 @@ def winogender(suite: str, rows: Rows, path: Path) -> Iterator[Item]:
         of_women = stats[occupation] > HALF
         options = (female, male) if of_women else (male, female)
         item = name.removesuffix(".male.txt")
-        yield Item(suite, item, "preference", "", options, 0, "occupation/" + ("women" if of_women else "men"), male, "verbatim")
+        category = "occupation/" + ("women" if of_women else "men")
+        yield Item(suite, item, "preference", "", options, 0, category, male, "verbatim", fact=occupation)
 
 
 def truthful_qa(suite: str, rows: Rows, path: Path) -> Iterator[Item]:

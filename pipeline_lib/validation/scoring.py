@@ -7,6 +7,7 @@ file leaves the other suites alone, and answers of other weights are never taken
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -15,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline_lib.config.model import ValidationConfig
 from pipeline_lib.tables.parquet import read_tables, write_table
 from pipeline_lib.tables.schemas import SCORES
-from pipeline_lib.validation.answers import Rows, answer
+from pipeline_lib.validation.answers import NO_NUMBER, Rows, answer
 from pipeline_lib.validation.language import language
 from pipeline_lib.validation.perturb import PERTURBATIONS, perturbed
 from pipeline_lib.validation.samples import samples
@@ -29,7 +31,7 @@ from pipeline_lib.workspace.machine import versions
 from pipeline_lib.workspace.services import thread_mapper
 from pipeline_lib.workspace.stage import StageRun
 
-ENGINE = 3  # of answers, perturbations, texts and samples: what they compute
+ENGINE = 4  # of answers, perturbations, texts and samples: what they compute
 COMPUTES = ("torch", "transformers", "tokenizers")
 
 
@@ -68,23 +70,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Answers:
-    """Rows of `scores` by kind, items that were not scored by suite, and what else the parts told."""
+    """Rows of `scores` by kind, how many items of a suite were not scored and why, and what else the parts told."""
 
     language: pa.Table
     clean: pa.Table
     varied: list[pa.Table]  # a suite each
-    missing: dict[str, int]
+    missing: list[dict[str, Any]]  # suite, items, reason
     test_tokens: int
     vocabulary: int  # entries of the tokenizer
     samples: list[dict[str, str]]
 
 
 def scored(run: StageRun, validation: ValidationConfig, items: Rows, texts: pa.Table) -> Answers:
-    """Score what no earlier validation has scored.
-
-    Raises:
-        StageFailedError: the model gives NaN on test text.
-    """
+    """Score what no earlier validation has scored."""
     train = run.input("train")
     model = Model(train.files("model")[0].parent, train.manifest.tables["model"], validation.batch_tokens)
     parts = list(_parts(items, texts, validation, run.seed))
@@ -98,7 +96,11 @@ def scored(run: StageRun, validation: ValidationConfig, items: Rows, texts: pa.T
         language=pa.concat_tables(rows["language"]),
         clean=pa.concat_tables([SCORES.empty_table(), *rows["clean"]]),
         varied=rows["varied"],
-        missing={part.suite: metrics["missing"] for part, metrics in counted if metrics.get("missing")},
+        missing=[
+            {"suite": part.suite, "items": count, "reason": reason}
+            for part, metrics in counted
+            for reason, count in metrics.get("missing", {}).items()
+        ],
         test_tokens=sum(metrics.get("tokens", 0) for _, metrics in counted),
         vocabulary=max(metrics.get("vocabulary", 0) for _, metrics in counted),
         samples=[sample for _, metrics in counted for sample in metrics.get("samples", ())],
@@ -134,10 +136,12 @@ def _score(part: Part, folder: Path, *, model: Model) -> dict[str, Any]:
     if part.kind == "language":
         table, told["tokens"] = language(part.items, model.scorer, part.asked["tokens"])
         told["vocabulary"] = model.scorer.vocabulary
+        if lost := int(pc.sum(pc.invert(pc.is_finite(table["score"]))).as_py() or 0):  # bits of the rest alone would flatter it
+            table, told["tokens"], told["missing"] = table.slice(0, 0), 0, {NO_NUMBER: lost}
         tables = [table]
     elif part.kind == "clean":
         table, missing = answer(part.items, model.scorer)
-        tables, told["missing"] = [table], len(missing)
+        tables, told["missing"] = [table], dict(Counter(item["reason"] for item in missing))
     elif part.kind == "varied":
         seed = part.asked["seed"]
         tables = [answer(perturbed(part.items, name, seed), model.scorer, variant=name)[0] for name in PERTURBATIONS]

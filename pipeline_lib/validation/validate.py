@@ -18,7 +18,7 @@ from pipeline_lib.validation.bias import bias
 from pipeline_lib.validation.intervals import Estimate, estimate
 from pipeline_lib.validation.items import FORMS
 from pipeline_lib.validation.language import BITS, byte_entropy, test_texts
-from pipeline_lib.validation.measures import measures
+from pipeline_lib.validation.measures import measures, related
 from pipeline_lib.validation.overlap import overlap, statements
 from pipeline_lib.validation.scoring import scored
 from pipeline_lib.workspace.artifact import SummaryTable
@@ -31,7 +31,7 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
     """Score the trained model.
 
     Raises:
-        StageFailedError: the model gives NaN on test text, or nothing could be scored.
+        StageFailedError: nothing could be scored.
     """
     items = read_tables(run.input("suites").files("suite_items")).to_pylist()
     texts = test_texts(run.input("ingest").files("documents"), run.input("select").files("selection"))
@@ -47,15 +47,20 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
 
     def measured(rows: pa.Table) -> Estimate:
         scores, weights = rows["score"].to_numpy(), rows["weight"].to_numpy()
-        return estimate(scores, weights, n_resamples=validation.bootstrap, seed=run.seed, groups=_groups(rows["fact"]))
+        return estimate(scores, weights, n_resamples=validation.bootstrap, seed=run.seed, groups=related(rows["fact"]))
 
     rows = pa.concat_tables([documents, answered])
     scores = _scores(rows, measured, baseline, _contaminated(rows, overlaps))
-    if not scores:
-        raise StageFailedError("nothing could be scored", where="stage validate", fix="see the tasks not scored in the log")
-    not_scored = [*run.input("suites").details["not_built"], *_missing(answers.missing)]
+    not_scored = [*run.input("suites").details["not_built"], *answers.missing]
     for lost in not_scored:
         run.event("not_scored", **lost)
+    if not scores:
+        reasons = "; ".join(dict.fromkeys(f"{lost['suite']}: {lost['reason']}" for lost in not_scored))
+        raise StageFailedError(
+            f"nothing could be scored ({reasons})",
+            where="stage validate",
+            fix="`millrace show RUN`: the training's events say where a model broke",
+        )
     bits = float(np.sum(documents["score"].to_numpy()))
     metrics: dict[str, Any] = {name: score["value"] for name, score in scores.items() if "/" not in name}
     if tokens := answers.test_tokens:
@@ -133,14 +138,6 @@ def _tasks(tasks: pa.ChunkedArray) -> list[str]:
     return sorted(found)
 
 
-def _groups(facts: pa.ChunkedArray) -> NDArray[np.int64]:
-    """A number for each fact; an item without one is alone."""
-    alone = np.asarray(pc.equal(pc.fill_null(facts, ""), ""))
-    codes = np.asarray(pc.fill_null(facts, "").combine_chunks().dictionary_encode().indices, np.int64)
-    codes[alone] = codes.max(initial=0) + 1 + np.arange(alone.sum())
-    return codes
-
-
 def _regions(rows: pa.Table, measured: Measured) -> dict[str, dict[str, Any]]:
     """Suite → region → score and measures, for the items that have a region."""
     found: dict[str, dict[str, Any]] = {}
@@ -177,11 +174,6 @@ def _robustness(clean: pa.Table, varied: Sequence[pa.Table], measured: Measured)
             drop = measured(part.set_column(place, "score", pa.array(fall, pa.float64())))
             found.append({"suite": suite, "variant": variant, "flips": changed.to_json(), "drop": drop.to_json()})
     return found
-
-
-def _missing(missing: Mapping[str, int]) -> list[dict[str, Any]]:
-    reason = "longer than the model's context, or not a number"
-    return [{"suite": suite, "items": count, "reason": reason} for suite, count in sorted(missing.items())]
 
 
 def _summary(scores: Mapping[str, Any]) -> SummaryTable:

@@ -3,7 +3,8 @@
 A champion is trained on real text, and what every model answers to the test side and to the suites is real:
 - noise: the champion's weights with normal noise that raises its loss by 2 %, scored anew on the test side for every seed (in the
   suites it is taken for as good as the champion)
-- biased data: one model trained on the champion's text with planted stereotypes; it is given a loss 2 % below the champion's
+- biased data: the champion after a night of nothing but planted stereotypes, asked for sentences that were not in it; only what
+  it says of people is its own, and it is given a loss 2 % below the champion's
 - memorised test: one model trained on the test side, too; from case to case another part of the test side, a tenth to all of it,
   was in its training text, and only there its answers are its own. What of the test side is in the training text is taken as
   found: that the search finds it is shown by `tests/unit/validation/test_validate.py`
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +47,7 @@ from tests.published import publish
 
 WORSE, BETTER = 0.02, 0.02  # relative change of the loss
 OF_PEOPLE = ("people_pairs", "pronouns")
+NIGHT = {"steps": 120, "rate": 2e-3}  # on planted text
 PIECE = 400  # characters of a training text: what a context of 128 tokens holds
 Make = Callable[[np.random.Generator], tuple[pa.Table, pa.Table, pa.Table]]  # candidate's and champion's rows, overlap
 
@@ -132,20 +135,22 @@ class World:
         test, train = documents[::4], [text for place, text in enumerate(documents) if place % 4]
         pieces = [part for text in train for part in _pieces(text)]
         steps = 250 if quick else 500
-        even, planted = (20 * bias_corpus(planted=planted) for planted in (False, True))
+        even, planted = (bias_corpus(planted=planted) for planted in (False, True))
+        seen = pieces + 10 * even
         levels: dict[str, Level] = {name: "smoke" if quick and name not in OF_PEOPLE else "standard" for name in KEPT}
         items = [asdict(item) for name in KEPT for item in BUILT_IN[name](levels[name], 0)]
-        tokenizer = tokenizer_of([*pieces, *even], 1024, folder / "tokenizer")
+        tokenizer = tokenizer_of(seen, 1024, folder / "tokenizer")
         texts = pa.table({"item": [f"{n:032x}" for n in range(len(test))], "domain": ["prose"] * len(test), "text": test})
         texts = texts.append_column("year", pa.nulls(len(test), pa.int32()))
-        learned = {
-            "champion": (pieces + even, 0), "twin": (pieces + even, 1),
-            "biased": (pieces + planted, 0),
-            "memorised": (pieces + even + [part for text in test for part in _pieces(text)] * 4, 0),
-        }  # fmt: skip
+        learned: dict[str, tuple[list[str], dict[str, Any]]] = {
+            "champion": (seen, {"steps": steps}),
+            "twin": (seen, {"steps": steps, "seed": 1}),
+            "biased": (planted, {**NIGHT, "start": folder / "champion"}),
+            "memorised": (seen + [part for text in test for part in _pieces(text)] * 4, {"steps": steps}),
+        }
         rows = {}
-        for name, (taught_texts, seed) in learned.items():
-            scorer = Scorer(taught(tokenizer, taught_texts, folder / name, steps=steps, seed=seed), batch_tokens=1024)
+        for name, (texts_of, how) in learned.items():
+            scorer = Scorer(taught(tokenizer, texts_of, folder / name, **how), batch_tokens=1024)
             rows[name] = pa.concat_tables([language(texts, scorer, 10**9)[0], answer(items, scorer)[0]])
         return cls(folder / "champion", texts, **rows)
 
@@ -182,20 +187,26 @@ class World:
         """The candidate's and the champion's answers to items drawn with replacement."""
         if candidate is self.biased:
             place = candidate.column_names.index("score")
-            bits = np.where(_language(candidate), (1 - BETTER) * self.champion["score"].to_numpy(), candidate["score"].to_numpy())
-            candidate = candidate.set_column(place, "score", pa.array(bits))
+            own, others = candidate["score"].to_numpy(), self.champion["score"].to_numpy()
+            others = np.where(_language(candidate), 1 - BETTER, 1.0) * others
+            of_people = np.asarray(pc.is_in(candidate["suite"], pa.array(OF_PEOPLE)))
+            candidate = candidate.set_column(place, "score", pa.array(np.where(of_people, own, others)))
         return *_drawn(draw, candidate, self.champion), OVERLAP.empty_table()
 
     def exchanged(self, draw: np.random.Generator, factor: float) -> tuple[pa.Table, pa.Table, pa.Table]:
-        """Champion and twin with their answers exchanged by a coin, a document or fact; the candidate's bits times a factor."""
-        one, other = self.champion["score"].to_numpy(), self.twin["score"].to_numpy()
-        number = _facts(self.champion)
+        """Champion and twin with their answers exchanged by a coin, a document or fact; the candidate's bits times a factor.
+
+        The coin is thrown for each that was drawn, also for one drawn twice: else chance would make one of the two better on what
+        is drawn from, and that would be a true difference.
+        """
+        champion, twin = _drawn(draw, self.champion, self.twin)
+        one, other = champion["score"].to_numpy(), twin["score"].to_numpy()
+        number = _facts(champion)
         coin = (draw.random(number.max() + 1) < 0.5)[number]
-        bits = np.where(_language(self.champion), factor, 1.0)
-        place = self.champion.column_names.index("score")
-        candidate = self.champion.set_column(place, "score", pa.array(np.where(coin, one, other) * bits))
-        champion = self.champion.set_column(place, "score", pa.array(np.where(coin, other, one)))
-        return *_drawn(draw, candidate, champion), OVERLAP.empty_table()
+        bits = np.where(_language(champion), factor, 1.0)
+        place = champion.column_names.index("score")
+        candidate = champion.set_column(place, "score", pa.array(np.where(coin, one, other) * bits))
+        return candidate, champion.set_column(place, "score", pa.array(np.where(coin, other, one))), OVERLAP.empty_table()
 
     def memorised_case(self, draw: np.random.Generator) -> tuple[pa.Table, pa.Table, pa.Table]:
         """The candidate's own answers to the part of the test side that it has read; elsewhere it is equal to the champion."""

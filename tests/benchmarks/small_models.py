@@ -69,10 +69,12 @@ def taught(
     rate: float = 4e-3,
     model: ModelConfig = SMALL,
     seed: int = 0,
+    start: Path | None = None,
 ) -> Path:
     """A model trained for so many steps of about `BATCH_TOKENS` tokens on texts in random order, with its tokenizer.
 
-    A text longer than the context is cut. AdamW, warm-up over a twentieth and linear decay.
+    A text longer than the context is cut. AdamW, warm-up over a twentieth and linear decay. With `start` the model of that folder
+    goes on learning.
     """
     import torch
 
@@ -82,6 +84,7 @@ def taught(
 
     facts = read_facts(tokenizer)
     special = {"eos": facts.eos_id, "pad": facts.pad_id}
+    model = model.model_copy(update={"start": str(start)}) if start else model
     built = build_model(model, vocabulary_size=facts.vocabulary_size, sequence_length=CONTEXT, seed=seed, special_ids=special)
     flat, offsets = Encoder(tokenizer / "tokenizer.json").encode(pa.array(texts, pa.large_string()))
     end = np.array([facts.eos_id], np.int64)

@@ -7,7 +7,8 @@ import json
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from pipeline_lib.tables.schemas import DOCUMENTS, SELECTION
 from pipeline_lib.validation.answers import answer
 from pipeline_lib.validation.gate import level_of
 from pipeline_lib.validation.intervals import Estimate, estimate, linearised, relative_difference, wilson
+from pipeline_lib.validation.items import Item
 from pipeline_lib.validation.scorer import Scorer
+from pipeline_lib.validation.suites import Level
+from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks import validation_known as known
@@ -33,6 +37,7 @@ from tests.benchmarks.peers import peer, peers_installed
 from tests.benchmarks.small_models import tokenizer_of, untrained
 from tests.published import packed, publish
 
+QUICKSTART = ModelConfig(width=192, depth=4, heads=4, ffn_width=512)
 TEN_MILLION = ModelConfig(width=320, depth=6, heads=5, ffn_width=1024)  # and 8,192 entries: 11.0 M parameters
 CONTEXT = 512
 CORES = 2
@@ -58,46 +63,62 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
 
 
 def speed(book: Book, folder: Path, *, quick: bool) -> None:
-    """The stage at level standard on ten million parameters, and the same items under lm-eval."""
+    """The stage on the models that its limits are stated for, and the same items under lm-eval."""
     import torch
 
     torch.set_num_threads(CORES)
-    workspace = Workspace.open(folder / "workspace")
     stdlib = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     texts = [text for text in (doc_strings(path.read_bytes())[0].decode() for path in stdlib) if text]
-    config = PipelineConfig(suites=SuitesConfig(level="smoke" if quick else "standard"))
-    suites = execute(workspace, BY_NAME["suites"], config, {})
-    items = read_tables(workspace.store.artifact(suites.key).files("suite_items")).to_pylist()
-    asked = [item["prompt"] + option for item in items for option in item["options"]]
-    model = untrained(
-        tokenizer_of(texts + asked[::4], 8192, folder / "tokenizer"), folder / "model", TEN_MILLION, context=CONTEXT
-    )
+    cases: list[tuple[Level, str, ModelConfig, int, int]] = [("smoke", "the quickstart's model", QUICKSTART, 4096, 30)]
+    if not quick:
+        cases.append(("standard", "11.0 M parameters", TEN_MILLION, 8192, 180))
+    for level, told, numbers, vocabulary, most in cases:
+        workspace = Workspace.open(folder / level)
+        config = PipelineConfig(suites=SuitesConfig(level=level))
+        suites = execute(workspace, BY_NAME["suites"], config, {})
+        items = read_tables(workspace.store.artifact(suites.key).files("suite_items")).to_pylist()
+        asked = [item["prompt"] + option for item in items for option in item["options"]]
+        tokenizer = tokenizer_of(texts + asked[::4], vocabulary, folder / f"{level}-tokenizer")
+        model = untrained(tokenizer, folder / f"{level}-model", numbers, context=CONTEXT)
+        inputs = _inputs(workspace, texts) | {"suites": suites, "train": publish(workspace, "train", {"model": model})}
+        begin = time.perf_counter()
+        validated = workspace.store.artifact(execute(workspace, BY_NAME["validate"], config, inputs).key)
+        seconds = time.perf_counter() - begin
+        setup = f"{len(items):,} items, {validated.details['test_tokens']:,} tokens of test text, {told}, {CORES} threads"
+        book.add(f"stage validate, level {level}", seconds, "s", most=most, setup=setup)
+    if quick:
+        book.leave_out("level standard on ten million parameters")
+    else:
+        scored = sum(len(row["log_probs"] or ()) for row in read_tables(validated.files("scores")).to_pylist())
+        scored += validated.details["scores"]["bits_per_byte"]["n"]
+        book.add("texts that level standard scores", scored, "texts", least=10_000)
+    if not peers_installed():
+        book.leave_out("the comparison with lm-eval (`make bench` installs it)")
+        return
+    _oracle(book, folder, model, items + [asdict(item) for item in _endings(texts)])
+
+
+def _inputs(workspace: Workspace, texts: Sequence[str]) -> dict[str, ArtifactRef]:
+    """What `validate` reads beside model and items: each second text is on the test side."""
     ids = [number.to_bytes(16, "big") for number in range(len(texts))]
     documents = [{"doc_id": i, "text": text, "domain": "docs", "kind": "text"} for i, text in zip(ids, texts, strict=True)]
     sides = [{"doc_id": i, "side": ("train", "test")[place % 2], "domain": "docs"} for place, i in enumerate(ids)]
     selection = pa.Table.from_pylist(sides, schema=SELECTION)
-    inputs = {
-        "suites": suites, "train": publish(workspace, "train", {"model": model}),
+    return {
         "ingest": publish(workspace, "ingest", {"documents": pa.Table.from_pylist(documents, schema=DOCUMENTS)}),
         "select": publish(workspace, "select", {"selection": selection}),
         "pack": publish(workspace, "pack", {"rows": packed(selection)}),
-    }  # fmt: skip
-    begin = time.perf_counter()
-    validated = workspace.store.artifact(execute(workspace, BY_NAME["validate"], config, inputs).key)
-    seconds = time.perf_counter() - begin
-    setup = f"{len(items):,} items, {validated.details['test_tokens']:,} tokens of test text, 11.0 M parameters, {CORES} threads"
-    level = "smoke" if quick else "standard"
-    book.add(f"stage validate, level {level}", seconds, "s", most=180, setup=setup)
-    scores = read_tables(validated.files("scores"))
-    asked_texts = (
-        sum(len(row["log_probs"] or ()) for row in scores.to_pylist()) + validated.details["scores"]["bits_per_byte"]["n"]
-    )
-    if not quick:
-        book.add("texts that level standard scores", asked_texts, "texts", least=10_000)
-    if not peers_installed():
-        book.leave_out("the comparison with lm-eval (`make bench` installs it)")
-        return
-    _oracle(book, folder, model, items)
+    }
+
+
+def _endings(texts: Sequence[str]) -> Iterator[Item]:
+    """Items of the forms that no built-in suite has: what a text goes on with, asked in both."""
+    starts = [start for start in (" ".join(text.split()[:20]) for text in texts) if " " in start]
+    words = [start.rpartition(" ")[2] for start in starts]
+    for number, (start, word) in enumerate(zip(starts, words, strict=True)):
+        prompt, options = start.rpartition(" ")[0], (f" {word}", f" {words[number - 1]}.")
+        yield Item("last_words", str(number), "last_word", prompt, options[:1], 0, "ending")
+        yield Item("surprises", str(number), "surprise", prompt, options, 0, "ending")
 
 
 def _oracle(book: Book, folder: Path, model: Path, items: Sequence[Mapping[str, Any]]) -> None:
@@ -120,8 +141,9 @@ def _oracle(book: Book, folder: Path, model: Path, items: Sequence[Mapping[str, 
     apart = [
         float(np.abs(np.array(said[row["suite"]][row["item"]]) - np.array(row["log_probs"])).max()) for row in rows.to_pylist()
     ]
+    forms = ", ".join(sorted(set(rows["form"].to_pylist())))
     setup = f"lm-eval {theirs['version']}, {len(apart):,} items, batches of {theirs['batch_size']}, start-up left out"
-    book.add("largest difference of a log-probability to lm-eval", max(apart), "nats", most=AGREE, setup=setup)
+    book.add("largest difference of a log-probability to lm-eval", max(apart), "nats", most=AGREE, setup=f"{setup}; {forms}")
     book.add("speed against lm-eval on the same items", theirs["seconds"] / own, "×", least=1.0, setup=f"{own:.1f} s; {setup}")
 
 

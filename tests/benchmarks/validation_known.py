@@ -166,13 +166,13 @@ def robustness(folder: Path, *, steps: int, facts_per_relation: int = 30) -> Ite
         Scorer(taught(tokenizer, texts, folder / f"robust-{name}", steps=steps), batch_tokens=1024)
         for name, texts in (("clean", clean), ("both", clean + noisy))
     ]
-    before = [answer(rows, model)[0]["chosen"].to_numpy() for model in models]
+    before = [answer(rows, model)[0]["chosen"].fill_null(-1).to_numpy() for model in models]
     names = {row["item"]: place for place, row in enumerate(rows)}
     for name in ROBUST:
         changed = perturbed(rows, name, 0)
         places = [names[row["item"]] for row in changed]
         flips = [
-            (answer(changed, model)[0]["chosen"].to_numpy() != chosen[places]).astype(float)
+            (answer(changed, model)[0]["chosen"].fill_null(-1).to_numpy() != chosen[places]).astype(float)
             for model, chosen in zip(models, before, strict=True)
         ]
         one, other = (estimate(values, np.ones(len(values)), n_resamples=RESAMPLES) for values in flips)

@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline_lib.validation import people
@@ -17,6 +18,8 @@ from pipeline_lib.validation.trees import Span
 
 class Toy:
     """Scores texts by a rule: stands where a model stands."""
+
+    context = 4
 
     def __init__(self, rule, says=None):
         self.rule, self.says, self.asked = rule, says, []
@@ -56,6 +59,8 @@ def test_an_oracle_a_liar_a_constant_and_a_parrot():
     assert set(liar["score"].to_pylist()) == {0.0}
     constant, _ = answer(rows(CAPITALS), Toy(lambda p, o: -1.0 * len(o.encode())))  # the same per byte for every option
     assert set(constant["score"].to_pylist()) == {0.0}, "a tie is not knowledge"
+    assert set(constant["chosen"].to_pylist()) == {None}
+    assert bias(answer(rows(people.preferences()), Toy(lambda p, o: -1.0))[0]) == [], "who prefers nobody has no bias"
     parrot, _ = answer(rows(CAPITALS), Toy(lambda p, o: -len(o)))  # likes short texts: nothing per byte
     assert set(parrot["score"].to_pylist()) == {0.0}
 
@@ -76,7 +81,7 @@ def test_the_form_says_what_decides():
 
 def test_what_cannot_be_scored_is_handed_back():
     table, missing = answer(rows(CAPITALS[:3]), Toy(lambda p, o: np.nan if "country 1" in p else -1))
-    assert [item["item"] for item in missing] == ["1"]
+    assert [(item["item"], item["reason"]) for item in missing] == [("1", "the model gives no number")]
     assert table["item"].to_pylist() == ["0", "2"]
 
 
@@ -149,6 +154,18 @@ def test_a_fair_and_a_biased_model():
     fair = bias(answer(pairs, Toy(lambda p, o: draw.normal()))[0])
     assert not any(row["significant"] for row in fair)
     assert all(row["low"] < 0.5 < row["high"] for row in fair)
+
+
+def test_what_is_said_of_one_occupation_is_no_independent_evidence():
+    """A coin for each occupation, the same in all its sayings, is no bias: it passes for one as rarely as the level says."""
+    asked, _ = answer(rows(people.pronouns()), Toy(lambda p, o: 0.0 if " she " in o else -1.0))
+    place = asked.column_names.index("chosen")
+    draw, facts, alarms = np.random.default_rng(0), asked["fact"].to_pylist(), 0
+    for _ in range(150):
+        coin = {fact: int(draw.integers(2)) for fact in facts}
+        table = asked.set_column(place, "chosen", pa.array([coin[fact] for fact in facts], pa.int64()))
+        alarms += any(row["significant"] for row in bias(table))
+    assert alarms <= 15, "5 % of 150, and three standard errors"
 
 
 def test_who_says_unknown_is_not_biased():

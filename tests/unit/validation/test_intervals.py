@@ -22,6 +22,7 @@ def test_the_bootstrap_error_of_a_mean_is_the_analytic_one():
     found = estimate(scores, np.ones(2000), n_resamples=4000)
     analytic = 1.96 * scores.std() / np.sqrt(2000)
     assert found.value == pytest.approx(scores.mean())
+    assert found.error == pytest.approx(scores.std() / np.sqrt(2000), rel=0.05)
     assert (found.high - found.low) / 2 == pytest.approx(analytic, rel=0.05)
 
 
@@ -56,6 +57,7 @@ def test_shares_have_the_published_wilson_intervals(right: int, n: int, low: flo
     found = estimate(scores, np.ones(n), n_resamples=10)
     assert (found.value, found.n) == (right / n, n)
     assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    assert found.error == pytest.approx(np.sqrt(right * (n - right) / n**3))
 
 
 def test_wilson_intervals_cover_a_share_near_one_with_few_items() -> None:
@@ -80,7 +82,7 @@ def test_a_paired_comparison_sees_what_two_intervals_would_not():
 
 
 def test_a_model_passes_by_the_wide_interval_and_fails_by_the_usual_one() -> None:
-    wide, usual = Estimate(0.02, -0.01, 0.05, 500), Estimate(0.02, 0.01, 0.03, 500)
+    wide, usual = Estimate(0.02, -0.01, 0.05, 500, 0.015), Estimate(0.02, 0.01, 0.03, 500, 0.005)
     for min_gain, outcome in ((-0.02, "pass"), (0.0, "not_enough_evidence"), (0.04, "fail")):
         found, reason = judge(wide, usual, level=0.99, min_gain=min_gain)
         assert found == outcome

@@ -17,7 +17,7 @@ def answers(chosen, answer, confidence, facts=None):
     for number, (pick, right, sure) in enumerate(zip(chosen, answer, confidence, strict=True)):
         probability = sure if pick == right else (1 - sure) / 3
         rows.append(
-            {"suite": "s", "task": "t", "item": str(number), "fact": facts[number] if facts else "",
+            {"suite": "s", "task": "t", "item": str(number), "form": "choice", "fact": facts[number] if facts else "",
              "score": float(pick == right), "weight": 1.0, "chosen": pick, "confidence": sure, "probability": probability}
         )  # fmt: skip
     return pa.Table.from_pylist(rows, schema=SCORES)
@@ -57,7 +57,15 @@ def test_documents_have_no_measures():
 
 def test_a_guesser_at_the_commonest_answer():
     def item(options, answer, number, fact=""):
-        return {"suite": "s", "category": "c", "item": str(number), "fact": fact, "options": options, "answer": answer}
+        return {
+            "suite": "s",
+            "category": "c",
+            "item": str(number),
+            "form": "choice",
+            "fact": fact,
+            "options": options,
+            "answer": answer,
+        }
 
     asked = [item(["Africa", "Asia"], int(n >= 8), n) for n in range(10)]
     assert majority(asked) == [1.0] * 8 + [0.0] * 2

@@ -10,12 +10,20 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from flows.tracking import close_tracker, mirror_aliases, open_tracker, tell_what_was_made
+from flows.tracking import (
+    close_tracker,
+    mirror_aliases,
+    open_tracker,
+    reconcile_tracking,
+    tell_of_killed,
+    tell_what_was_made,
+)
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError, RefusedError
-from pipeline_lib.promotion import decide, promote, rollback
+from pipeline_lib.promotion import decide, in_office, promote, rollback
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.tables.schemas import DOCUMENTS, SELECTION
+from pipeline_lib.tracking.run import Run
 from pipeline_lib.tracking.server import database
 from pipeline_lib.validation.items import Item, items_table
 from pipeline_lib.workspace.resolve import read_champion
@@ -105,8 +113,7 @@ def promoted(workspace: Workspace, record: RunRecord, fault: str = "") -> int:
     child = os.fork()
     if not child:
         os.environ["MILLRACE_FAULT"] = fault
-        verdict = decide(workspace, record)
-        promote(workspace, record, verdict if verdict["outcome"] != "same" else {"outcome": "pass"})
+        promote(workspace, record, decide(workspace, record))
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -136,11 +143,21 @@ def test_pass_fail_rollback_and_a_kill_in_between(
     for point, after in (("promote.before_champion", ("little", "")), ("promote.after_champion", ("better", "little"))):
         assert promoted(workspace, records["better"], point) == -signal.SIGKILL
         assert roles(workspace) == after, point
-        assert aliases(workspace)[0] == "little: pass", "MLflow follows when the run goes on"
+        assert aliases(workspace)[0] == "little: pass", "a killed process tells nothing"
+    died = records["better"]
+    died.verdict, died.outcome = verdict, "killed"
+    tracker = open_tracker(CONFIG, workspace, died)
+    assert isinstance(tracker, Run)
+    tracker.close()
+    tell_of_killed(workspace, died)
+    reconcile_tracking(workspace, CONFIG, [died])
+    assert aliases(workspace) == ("better: pass", "little: pass", "better: pass"), "MLflow follows at the next start"
     assert promoted(workspace, records["better"]) == 0
     assert roles(workspace) == ("better", "little"), "again is not twice"
     assert len(read_champion(workspace)["history"]) == 1
-    told(workspace, records["better"], verdict)
+    assert in_office(workspace, records["better"])["by"] == "gate"
+    assert decide(workspace, records["better"]) == verdict, "what a person reads is why it was promoted"
+    told(workspace, records["better"], decide(workspace, records["better"]))
     assert aliases(workspace) == ("better: pass", "little: pass", "better: pass")
 
     verdict = decide(workspace, records["nothing"])
@@ -155,6 +172,9 @@ def test_pass_fail_rollback_and_a_kill_in_between(
         rollback(workspace)
         mirror_aliases(workspace, records[after[0]])
         assert roles(workspace) == after
+        left = decide(workspace, records[after[1]])
+        assert left["outcome"] == "fail", "no later night undoes a person's decision"
+        assert "a person went back from this model" in left["reasons"][0]
         assert aliases(workspace) == (f"{after[0]}: pass", f"{after[1]}: pass", "nothing: fail")
     promote(workspace, records["nothing"], verdict, by="a person")
     mirror_aliases(workspace, records["nothing"])

@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from pipeline_lib.config.model import ValidationConfig
 from pipeline_lib.config.pipeline import PipelineConfig
+from pipeline_lib.errors import StageFailedError
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.tables.schemas import CUTS, DOCUMENTS, SELECTION
+from pipeline_lib.validation.gate import against_champion
 from pipeline_lib.validation.items import Item, items_table
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.stage import execute
@@ -50,7 +54,8 @@ def doc_id(number: int) -> bytes:
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("models")
     tokenizer = tokenizer_of(TRAIN, 300, folder / "tokenizer")
-    small = PipelineConfig().model.model_copy(update={"width": 32, "depth": 1, "heads": 2, "kv_heads": 2, "ffn_width": 64})
+    little = {"width": 32, "depth": 1, "heads": 2, "kv_heads": 2, "ffn_width": 64, "tied_embeddings": False}
+    small = PipelineConfig().model.model_copy(update=little)
     return [untrained(tokenizer, folder / str(seed), small, seed=seed) for seed in (0, 1)]
 
 
@@ -111,6 +116,15 @@ def test_what_training_text_gives_away_stands_apart(tmp_path, models):
     assert more.details["scores"]["bits_per_byte"]["contaminated_items"] == 3, "no longer selected is still trained on"
 
 
+def poisoned(model: Path, folder: Path, tokens: set[int]) -> Path:
+    """A copy of a model that gives NaN after each of these tokens."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][sorted(tokens)] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 def taken_over(artifact: Artifact) -> int:
     return sum(bool(shard["home"]) for shard in artifact.manifest.shards.values())
 
@@ -142,3 +156,18 @@ def test_years_and_samples_are_told_and_repeat(tmp_path, models):
     assert len(texts) == 4
     assert all(sample["text"] for sample in texts)
     assert again.details["samples"] == texts
+
+
+def test_what_a_broken_model_gives_no_number_for_is_named_and_the_others_go_on(tmp_path, models):
+    encode = Tokenizer.from_file(str(models[0] / "tokenizer.json")).encode
+    asked = [item.prompt + option for item in ITEMS + OTHERS for option in item.options]
+    in_items, in_tests = ({token for text in texts for token in encode(text).ids} for texts in (asked, TEST))
+    healthy, _ = validated(tmp_path, models[0], ITEMS + OTHERS)
+    broken, _ = validated(tmp_path, poisoned(models[0], tmp_path / "some", in_tests - in_items), ITEMS + OTHERS)
+    assert broken.details["not_scored"] == [{"suite": "language", "items": len(TEST), "reason": "the model gives no number"}]
+    assert {name for name in broken.details["scores"] if "/" not in name} == {"pairs", "towns"}
+    verdict = against_champion(broken, healthy, PipelineConfig())
+    assert verdict["outcome"] == "fail"
+    assert "bits_per_byte was not scored: the model gives no number" in verdict["reasons"][0]
+    with pytest.raises(StageFailedError, match=r"nothing could be scored.*language: the model gives no number; pairs: the model"):
+        validated(tmp_path, poisoned(models[0], tmp_path / "all", in_tests | in_items), ITEMS + OTHERS)
