@@ -19,6 +19,7 @@ import psutil
 from pipeline_lib.errors import ServiceError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")  # of Python, one of each a process
 
 
 def free_port(preferred: int = 0, *, host: str = "127.0.0.1") -> int:
@@ -104,13 +105,22 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def no_children_left() -> Iterator[None]:
-    """What was started inside and still runs at the end is ended (ranks, trials, pools), however the block is left."""
+    """What was started inside and still runs at the end is ended (ranks, trials, pools), however the block is left.
+
+    Python's own helpers stay: they end with this process, do not listen to SIGTERM, and are needed again by the next search.
+    """
     before = {child.pid for child in _children(psutil.Process())}
     try:
         yield
     finally:
-        if left := [child.pid for child in psutil.Process().children() if child.pid not in before]:
+        if left := [child.pid for child in psutil.Process().children() if child.pid not in before and not _is_helper(child)]:
             stop(left)
+
+
+def _is_helper(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(name in word for word in process.cmdline() for name in HELPERS)
+    return False
 
 
 def answers(url: str, *, seconds: float = 2.0) -> bool:
