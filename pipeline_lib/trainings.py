@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import BusyError, ConfigError, MillraceError, NotFoundError, RefusedError
 from pipeline_lib.stages import BY_NAME
-from pipeline_lib.training.checkpoints import LEAST_KEPT, RECORD, Retention, committed, damage, kept, record_of
+from pipeline_lib.training.checkpoints import LEAST_KEPT, RECORD, Retention, committed, damage, foreign, kept, record_of
 from pipeline_lib.workspace.files import remove_tree
 from pipeline_lib.workspace.lease import is_free
 from pipeline_lib.workspace.runs import RunBook, RunRecord
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 PUBLISHED = "published"
+INTACT, DAMAGED = "intact", "damaged"
 LONGEST_DATA = 40  # characters of a suggested name, whose limit is 60
 NAMED = "NAME@STEP names a checkpoint; `millrace checkpoints list` shows them"
 
@@ -34,7 +35,7 @@ class Entry:
 
     run: RunRecord | None  # whose training wrote it (the newest run, where several share it); None: nobody's
     folder: Path
-    record: Mapping[str, Any]  # empty: damaged
+    record: Mapping[str, Any]  # empty: damaged, or another version's
     date: datetime
     why: str  # why it is kept; `published` with an artifact
 
@@ -192,8 +193,10 @@ def remove_orphan(workspace: Workspace, path: Path) -> None:
 
 
 def verify(entry: Entry) -> str:
-    """What is wrong with a checkpoint, or "". Every byte is digested."""
-    return damage(entry.folder)
+    """`intact`, or what a checkpoint is instead: `damaged: …`, or of another version's format. Every byte is digested."""
+    if words := foreign(entry.folder):
+        return words
+    return f"{DAMAGED}: {reason}" if (reason := damage(entry.folder)) else INTACT
 
 
 def stable_before(workspace: Workspace, entry: Entry) -> Entry | None:
@@ -242,7 +245,7 @@ def _in_work(folder: Path, run: RunRecord | None) -> Iterator[Entry]:
     records = {path: record_of(path) for path in committed(folder / "checkpoints")}
     reasons = kept([record for record in records.values() if record], Retention())
     for path, record in records.items():
-        why = reasons.get(int(record["step"]), "newest") if record else "damaged"
+        why = reasons.get(int(record["step"]), "newest") if record else foreign(path) or DAMAGED
         yield Entry(run, path, record, _date(path), why)
 
 

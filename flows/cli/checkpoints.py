@@ -47,6 +47,7 @@ def list_all(as_json: Json = False) -> None:
 
 def show(name: Name, as_json: Json = False) -> None:
     """Show one checkpoint: its place, its schedule, its files, and with what versions it was made."""
+    from pipeline_lib.training.checkpoints import foreign
     from pipeline_lib.trainings import find
 
     entry = find(home(), name)
@@ -54,6 +55,8 @@ def show(name: Name, as_json: Json = False) -> None:
     if as_json:
         out.json_out({**entry.to_json(), "record": record})
         return
+    if words := foreign(entry.folder):
+        raise RefusedError(f"{entry.name} is {words}", where=str(entry.folder), fix="use the version that wrote it")
     if not record:
         raise DamagedError("its record is not what was committed", where=str(entry.folder), fix="the next run sets it aside")
     schedule = record["schedule"]
@@ -76,8 +79,8 @@ def show(name: Name, as_json: Json = False) -> None:
 def verify(
     name: Annotated[str, typer.Argument(metavar="[CHECKPOINT]", help="One of them; default: all.")] = "", as_json: Json = False
 ) -> None:
-    """Digest every byte; ends with code 4 when one is damaged."""
-    from pipeline_lib.trainings import entries, find
+    """Digest every byte; ends with code 4 when one is damaged, with code 5 when another version wrote one."""
+    from pipeline_lib.trainings import DAMAGED, INTACT, entries, find
     from pipeline_lib.trainings import verify as look
 
     workspace = home()
@@ -85,12 +88,17 @@ def verify(
     if as_json:
         out.json_out(found)
     else:
-        for one, reason in found.items():
-            out.say(f"{one}: {reason or 'intact'}")
-    if damaged := [one for one, reason in found.items() if reason]:
+        for one, state in found.items():
+            out.say(f"{one}: {state}")
+    if damaged := [one for one, state in found.items() if state.startswith(DAMAGED)]:
         raise DamagedError(
             f"{len(damaged)} of {len(found)} checkpoints are damaged",
             fix="a resumed training sets them aside and uses the one before",
+        )
+    if others := [one for one, state in found.items() if state != INTACT]:
+        raise RefusedError(
+            f"{len(others)} of {len(found)} checkpoints are of another version's format, and cannot be verified",
+            fix="use them with the version that wrote them",
         )
 
 

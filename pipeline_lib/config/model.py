@@ -11,6 +11,7 @@ from pipeline_lib.config.profiles import ProfileConfig
 from pipeline_lib.config.recovery import RecoveryConfig
 
 Optimizer = Literal["adamw", "muon", "adafactor", "adamw_8bit", "lamb", "lars"]
+Launcher = Literal["own", "torchrun", "external"]
 Precision = Literal["fp32", "bf16", "fp16"]  # the last two: autocast over fp32 weights; fp16 with a dynamic loss scale
 
 
@@ -142,9 +143,10 @@ class TrainConfig(Section):
         False, "Lower the learning rate while the training loss rises, and raise it again when it falls; never below a quarter"
     )
     early_stopping: EarlyStoppingConfig = setting(EarlyStoppingConfig, "When dev loss falls no more")
-    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = setting(
-        "auto", "Attention; auto: the fastest here of those that keep packed documents apart, by calibration"
-    )
+    attention: Literal["auto", "sdpa", "eager", "varlen", "flex_attention"] = setting(
+        "auto", "Attention; auto: the fastest here of those that keep packed documents apart, by calibration; varlen: document "
+        "by document; flex_attention: on GPUs",
+    )  # fmt: skip
     isolation: Literal["auto", "accepted_leak"] = setting(
         "auto", "Families that cannot keep packed documents apart: auto reads one document a row; accepted_leak reads packs "
         "all the same (faster), and the model card says so",
@@ -185,6 +187,11 @@ class TrainConfig(Section):
     )
     parallel: Literal["ddp", "fsdp"] = setting(
         "ddp", "With several processes: every one holds the whole model (ddp), or each a part of weights and optimizer (fsdp)",
+        identity=False,
+    )  # fmt: skip
+    launcher: Launcher = setting(
+        "own", "With several processes: who starts them. own, torchrun: the stage does, on this machine; external: you do, on "
+        "machines that share the workspace's folder: the stage says with which command, and waits",
         identity=False,
     )  # fmt: skip
     stall_seconds: float = setting(

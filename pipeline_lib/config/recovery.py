@@ -32,7 +32,8 @@ class Policy:
     at_most: int | None = None  # times; None: without a limit
     per_steps: int = 0  # in so many steps; 0: in the whole training
     cool_down: int = 0  # steps after it in which the signal asks for nothing
-    rate: float = 1.0  # roll_back: the learning rate is multiplied by this from there on
+    rate: float = 1.0  # roll_back: the learning rate is multiplied by this from there on …
+    regains: bool = False  # … until what was undone is done again; then it grows back. Otherwise it stays lower
     decay: float = 1.0  # roll_back: and the weight decay by this
     pause_seconds: float = 0.0  # relaunch: before the first; doubled each time
 
@@ -49,12 +50,13 @@ DISK = "a checkpoint does not fit on the disk"
 
 POLICIES: tuple[Policy, ...] = (
     Policy("non_finite", "non_finite", NOT_FINITE, "skip_step", at_most=5, per_steps=100),
-    Policy("non_finite_again", "non_finite", NOT_FINITE, "roll_back", at_most=2, rate=0.5),
+    Policy("non_finite_again", "non_finite", NOT_FINITE, "roll_back", at_most=1, rate=0.5, regains=True),
+    Policy("non_finite_often", "non_finite", NOT_FINITE, "roll_back", at_most=1, rate=0.5),
     Policy("non_finite_still", "non_finite", NOT_FINITE, "give_up"),
     Policy("spike", "loss_spike", SPIKE, "skip_step", at_most=3, per_steps=128),
-    Policy("spike_again", "loss_spike", SPIKE, "roll_back", at_most=3, rate=0.7),
+    Policy("spike_again", "loss_spike", SPIKE, "roll_back", at_most=3, rate=0.7, regains=True),
     Policy("spike_still", "loss_spike", SPIKE, "go_on"),
-    Policy("divergence", "divergence", DIVERGENCE, "roll_back", at_most=1, cool_down=32, rate=0.5),
+    Policy("divergence", "divergence", DIVERGENCE, "roll_back", at_most=1, cool_down=32, rate=0.5, regains=True),
     Policy("divergence_again", "divergence", DIVERGENCE, "roll_back", at_most=2, cool_down=32, rate=0.5, decay=2.0),
     Policy("divergence_still", "divergence", DIVERGENCE, "give_up"),
     Policy("memory", "out_of_memory", MEMORY, "halve_micro_batch", at_most=10),
@@ -72,7 +74,7 @@ BY_NAME = {policy.name: policy for policy in POLICIES}
 LADDER_ENDS = {"give_up", "go_on", "stop"}
 CHANGEABLE = {
     "skip_step": {"at_most", "per_steps", "cool_down"},
-    "roll_back": {"at_most", "per_steps", "cool_down", "rate", "decay"},
+    "roll_back": {"at_most", "per_steps", "cool_down", "rate", "regains", "decay"},
     "halve_micro_batch": {"at_most"},
     "prune": {"at_most"},
     "relaunch": {"at_most", "pause_seconds"},
@@ -86,6 +88,7 @@ class PolicyChange(Section):
     per_steps: int | None = setting(None, "… in so many steps; 0: in the whole training", unit="steps", ge=0)
     cool_down: int | None = setting(None, "Steps after it in which the signal asks for nothing", unit="steps", ge=0)
     rate: float | None = setting(None, "The learning rate is multiplied by this after rolling back", gt=0, le=1)
+    regains: bool | None = setting(None, "The rate grows back when what was undone is done again; false: it stays lower")
     decay: float | None = setting(None, "The weight decay is multiplied by this after rolling back", ge=1, le=100)
     pause_seconds: float | None = setting(None, "Before the first relaunch; doubled each time", unit="seconds", ge=0, le=600)
 

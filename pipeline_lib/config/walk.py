@@ -61,7 +61,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[Field]:
             yield from fields(inner, f"{prefix}{name}{listed}.")
 
 
-_SIMPLE = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+_SIMPLE = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "null"}
 
 
 def type_words(annotation: Any) -> str:

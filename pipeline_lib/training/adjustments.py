@@ -6,6 +6,7 @@ from one older than a change, goes the same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,17 @@ class Adjustment:
     passed_over: int  # steps whose data is never read again, from that place on
     rate: float  # factor of the learning rate
     decay: float  # factor of the weight decay
+    regained: int = 0  # steps until the rate is the schedule's again, the first half of them at the lower one; 0: it stays lower
+
+    def rate_at(self, step: int) -> float:
+        """Its factor of the learning rate after `step` done ones: lower, then growing by the same factor at every step."""
+        done = step - self.step
+        if done < 0 or 0 < self.regained <= done:
+            return 1.0
+        held = self.regained // 2
+        if done <= held or not self.regained:
+            return self.rate
+        return float(self.rate ** ((self.regained - done) / (self.regained - held)))
 
 
 class Adjustments:
@@ -29,13 +41,14 @@ class Adjustments:
 
     def add(self, change: Adjustment) -> None:
         """Make another. What earlier ones did at later steps goes into it: its steps are done anew, on data after all of it."""
-        after = [earlier for earlier in self.made if earlier.step > change.step]
+        gone = [change, *(earlier for earlier in self.made if earlier.step > change.step)]
         self.made = [earlier for earlier in self.made if earlier.step <= change.step]
-        rate, decay = change.rate, change.decay
-        for earlier in after:
-            rate, decay = rate * earlier.rate, decay * earlier.decay
-        passed_over = change.passed_over + sum(earlier.passed_over for earlier in after)
-        self.made.append(Adjustment(change.step, passed_over, rate, decay))
+        self.made.append(
+            Adjustment(
+                change.step, sum(one.passed_over for one in gone), math.prod(one.rate for one in gone),
+                math.prod(one.decay for one in gone), change.regained,
+            )
+        )  # fmt: skip
 
     def data_step(self, step: int) -> int:
         """The step of an undisturbed training that reads what the step after `step` done ones reads."""
@@ -43,17 +56,11 @@ class Adjustments:
 
     def rate(self, step: int) -> float:
         """Factor of the learning rate after `step` done ones."""
-        factor = 1.0
-        for change in self.made:
-            factor *= change.rate if change.step <= step else 1.0
-        return factor
+        return math.prod((change.rate_at(step) for change in self.made), start=1.0)
 
     def decay(self, step: int) -> float:
         """Factor of the weight decay after `step` done ones."""
-        factor = 1.0
-        for change in self.made:
-            factor *= change.decay if change.step <= step else 1.0
-        return factor
+        return math.prod((change.decay for change in self.made if change.step <= step), start=1.0)
 
     def to_json(self) -> list[dict[str, Any]]:
         """As plain JSON values."""

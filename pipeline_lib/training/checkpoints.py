@@ -138,22 +138,34 @@ def record_of(folder: Path) -> dict[str, Any]:
     """The record of a committed checkpoint if it is what was committed (files are not looked at); else empty."""
     try:
         record: dict[str, Any] = read_json(folder / RECORD)
-        digest = record.pop("digest")
-        if record["format"] != FORMAT or digest != fingerprint_of(record):
-            return {}
+        return record if record["format"] == FORMAT and _is_whole(record) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return {**record, "digest": digest}
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether a record is what was committed. Its digest stands for all else that is in it, in every format."""
+    return bool(record["digest"] == fingerprint_of({name: value for name, value in record.items() if name != "digest"}))
+
+
+def foreign(folder: Path) -> str:
+    """Of a whole checkpoint that another version of Millrace wrote in another format: what to say of it. Else ""."""
+    try:
+        record = read_json(folder / RECORD)
+        if record["format"] != FORMAT and _is_whole(record):
+            return f"of format {record['format']}, written by another version of Millrace; this one reads format {FORMAT}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return ""
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, or "". Every byte is digested."""
+    """Why a checkpoint cannot be used, or "": it is not what was committed, or it is `foreign`. Every byte is digested."""
     try:
         record = read_json(folder / RECORD)
-        digest = record.pop("digest")
-        if record["format"] != FORMAT:
-            return f"format {record['format']} is not known here"
-        if digest != fingerprint_of(record):
+        if words := foreign(folder):
+            return words
+        if not _is_whole(record):
             return f"{RECORD} is not what was committed"
         for name in PARTS:
             if not (folder / name).is_file():
@@ -186,9 +198,14 @@ def newest(
     """The newest checkpoint that is intact. Damaged ones go to quarantine, with an event, and the next older one is tried.
 
     Raises:
-        StageFailedError: it belongs to other data or another plan: nothing is loaded.
+        StageFailedError: it belongs to other data or another plan, or another version wrote it: nothing is loaded.
     """
     for folder in reversed(committed(root)):
+        if words := foreign(folder):
+            raise StageFailedError(
+                f"the checkpoint is {words}", where=str(folder),
+                fix="go on with the version that wrote it, or remove the folder to begin anew",
+            )  # fmt: skip
         if reason := damage(folder):
             aside = set_aside(folder, quarantine, reason)
             event("checkpoint_damaged", checkpoint=folder.name, reason=reason, moved_to=aside.name)

@@ -50,25 +50,38 @@ def packed_difference(model: Any, length: int) -> float:
         model: a causal language model; it is put into evaluation mode for the test.
         length: tokens of the pair.
     """
-    first = max(1, length // 2 - 1)  # unequal parts: a mask that is off by one shows
-    rows = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)  # its own: training's random numbers stay what they are
-    tokens = torch.randint(rows, (1, length), generator=generator).to(model.device)
-    positions = torch.cat([torch.arange(first), torch.arange(length - first)]).unsqueeze(0).to(model.device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            packed = _logits(model, tokens, positions)
-            alone = [_logits(model, tokens[:, part], positions[:, part]) for part in (slice(0, first), slice(first, length))]
-    finally:
-        model.train(training)
+    tokens, positions, first = _pair(model, length)
+    packed = packed_logits(model, length)
+    halves = (slice(0, first), slice(first, length))
+    alone = [_logits(model, tokens[:, half], positions[:, half]) for half in halves]
     together = torch.cat(alone, dim=1)
     difference = float((packed - together).abs().max() / together.abs().max().clamp(min=1e-12))
     return math.inf if math.isnan(difference) else difference  # weights that are not numbers isolate nothing
 
 
+def packed_logits(model: Any, length: int) -> Tensor:
+    """Logits of a packed pair of documents, always the same one: fp32[1, length, entries]."""
+    tokens, positions, _ = _pair(model, length)
+    return _logits(model, tokens, positions)
+
+
+def _pair(model: Any, length: int) -> tuple[Tensor, Tensor, int]:
+    """Tokens and positions, int64[1, length], and the length of the first document."""
+    first = max(1, length // 2 - 1)  # unequal parts: a mask that is off by one shows
+    rows = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)  # its own: training's random numbers stay what they are
+    tokens = torch.randint(rows, (1, length), generator=generator)
+    positions = torch.cat([torch.arange(first), torch.arange(length - first)]).unsqueeze(0)
+    return tokens.to(model.device), positions.to(model.device), first
+
+
+@torch.no_grad()
 def _logits(model: Any, tokens: Tensor, positions: Tensor) -> Tensor:
-    output = model(input_ids=tokens, position_ids=positions, attention_mask=None, use_cache=False)
+    training = model.training
+    model.eval()
+    try:
+        output = model(input_ids=tokens, position_ids=positions, attention_mask=None, use_cache=False)
+    finally:
+        model.train(training)
     logits: Tensor = output.logits.float()
     return logits

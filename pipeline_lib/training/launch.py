@@ -1,8 +1,12 @@
 """Several processes that train together, started and watched from the stage: the launcher owns restarts.
 
+It starts them itself, one by one, or through torchrun as its child; or it waits for processes that somebody else starts
+(`external`: torchrun or `accelerate launch` on several machines, a batch system). All find their order in a folder of the launch,
+which the machines share, and answer in files there.
+
 A rank that dies leaves the others waiting, so all are ended and launched afresh from the newest checkpoint: a bounded number of
 times without a new checkpoint, with a growing pause. A rank that stands still is found by the silence. Whatever ends the launcher
-ends its ranks and all that they started; a rank whose parent is gone ends itself (`rank.py`).
+ends its ranks and all that they started; a rank whose parent or launcher is gone ends itself (`rank.py`).
 """
 
 from __future__ import annotations
@@ -10,27 +14,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from pipeline_lib import errors
-from pipeline_lib.config.model import ModelConfig, TrainConfig
+from pipeline_lib.config.model import Launcher, ModelConfig, TrainConfig
 from pipeline_lib.errors import MillraceError, StageFailedError, StoppedError
 from pipeline_lib.extensions import active_extensions
 from pipeline_lib.training.checkpoints import committed
+from pipeline_lib.training.failure import give_up
 from pipeline_lib.training.policies import Ledger
-from pipeline_lib.training.rank import ORDER, Order
+from pipeline_lib.training.rank import ALIVE_SECONDS, LAUNCHER, ORDER, STOP, Order, said_by
+from pipeline_lib.training.signals import Signal
 from pipeline_lib.workspace.files import remove_tree, write_json
 from pipeline_lib.workspace.machine import usable_cores
 from pipeline_lib.workspace.services import Progress
@@ -39,16 +42,25 @@ from pipeline_lib.workspace.stage import StageRun
 LOOK_SECONDS = 0.2
 TAIL_BYTES = 2000  # of a rank's standard error, told when it dies
 LONGEST_PAUSE = 60.0  # seconds before a relaunch
+FIX = "look at the end of the rank's log; `millrace retry` goes on; train.processes=1 needs no other process"
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Death:
     """Why a launch ended without its work being done."""
 
-    rank: int
+    who: str
     how: str
-    log: str
-    evidence: dict[str, Any] = field(default_factory=dict)
+    log: str  # its end
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A process of the launch."""
+
+    who: str
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 def launch(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> None:
@@ -67,27 +79,16 @@ def launch(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> None:
         if (now := _newest(checkpoints)) > reached:  # it moves: count anew
             reached, tried, ledger = now, 0, Ledger(ledger.table)
         policy = ledger.take("worker_died", now)
-        evidence = {"rank": death.rank, "how": death.how, "log": death.log[-300:], **death.evidence}
+        evidence = {"who": death.who, "how": death.how, "end of its log": death.log[-300:]}
         if policy is None or policy.action != "relaunch":
-            _give_up(run, evidence, tried, now)
-        else:
-            pause = min(policy.pause_seconds * 2**tried, LONGEST_PAUSE)
-            tried += 1
-            run.event(
-                "recovery", step=now, policy=policy.name, action=policy.action, signal="worker_died", evidence=evidence,
-                cost={"from_step": now, "pause_seconds": pause, "launch": tried + 1},
-            )  # fmt: skip
-            _wait(run, pause)
-
-
-def _give_up(run: StageRun, evidence: dict[str, Any], tried: int, step: int) -> None:
-    fix = "the end of the rank's log is in the text; `millrace retry` goes on; train.processes=1 needs no other process"
-    run.event("training_failed", step=step, signal="worker_died", evidence=evidence, tried=[f"relaunch ({tried} times)"], fix=fix)
-    raise StageFailedError(
-        f"worker_died at step {step:,}, and nothing helped: rank {evidence['rank']} {evidence['how']}. Tried: relaunch ({tried} "
-        f"times without a new checkpoint). The end of its log: …{evidence['log']}",
-        where="stage train", fix=fix,
-    )  # fmt: skip
+            give_up(run.event, Signal("worker_died", now, evidence), tried=ledger.tried("worker_died"), fix=FIX)
+        pause = min(policy.pause_seconds * 2**tried, LONGEST_PAUSE)
+        tried += 1
+        run.event(
+            "recovery", step=now, policy=policy.name, action=policy.action, signal="worker_died", evidence=evidence,
+            cost={"from_step": now, "pause_seconds": pause, "launch": tried + 1},
+        )  # fmt: skip
+        _wait(run, pause)
 
 
 def _wait(run: StageRun, seconds: float) -> None:
@@ -107,10 +108,14 @@ def _once(run: StageRun, train: TrainConfig, model: ModelConfig) -> _Death | Non
     """One launch: None when the work is done."""
     folder = run.keep("trainer") / f"launch-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
+    (folder / LAUNCHER).write_text("0")
     write_json(folder / ORDER, _order(run, train, model).to_json())
     try:
-        with _ranks(folder, train.processes) as ranks:
-            return _watch(run, ranks, train.stall_seconds, folder)
+        with _children(folder, train.launcher, train.processes) as children:
+            if not children:
+                words = " ".join(_command("torchrun", train.processes, folder))
+                run.services.log(f"train: waits for {train.processes} processes that you start, for example with: {words}")
+            return _watch(run, children, train.processes, train.stall_seconds, folder)
     finally:
         remove_tree(folder)
 
@@ -119,7 +124,7 @@ def _order(run: StageRun, train: TrainConfig, model: ModelConfig) -> Order:
     services = run.services
     row = {name: getattr(run.stage, name) for name in ("name", "version", "kind", "function")}
     return Order(
-        parent=os.getpid(), parallel=train.parallel, workspace=str(run.workspace.root), work=str(run.work),
+        size=train.processes, parallel=train.parallel, workspace=str(run.workspace.root), work=str(run.work),
         stage={**row, "uses": dict(run.stage.uses)},
         key=run.key, fingerprint=run.fingerprint, inputs={name: artifact.key for name, artifact in run.inputs.items()},
         seed=run.seed, train=train.model_dump(mode="json"), model=model.model_dump(mode="json"),
@@ -129,31 +134,44 @@ def _order(run: StageRun, train: TrainConfig, model: ModelConfig) -> Order:
     )  # fmt: skip
 
 
+def _command(launcher: Launcher, size: int, folder: Path) -> list[str]:
+    """What is started: one rank, or torchrun, which starts all of them; restarts are ours."""
+    rank = ["-m", "pipeline_lib.training.rank", str(folder)]
+    if launcher == "own":
+        return [sys.executable, *rank]
+    alone = ["--standalone", "--max-restarts=0", f"--nproc-per-node={size}"]
+    return [sys.executable, "-m", "torch.distributed.run", *alone, *rank]
+
+
 @contextlib.contextmanager
-def _ranks(folder: Path, size: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start all ranks; however the block is left, none of them and nothing that they started is left."""
-    ranks: list[subprocess.Popen[bytes]] = []
-    threads = str(max(1, usable_cores() // size))
+def _children(folder: Path, launcher: Launcher, size: int) -> Iterator[list[_Child]]:
+    """Start what is to be started; however the block is left, none of it and nothing that it started is left."""
+    children: list[_Child] = []
+    base = {**os.environ, "OMP_NUM_THREADS": str(max(1, usable_cores() // size))}
+    if launcher == "own":
+        starts = [(f"rank {rank}", {"RANK": str(rank), "WORLD_SIZE": str(size)}) for rank in range(size)]
+    else:
+        starts = [] if launcher == "external" else [(launcher, {})]
     try:
-        for rank in range(size):
-            env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": threads}
-            with (folder / f"rank-{rank}.log").open("wb") as log:
-                command = [sys.executable, "-m", "pipeline_lib.training.rank", str(folder)]
+        for who, own in starts:
+            log = folder / f"{who.replace(' ', '-')}.log"
+            with log.open("wb") as handle:
                 process = subprocess.Popen(
-                    command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
-                )
-                ranks.append(process)
-        yield ranks
+                    _command(launcher, size, folder), env={**base, **own}, stdin=subprocess.DEVNULL, stdout=handle,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+            children.append(_Child(who, process, log))
+        yield children
     finally:
-        for process in ranks:
-            _end(process)
+        for child in children:
+            _end(child.process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a rank and its descendants. What matters is committed; a rank that was asked to save has left by itself.
+    """Kill a child and its descendants. What matters is committed; a rank that was asked to save has left by itself.
 
-    A rank leads a process group: what it started is in it even when the rank is dead and its children are nobody's. Those that
-    have made a group of their own are found while the rank lives.
+    A child leads a process group: what it started is in it even when the child is dead and its children are nobody's. Those that
+    have made a group of their own (torchrun's ranks) are found while the child lives; ranks see by themselves that it is dead.
     """
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -163,67 +181,67 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
-    if process.stdout:
-        process.stdout.close()
 
 
-def _watch(run: StageRun, ranks: list[subprocess.Popen[bytes]], stall_seconds: float, folder: Path) -> _Death | None:
-    """Pass on what the ranks say until all have ended well (None), one dies, or all are silent.
+def _watch(run: StageRun, children: Sequence[_Child], size: int, stall_seconds: float, folder: Path) -> _Death | None:
+    """Pass on what the ranks say until all have done their work (None), a child dies, or a rank is silent.
 
     Raises:
         MillraceError: a rank had it to tell.
     """
-    said: queue.Queue[tuple[int, bytes]] = queue.Queue()
-    for rank, process in enumerate(ranks):
-        threading.Thread(target=_listen, args=(rank, process, said), name=f"rank-{rank}", daemon=True).start()
-    heard = [time.monotonic()] * len(ranks)
-    asked, look = False, 0.0
+    begin = time.monotonic()
+    ears = [_Ear(said_by(folder, rank), begin) for rank in range(size)]
+    pulse = 0
     while True:
-        with contextlib.suppress(queue.Empty):
-            rank, line = said.get(timeout=LOOK_SECONDS)
-            heard[rank] = time.monotonic()
-            _pass_on(run, line)
-        if time.monotonic() < look:  # a rank that speaks all the time must not keep us from looking
-            continue
-        look = time.monotonic() + LOOK_SECONDS
-        codes = [process.poll() for process in ranks]
-        if any(code is not None for code in codes):
-            _drain(run, said)
-        if all(code == 0 for code in codes):
-            return None
-        for rank, code in enumerate(codes):
+        codes = [child.process.poll() for child in children]  # before listening: what an ended one had to say is heard
+        for ear in ears:
+            for line in ear.listen():
+                ear.done = _pass_on(run, line) == "done" or ear.done
+        for child, code in zip(children, codes, strict=True):
             if code:
-                return _Death(rank, _words(code), _tail(folder / f"rank-{rank}.log"))
-        quiet = min((rank for rank, code in enumerate(codes) if code is None), key=lambda rank: heard[rank])
-        if (silence := time.monotonic() - heard[quiet]) > stall_seconds:
-            return _Death(quiet, f"gave no sign of life for {silence:.0f} s", _tail(folder / f"rank-{quiet}.log"))
-        if not asked and run.services.should_stop():
-            asked = True
-            for process in ranks:
-                process.send_signal(signal.SIGTERM)
+                return _Death(child.who, _words(code), _tail(child.log))
+        waiting = [rank for rank, ear in enumerate(ears) if not ear.done]
+        if all(code == 0 for code in codes) and (not waiting or children):
+            return _Death(f"rank {waiting[0]}", "ended before its work was done", "") if waiting else None
+        begun = children or any(ear.place for ear in ears)  # who starts ranks himself takes his time
+        if begun and waiting and (silence := time.monotonic() - min(ears[rank].heard for rank in waiting)) > stall_seconds:
+            quiet = min(waiting, key=lambda rank: ears[rank].heard)
+            log = children[min(quiet, len(children) - 1)].log if children else None
+            return _Death(f"rank {quiet}", f"gave no sign of life for {silence:.0f} s", _tail(log) if log else "")
+        if run.services.should_stop():
+            if not begun:
+                raise StoppedError("stopped on request before a process was there", where="stage train", fix="run it again")
+            (folder / STOP).touch()
+        if time.monotonic() - begin >= pulse * ALIVE_SECONDS:
+            pulse += 1
+            (folder / LAUNCHER).write_text(str(pulse))
+        time.sleep(LOOK_SECONDS)
 
 
-def _drain(run: StageRun, said: queue.Queue[tuple[int, bytes]]) -> None:
-    """What an ended rank has still said, before its end is judged."""
-    with contextlib.suppress(queue.Empty):
-        end = time.monotonic() + 10 * LOOK_SECONDS
-        while time.monotonic() < end:
-            _pass_on(run, said.get(timeout=LOOK_SECONDS)[1])
+class _Ear:
+    """Listens to what a rank says in its file."""
+
+    def __init__(self, path: Path, now: float) -> None:
+        self.path, self.heard, self.place, self.done = path, now, 0, False
+
+    def listen(self) -> list[bytes]:
+        """The whole lines that are new."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.place)
+                new = file.read()
+        except FileNotFoundError:
+            return []
+        lines = new[: new.rfind(b"\n") + 1]
+        if lines:
+            self.place, self.heard = self.place + len(lines), time.monotonic()
+        return lines.splitlines()
 
 
-def _listen(rank: int, process: subprocess.Popen[bytes], said: queue.Queue[tuple[int, bytes]]) -> None:
-    with contextlib.suppress(ValueError, OSError):  # closed when the launch ended
-        for line in process.stdout or ():
-            said.put((rank, line))
-
-
-def _pass_on(run: StageRun, line: bytes) -> None:
-    try:
-        told = json.loads(line)
-        kind = told.pop("say")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        run.services.log(line.decode("utf-8", "replace").rstrip())  # a library printed
-        return
+def _pass_on(run: StageRun, line: bytes) -> str:
+    """Tell what a rank said to whom it concerns; what kind of saying it was."""
+    told = json.loads(line)
+    kind = str(told["say"])
     if kind == "event":
         run.event(told["kind"], **told["detail"])
     elif kind == "log":
@@ -234,6 +252,7 @@ def _pass_on(run: StageRun, line: bytes) -> None:
         run.services.tracker.metrics(told["values"], step=told["step"])
     elif kind == "failed":
         raise _error(told)
+    return kind
 
 
 def _error(told: dict[str, str]) -> MillraceError:

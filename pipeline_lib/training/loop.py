@@ -8,10 +8,12 @@ no digests, no identity of the data) is used.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,12 +181,20 @@ def fit(session: Session, callbacks: Sequence[TrainerCallback]) -> None:
     if session.finished:
         return
     quiet()
+    _exempt_imports()
     generators = random_states()
     trainer = _PackedTrainer(session, callbacks)
     trainer.remove_callback(PrinterCallback)
     if session.step:  # Trainer has seeded the generators; a training that goes on draws what it would have drawn
         set_random_states(generators)
     trainer.train()
+
+
+@cache
+def _exempt_imports() -> None:
+    """Garbage is collected at the end of every training (by accelerate): without this, each time through all imported modules."""
+    gc.collect()
+    gc.freeze()
 
 
 class _PackedTrainer(Trainer):

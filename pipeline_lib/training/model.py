@@ -13,6 +13,7 @@ from torch import nn
 from pipeline_lib.config.model import LoraConfig, ModelConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.pretrained import MAKING, quiet, read_model
+from pipeline_lib.training.attention import use_attention
 from pipeline_lib.training.start import Lookup, start_folder
 from pipeline_lib.workspace.files import read_json, write_json
 
@@ -254,22 +255,10 @@ def prepare(model: Any, *, attention: str = "", activation_checkpointing: bool =
     """Make a model ready for training: which attention it uses ("": its family's own), and whether it keeps activations.
 
     Raises:
-        ConfigError: the family has no such attention, or cannot compute activations twice; flex_attention without a GPU.
+        ConfigError: the family has no such attention, or cannot compute activations twice.
     """
-    if attention == "flex_attention" and model.device.type == "cpu":
-        raise ConfigError(
-            "flex_attention has no backward pass on processors",
-            where="train.attention",
-            fix="set train.attention to auto or sdpa",
-        )
     if attention:
-        try:
-            model.set_attn_implementation(attention)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(
-                f"{model.config.model_type} has no attention {attention} here: {error}", where="train.attention",
-                fix="set train.attention to auto",
-            ) from error  # fmt: skip
+        use_attention(model, attention)
     if activation_checkpointing:
         if not getattr(model, "supports_gradient_checkpointing", False):
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,22 +30,22 @@ class Origins:
 
     @classmethod
     def of(cls, workspace: Workspace, filled: Artifact) -> Origins:
-        """Of the cache that a `fill_gaps` artifact vouches for. Memory: three columns of the rows, one of the documents."""
+        """Of the cache that a `fill_gaps` artifact vouches for. Memory: four numbers a row, one a document."""
         links = cache_behind(workspace, filled).links
-        parts = []
+        documents: list[pa.Array] = []
+        rows: list[np.ndarray] = []
         for link in links:
-            rows = pq.read_table(link.recipe.rows, columns=["document", "domain"])
-            texts = [pq.read_table(path, columns=["source"])["source"] for path in link.recipe.documents]
-            sources = pa.chunked_array([chunk for one in texts for chunk in one.chunks], pa.string())
-            parts.append(pa.table({"source": sources.take(rows["document"]), "domain": rows["domain"]}))
-        names = pa.concat_tables(parts)
-        found = names.group_by(["source", "domain"]).aggregate([]).to_pylist()
-        cells = sorted({(row["source"] or "", row["domain"] or "") for row in found})
-        places = {cell: place for place, cell in enumerate(cells)}
-        codes = [names[name].combine_chunks().fill_null("").dictionary_encode() for name in ("source", "domain")]
-        first, second = (code.dictionary.to_pylist() for code in codes)
-        table = np.array([[places.get((one, two), -1) for two in second] for one in first], np.int32)
-        return cls(links, cells, table[codes[0].indices.to_numpy(), codes[1].indices.to_numpy()])
+            first = sum(len(chunk) for chunk in documents)  # documents are numbered anew in every link
+            for path in link.recipe.documents:
+                documents += _chunks(path, "source")
+            rows.append(pq.read_table(link.recipe.rows, columns=["document"])["document"].to_numpy() + first)
+        source_of, sources = _numbered(documents)
+        domain, domains = _numbered([chunk for link in links for chunk in _chunks(link.recipe.rows, "domain")])
+        pairs = source_of[np.concatenate(rows)] * len(domains) + domain
+        found, place = np.unique(pairs, return_inverse=True)
+        named = [(sources[pair // len(domains)], domains[pair % len(domains)]) for pair in found.tolist()]
+        cells = {cell: number for number, cell in enumerate(sorted(set(named)))}
+        return cls(links, list(cells), np.array([cells[cell] for cell in named], np.int32)[place])
 
     @cached_property
     def _ids(self) -> list[pa.ChunkedArray]:
@@ -58,3 +59,16 @@ class Origins:
             {"doc_id": doc_id.hex(), "source": source, "domain": domain}
             for doc_id, (source, domain) in zip(ids.to_pylist(), cells, strict=True)
         ]
+
+
+def _chunks(path: Path, column: str) -> list[pa.DictionaryArray]:
+    """A column of names, as numbers into dictionaries: plain strings of a large corpus would pass Arrow's limit of 2 GiB."""
+    return list(pq.read_table(path, columns=[column], read_dictionary=[column])[column].chunks)
+
+
+def _numbered(chunks: list[pa.DictionaryArray]) -> tuple[np.ndarray, list[str]]:
+    """Names as numbers, int64 each, and what the numbers stand for; null is the name ""."""
+    whole = pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
+    names = [*(whole.chunk(0).dictionary.to_pylist() if whole.num_chunks else []), ""]
+    parts = [chunk.indices.fill_null(len(names) - 1).to_numpy() for chunk in whole.chunks]
+    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64), names

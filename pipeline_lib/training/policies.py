@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,8 +52,11 @@ class Ledger:
 
     def tried(self, signal: str) -> list[str]:
         """What was done about a signal so far, in words for people."""
-        rows = [policy for policy in self.table if policy.signal == signal and self.used.get(policy.name)]
-        return [f"{policy.action} ({len(self.used[policy.name])} times)" for policy in rows if policy.action != "give_up"]
+        times: Counter[str] = Counter()
+        for policy in self.table:
+            if policy.signal == signal and policy.action != "give_up":
+                times[policy.action] += len(self.used.get(policy.name, []))
+        return [f"{action} ({count} times)" for action, count in times.items() if count]
 
     def state(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -87,7 +91,8 @@ def _action(policy: Policy) -> str:
         "go_on": "go on",
         "give_up": "end with a report: evidence, what was tried, what to do",
     }[policy.action]
-    changes = [f"rate × {policy.rate:g}"] * (policy.rate != 1) + [f"weight decay × {policy.decay:g}"] * (policy.decay != 1)
+    rate = f"rate × {policy.rate:g}" + " until that is done again, then growing back" * policy.regains
+    changes = [rate] * (policy.rate != 1) + [f"weight decay × {policy.decay:g}"] * (policy.decay != 1)
     return ", ".join([words, *changes])
 
 

@@ -1,8 +1,8 @@
 """One process of a training over several: `python -m pipeline_lib.training.rank FOLDER`, with torchrun's RANK and WORLD_SIZE.
 
-FOLDER/order.json says what to train. The process tells its parent what happens as lines of JSON on standard output (the first one
-everything, the others only that they live), follows it when it dies, and stops at the next step when it gets a SIGTERM. What it
-leaves is a committed checkpoint; the parent publishes.
+FOLDER/order.json says what to train. The process says what happens as lines of JSON in a file of FOLDER (the first rank
+everything, the others only that they live), and stops at the next step when it gets a SIGTERM or FOLDER/stop is there. It ends
+when whoever started it is gone, or whoever gave the order. What it leaves is a committed checkpoint; the stage publishes it.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline_lib.config.model import ModelConfig, TrainConfig
-from pipeline_lib.errors import MillraceError
+from pipeline_lib.errors import ConfigError, MillraceError
 from pipeline_lib.extensions import load_extensions
 from pipeline_lib.workspace.files import read_json
 from pipeline_lib.workspace.services import NullTracker, Progress, Services
 from pipeline_lib.workspace.stage import Stage, StageRun
 from pipeline_lib.workspace.workspace import Workspace
 
-PARENT_SECONDS = 0.5  # between looks at whether the parent lives
-ALIVE_SECONDS = 1.0  # between signs of life at most
-ORDER = "order.json"
-Say = Literal["alive", "event", "log", "progress", "metrics", "failed"]
+PARENT_SECONDS = 0.5  # between looks at whether parent and launcher live
+ALIVE_SECONDS = 1.0  # between signs of life at most, in both directions
+LOST_SECONDS = 20.0  # without a sign of life of the launcher, which may be on another machine
+ORDER, STOP, LAUNCHER = "order.json", "stop", "launcher"  # files of a launch: what to do, stop asked for, the launcher's pulse
+Said = Literal["alive", "event", "log", "progress", "metrics", "failed", "done"]
 
 
 @dataclass(frozen=True)
 class Order:
     """What the parent wants trained, as JSON."""
 
-    parent: int  # process id
+    size: int  # processes
     parallel: Literal["ddp", "fsdp"]
     workspace: str
     work: str  # the stage's work folder
@@ -58,21 +59,32 @@ class Order:
         return asdict(self)
 
 
-def say(said: Say, /, **what: Any) -> None:
-    """One line to the parent."""
-    sys.stdout.write(json.dumps({"say": said, **what}, default=str) + "\n")
-    sys.stdout.flush()
+def said_by(folder: Path, rank: int) -> Path:
+    """Where a rank of a launch says what happens."""
+    return folder / f"said-{rank}.jsonl"
+
+
+class Voice:
+    """What a rank says to its launcher: a line is written at once and whole."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.file = said_by(folder, rank).open("ab", buffering=0)
+
+    def __call__(self, said: Said, /, **what: Any) -> None:
+        """One line."""
+        self.file.write((json.dumps({"say": said, **what}, default=str) + "\n").encode())
 
 
 class Rank(StageRun):
     """The stage's run as a rank has it: events are the parent's, and only the first rank's journal counts."""
 
-    rank = 0
+    rank: int
+    say: Voice
 
     def event(self, kind: str, **detail: Any) -> None:
-        """Tell the parent."""
+        """Tell the launcher."""
         if self.rank == 0:
-            say("event", kind=kind, detail=detail)
+            self.say("event", kind=kind, detail=detail)
 
     def keep(self, name: str) -> Path:
         """The shared folder; a journal of its own for a rank whose journal nobody reads."""
@@ -80,30 +92,43 @@ class Rank(StageRun):
 
 
 class _Relay(NullTracker):
-    """Curves, to the parent's tracker."""
+    """Curves, to the launcher's tracker."""
+
+    def __init__(self, say: Voice) -> None:
+        self.say = say
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
-        """Tell the parent."""
-        say("metrics", values=dict(values), step=step)
+        """Tell the launcher."""
+        self.say("metrics", values=dict(values), step=step)
 
 
 class _Alive:
     """A sign of life at most once a second; called after every step."""
 
-    def __init__(self) -> None:
-        self.last = 0.0
+    def __init__(self, say: Voice) -> None:
+        self.say, self.last = say, 0.0
 
     def __call__(self) -> None:
         if (now := time.monotonic()) - self.last >= ALIVE_SECONDS:
             self.last = now
-            say("alive")
+            self.say("alive")
 
 
-def _follow(parent: int) -> None:
-    """End this process when its parent is gone, whatever it waits for."""
+def follow(folder: Path) -> None:
+    """End this process, whatever it waits for, when its parent is gone, the launch is over, or its launcher is silent."""
+    parent, pulse, heard = os.getppid(), "", time.monotonic()
 
     def watch() -> None:
+        nonlocal pulse, heard
         while os.getppid() == parent:
+            try:
+                now = (folder / LAUNCHER).read_text()
+            except FileNotFoundError:
+                break
+            if now != pulse:
+                pulse, heard = now, time.monotonic()
+            if time.monotonic() - heard > LOST_SECONDS:
+                break
             time.sleep(PARENT_SECONDS)
         os._exit(1)
 
@@ -112,39 +137,43 @@ def _follow(parent: int) -> None:
 
 def main(folder: Path) -> int:
     """Join the others and train; the exit code."""
+    follow(folder)
     order = Order(**read_json(folder / ORDER))
-    _follow(order.parent)
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    from pipeline_lib.training.train import train_rank
-    from pipeline_lib.training.world import join
-
-    alive = _Alive()
+    say = Voice(folder, rank)
+    alive = _Alive(say)
 
     def should_stop() -> bool:
         alive()
-        return asked.is_set()
+        return asked.is_set() or (folder / STOP).exists()
 
     def announce(progress: Progress) -> None:
         say("progress", values=list(vars(progress).values()))
 
     main_rank = rank == 0
     services = Services(
-        tracker=_Relay() if main_rank else NullTracker(), should_stop=should_stop, adaptive=order.adaptive,
+        tracker=_Relay(say) if main_rank else NullTracker(), should_stop=should_stop, adaptive=order.adaptive,
         follow=None if order.follow is None else tuple(order.follow),
         announce=announce if main_rank else lambda progress: None,
         log=(lambda line: say("log", line=line)) if main_rank else lambda line: None,
         deadline=datetime.fromisoformat(order.deadline) if order.deadline else None,
     )  # fmt: skip
-    workspace = Workspace.open(order.workspace)
-    inputs = {name: workspace.artifact(key) for name, key in order.inputs.items()}
-    run = Rank(
-        Stage(**order.stage), order.fingerprint, workspace, inputs, Path(order.work), services, seed=order.seed, key=order.key
-    )
-    run.rank = rank
     try:
+        if size != order.size:
+            raise ConfigError(f"{size} processes were started", where="train.processes", fix=f"start {order.size}")
+        from pipeline_lib.training.train import train_rank
+        from pipeline_lib.training.world import join
+
+        workspace = Workspace.open(order.workspace)
+        inputs = {name: workspace.artifact(key) for name, key in order.inputs.items()}
+        run = Rank(
+            Stage(**order.stage), order.fingerprint, workspace, inputs, Path(order.work), services, seed=order.seed,
+            key=order.key,
+        )  # fmt: skip
+        run.rank, run.say = rank, say
         load_extensions(order.extensions)
         join(folder / "meeting", rank, size, order.parallel)
         train_rank(run, train=TrainConfig.model_validate(order.train), model=ModelConfig.model_validate(order.model))
@@ -152,6 +181,7 @@ def main(folder: Path) -> int:
         known = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == MillraceError.__module__)
         say("failed", kind=known, what=error.what, where=error.where, fix=error.fix)
         return error.exit_code
+    say("done")
     return 0
 
 

@@ -12,14 +12,14 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainerCallback
 
 from pipeline_lib.config.recovery import LADDER_ENDS, Policy
-from pipeline_lib.errors import StageFailedError
 from pipeline_lib.training.adjustments import Adjustment, Adjustments
 from pipeline_lib.training.checkpoints import LEAST_KEPT, DiskLowError, committed, quarantined, record_of
+from pipeline_lib.training.failure import give_up, tell_failure
 from pipeline_lib.training.loop import Session
 from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.policies import Ledger
@@ -28,6 +28,7 @@ from pipeline_lib.workspace.files import read_json, remove_tree, write_json
 
 # Where the trouble began before it was seen: a mean over a window rises some steps after the losses do.
 BEGAN_BEFORE = {"divergence": DIVERGENCE_WINDOW}
+LEAST_TRIAL = DIVERGENCE_WINDOW  # steps at the lower rate, however few were undone: as many as divergence needs to show
 LOWER_RATE = 3.0  # what a person should try: about the grid of a learning-rate search
 
 
@@ -186,14 +187,15 @@ class Recovery(TrainerCallback):
         latest = signal.step - 1 - BEGAN_BEFORE.get(signal.signal, 0)
         to = session.world.first(lambda: _newest(self.checkpoints, latest))
         lost = session.step - to
-        session.adjustments.add(Adjustment(to, lost, policy.rate, policy.decay))
+        regained = 2 * max(lost, LEAST_TRIAL) if policy.regains else 0
+        session.adjustments.add(Adjustment(to, lost, policy.rate, policy.decay, regained))
         self.ledger.rolled_back(to, policy)
         self._write()
         seconds = lost * self.monitor.tokens_per_step / max(self.monitor.tokens_per_second, 1e-9)
         self._tell(
             policy, signal, to_step=to, steps=lost, seconds=round(seconds, 3),
             sequences_passed_over=lost * session.plan.batch_sequences, rate=session.adjustments.rate(to),
-            weight_decay=session.adjustments.decay(to),
+            rate_regained_at=to + regained if regained else None, weight_decay=session.adjustments.decay(to),
         )  # fmt: skip
         if session.world.main:
             self.memory.settle(self.checkpoints)
@@ -216,8 +218,7 @@ class Recovery(TrainerCallback):
         policy = None if shared else self.ledger.take("disk_low", signal.step)
         removed = self._prune() if policy and policy.action == "prune" else []
         if not policy or not removed:
-            self.event("training_failed", step=signal.step, signal=signal.signal, evidence=dict(signal.evidence),
-                       tried=self.ledger.tried(signal.signal), fix=error.fix)  # fmt: skip
+            tell_failure(self.event, signal, tried=self.ledger.tried(signal.signal), fix=error.fix)
             raise error
         self._tell(policy, signal, removed=removed, freed_bytes=max(shutil.disk_usage(self.checkpoints).free - before, 0))
 
@@ -241,29 +242,20 @@ class Recovery(TrainerCallback):
         policy = self.ledger.take("out_of_memory", signal.step) if size > 1 else None
         if policy is None or policy.action in LADDER_ENDS:
             self.give_up(signal)
-            return
         session.parts *= 2
         self.memory.write(self.state())
         self._tell(policy, signal, micro_batch=max(size // 2, 1), repeated="the forward and backward passes of one step")
 
-    def give_up(self, signal: Signal) -> None:
+    def give_up(self, signal: Signal) -> NoReturn:
         """End with a failure report.
 
         Raises:
             StageFailedError: always.
         """
-        session = self.session
-        tried = self.ledger.tried(signal.signal) or ["nothing: no policy was left"]
         recent = ", ".join(f"{loss:.3f}" for loss in list(self.monitor.losses.recent)[-5:]) or "none"
-        fix = _advice(signal.signal, session)
-        evidence = dict(signal.evidence)
-        self.event("training_failed", step=signal.step, signal=signal.signal, evidence=evidence, tried=tried, fix=fix)
-        seen = ", ".join(f"{name} {value}" for name, value in evidence.items())
-        raise StageFailedError(
-            f"{signal.signal} at step {signal.step:,}, and nothing helped. Evidence: {seen}; learning rate "
-            f"{session.learning_rate:.3g}, last good losses {recent}. Tried: {'; '.join(tried)}",
-            where="stage train", fix=fix,
-        )  # fmt: skip
+        known = {"learning rate": f"{self.session.learning_rate:.3g}", "last good losses": recent}
+        seen = Signal(signal.signal, signal.step, {**signal.evidence, **known})
+        give_up(self.event, seen, tried=self.ledger.tried(signal.signal), fix=_advice(signal.signal, self.session))
 
 
 def _newest(checkpoints: Path, latest: int) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 
 SignalKind = Literal[
     "non_finite", "loss_spike", "divergence", "plateau", "slow_step", "slow_down",
-    "out_of_memory", "disk_low",  # met where they happen, not detected here
+    "out_of_memory", "disk_low", "worker_died",  # met where they happen, not detected here
 ]  # fmt: skip
 
 SPIKE_SIGMA, SPIKE_WINDOW = 6.0, 128  # OLMo-core's stability monitor: 6 σ over 128 steps

@@ -46,7 +46,7 @@ def train(run: StageRun, *, train: TrainConfig, model: ModelConfig) -> Outcome:
     """
     train, model = as_planned(run, train, model)
     if train.processes > 1:
-        check_share(TrainingPlan.from_details(run.input("plan").details), train.processes, train.parallel, train.optimizer)
+        check_share(TrainingPlan.from_details(run.input("plan").details), train)
         launch(run, train=train, model=model)  # what it leaves is the last checkpoint; the rest is done here
     return train_rank(run, train=train, model=model)
 

@@ -21,12 +21,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline_lib.config.model import TrainConfig
 from pipeline_lib.errors import ConfigError
 from pipeline_lib.training.data import Batch, MicroBatches, Sequences
 from pipeline_lib.training.hooks import CONTINUE, Controller, Decision
 from pipeline_lib.training.plan import TrainingPlan
 
 MEET_SECONDS = 600  # for all processes to be there, and for the slowest in a step; a stall ends earlier by `train.stall_seconds`
+OF_A_LAUNCHER = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"})
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,14 @@ def world() -> World:
     return _present
 
 
-def check_share(plan: TrainingPlan, processes: int, parallel: str, optimizer: str) -> None:
+def check_share(plan: TrainingPlan, train: TrainConfig) -> None:
     """Refuse what several processes cannot do, before they are started.
 
     Raises:
         ConfigError: there are fewer GPUs, the batch cannot be shared equally, or the optimizer does not know shards.
     """
-    if torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
+    processes, here = train.processes, train.launcher != "external"
+    if here and torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
         raise ConfigError(
             f"{processes} processes need a GPU each, {gpus} are here", where="train.processes", fix=f"train.processes={gpus}"
         )
@@ -163,29 +166,31 @@ def check_share(plan: TrainingPlan, processes: int, parallel: str, optimizer: st
             f"a batch of {plan.batch_sequences} sequences cannot be shared equally by {processes} processes",
             where="train.processes", fix=f"{best} processes can; or change train.batch_tokens",
         )  # fmt: skip
-    if parallel == "fsdp" and optimizer not in {"adamw", "adafactor"}:
+    if train.parallel == "fsdp" and train.optimizer not in {"adamw", "adafactor"}:
         raise ConfigError(
-            f"{optimizer} needs whole matrices, fsdp gives it parts of them", where="train.parallel",
+            f"{train.optimizer} needs whole matrices, fsdp gives it parts of them", where="train.parallel",
             fix="train.parallel=ddp, or train.optimizer=adamw",
         )  # fmt: skip
 
 
 def join(meeting: Path, rank: int, size: int, parallel: Literal["ddp", "fsdp"]) -> World:
-    """Become one of `size` processes; they find each other through the file `meeting`, which must be new.
+    """Become one of `size` processes. They find each other where torchrun's MASTER_ADDR and MASTER_PORT say, or where there are
+    none, through the file `meeting`, which must be new.
 
     Raises:
         RuntimeError: not all of them came in time.
     """
     global _present  # noqa: PLW0603 - a process joins one world, once
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # Trainer is to see a single process: what is shared is our business
-        os.environ.pop(name, None)
+    gpu = int(os.environ.get("LOCAL_RANK", rank))
+    method = "env://" if "MASTER_ADDR" in os.environ else meeting.absolute().as_uri()
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(gpu)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(
-        backend, init_method=meeting.absolute().as_uri(), rank=rank, world_size=size, timeout=timedelta(seconds=MEET_SECONDS)
-    )
+    waits = timedelta(seconds=MEET_SECONDS)
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=waits)
+    for name in OF_A_LAUNCHER & os.environ.keys():  # Trainer is to see a single process: what is shared is our business
+        del os.environ[name]
     control = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     _present = World(rank, size, parallel, control)
     return _present

@@ -135,7 +135,7 @@ def disk_full(case: Case) -> None:
     """Somebody else fills the disk while the training goes on; older checkpoints are all that can go."""
     case.small_disk = True
     case.faults = [{"kind": "fill_disk", "steps": [case.moment(150)], "leave_mib": SPARE_MIB + 0.5}]
-    case.expected = lambda events, codes: True
+    case.expected = _recovered("prune")
 
 
 def sigterm(case: Case) -> None:
@@ -249,7 +249,7 @@ def _one(folder: Path, base: Path, kind: Callable[[Case], None], chance: random.
             return True, None, f"{where}: NOT recovered, exit codes {codes}: {str(told)[-600:]}"
         fault_happened = len(list(marks.iterdir())) > 0 if case.faults else True
         happened = fault_happened and case.expected(told["events"], codes) and told["steps"] == STEPS
-        actions = [event["detail"]["action"] for event in told["events"] if event["kind"] == "recovery"]
+        actions = [_words(event["detail"]) for event in told["events"] if event["kind"] == "recovery"]
         return (
             happened,
             float(told["dev_loss"]),
@@ -259,6 +259,13 @@ def _one(folder: Path, base: Path, kind: Callable[[Case], None], chance: random.
     finally:
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(marks)
+
+
+def _words(recovery: Mapping[str, Any]) -> str:
+    """`divergence at 71 → 20, rate × 0.5`."""
+    cost = recovery["cost"]
+    back = f" → {cost['to_step']}, rate × {cost['rate']:.2g}" if "to_step" in cost else ""
+    return f"{recovery['policy']} at {recovery['step']}{back}"
 
 
 def _process(home: Path, described: Path, env: Mapping[str, str], *, small_disk: bool = False) -> tuple[int, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,14 @@ from pipeline_lib.config.model import TrainConfig
 from pipeline_lib.config.recovery import RecoveryConfig
 from pipeline_lib.config.resources import ExecutionConfig
 from pipeline_lib.workspace.artifact import Artifact
+from pipeline_lib.workspace.services import Services
 
 STEPS = 16
 
 
-def train(root: Path, monkeypatch: pytest.MonkeyPatch, *faults: dict[str, Any], **settings: Any) -> Artifact:
+def train(
+    root: Path, monkeypatch: pytest.MonkeyPatch, *faults: dict[str, Any], services: Services | None = None, **settings: Any
+) -> Artifact:
     marks = root / "marks"
     marks.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("MILLRACE_TEST_FAULTS", json.dumps(faults))
@@ -37,7 +42,7 @@ def train(root: Path, monkeypatch: pytest.MonkeyPatch, *faults: dict[str, Any], 
         train=TrainConfig(recovery=recovery, **settings),
         execution=ExecutionConfig(extensions=["tests.training_faults"]),
     )
-    return run_train(root / "w", config)
+    return run_train(root / "w", config, services=services)
 
 
 def losses(made: Artifact) -> list[float]:
@@ -55,14 +60,30 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def test_two_processes_have_the_loss_curve_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Artifact, parallel: str
 ) -> None:
-    """Also when one is killed on the way: a fresh launch goes on from the last checkpoint, of whatever number of processes."""
+    """Also when one is killed on the way: a fresh launch goes on from the last checkpoint, of whatever number of processes. And
+    also when torchrun starts them."""
     faults = [{"kind": "kill", "steps": [11], "rank": 1}] if parallel == "ddp" else []
-    made = train(tmp_path, monkeypatch, *faults, processes=2, parallel=parallel)
+    launcher = "own" if faults else "torchrun"
+    made = train(tmp_path, monkeypatch, *faults, processes=2, parallel=parallel, launcher=launcher)
     assert losses(made) == pytest.approx(losses(alone), rel=1e-4)
     assert made.metrics["dev_loss"] == pytest.approx(alone.metrics["dev_loss"], rel=1e-4)
     told = [event["detail"] for event in made.manifest.events if event["kind"] == "recovery"]
-    assert [(t["action"], t["evidence"]["rank"], t["evidence"]["how"]) for t in told] == (
-        [("relaunch", 1, "was ended by SIGKILL")] if faults else []
+    assert [(t["action"], t["evidence"]["who"], t["evidence"]["how"]) for t in told] == (
+        [("relaunch", "rank 1", "was ended by SIGKILL")] if faults else []
     )
     assert made.metrics["tokens_per_second"] > 0
     assert not [child for child in psutil.Process().children(recursive=True) if "training.rank" in " ".join(child.cmdline())]
+
+
+@pytest.mark.slow  # torchrun's variables are taken above, too
+def test_processes_that_somebody_starts_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Artifact) -> None:
+    """As the stage says: it waits for them, and publishes what they leave."""
+    started = []
+
+    def start(line: str) -> None:
+        if "waits for 2 processes" in line:
+            started.append(subprocess.Popen(shlex.split(line.partition(": ")[2].partition(": ")[2]), stdout=subprocess.DEVNULL))
+
+    made = train(tmp_path, monkeypatch, services=Services(log=start), processes=2, launcher="external")
+    assert losses(made) == pytest.approx(losses(alone), rel=1e-4)
+    assert started[0].wait(20) == 0

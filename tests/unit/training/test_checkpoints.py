@@ -7,6 +7,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from pipeline_lib.training.loop import Session, fit
 from pipeline_lib.training.model import build_model
 from pipeline_lib.training.plan import TrainingPlan
 from pipeline_lib.training.saving import CheckpointWriter, read_part, restore
+from pipeline_lib.trainings import Entry, verify
+from pipeline_lib.workspace.identity import fingerprint_of
 from pipeline_lib.workspace.workspace import Workspace
 
 IDENTITY = {"data": "these sequences", "tokenizer": "this one"}
@@ -93,6 +96,22 @@ def test_what_was_saved_is_what_is_restored(saved: Path, tmp_path: Path) -> None
     old, new = trained.optimizer.state_dict()["state"], fresh.optimizer.state_dict()["state"]
     assert all(torch.equal(old[place][name], new[place][name]) for place in old for name in old[place])
     assert fresh.step == 3
+
+
+def test_a_checkpoint_of_another_version_is_not_called_damaged(copied: Path) -> None:
+    """It is whole, and stays where it is: the version that wrote it can go on."""
+    folder = copied / "step-00000003"
+    told = {name: value for name, value in json.loads((folder / RECORD).read_text()).items() if name != "digest"}
+    told["format"] = 99
+    (folder / RECORD).write_text(json.dumps({**told, "digest": fingerprint_of(told)}))
+    entry = Entry(None, folder, record_of(folder), datetime.now(UTC), "newest")
+    assert verify(entry).startswith("of format 99, written by another version")
+    with pytest.raises(StageFailedError, match="of format 99"):
+        looked_for(copied)
+    assert folder.exists()
+    (folder / RECORD).write_text(json.dumps({**told, "digest": "0" * 32}))  # a turned bit is no other version
+    assert verify(entry).startswith("damaged: ")
+    assert looked_for(copied).step == 2  # type: ignore[union-attr]
 
 
 def test_the_files_are_safetensors_for_everybody(saved: Path) -> None:

@@ -232,6 +232,29 @@ def test_what_a_family_lacks_is_refused(tmp_path: Path) -> None:
         build("mixtral", experts_per_token=5)
 
 
+@pytest.mark.parametrize(("family", "changes"), [("llama", {}), ("qwen3", {"heads": 4, "kv_heads": 2}), ("mixtral", {})])
+def test_attention_document_by_document_is_the_masked_one(family: str, changes: dict[str, int], tmp_path: Path) -> None:
+    """Losses, gradients, and a text that is gone on with."""
+    gradients, batch = [], collate([RandomSequences(64, 32)[place] for place in range(3)])
+    for attention in ("sdpa", "varlen"):
+        session = session_of(build(family, **changes), tmp_path, attention=attention)
+        assert (session.model.config._attn_implementation, session.isolation.mode) == (attention, "packed")
+        session.objective(batch).backward()
+        gradients.append([p.grad for p in session.model.parameters()])
+        asked = torch.tensor([[1, 2, 3]])
+        text = session.model.eval().generate(asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=4)
+        gradients[-1].append(text)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "recurrent_gemma"])
+def test_attention_that_would_be_another_one_is_refused(family: str, tmp_path: Path) -> None:
+    """A window, a cap on the scores, a family that has an attention of its own only."""
+    with pytest.raises(ConfigError, match=r"has no attention varlen here|does not let its attention be chosen"):
+        session_of(build(family), tmp_path, attention="varlen")
+
+
 def test_head_and_loss_by_compiled_backbone_and_with_activations_made_twice_are_the_same(tmp_path: Path) -> None:
     model = build("llama")
     batch = collate([RandomSequences(64, 32)[place] for place in range(2)])

@@ -1,6 +1,7 @@
 """The launcher's eye on its ranks, with real processes that die, fall silent, speak, or lose their parent."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,22 +16,27 @@ import pytest
 
 from pipeline_lib.errors import RefusedError
 from pipeline_lib.training import launch
+from pipeline_lib.training.rank import LAUNCHER, STOP, said_by
 from pipeline_lib.workspace.services import Services
+
+DONE = """echo '{"say": "done"}' >> $said"""
 
 
 @contextmanager
-def ranks(tmp_path: Path, *scripts: str) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes in the place of ranks."""
+def ranks(tmp_path: Path, *scripts: str) -> Iterator[list[launch._Child]]:
+    """Processes in the place of ranks; `$said` is where one speaks."""
     started = []
     for number, script in enumerate(scripts):
-        with (tmp_path / f"rank-{number}.log").open("wb") as log:
-            command = ["/bin/sh", "-c", script]
-            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True))
+        path = tmp_path / f"rank-{number}.log"
+        with path.open("wb") as log:
+            command, env = ["/bin/sh", "-c", script], {**os.environ, "said": str(said_by(tmp_path, number))}
+            process = subprocess.Popen(command, env=env, stderr=log, start_new_session=True)
+            started.append(launch._Child(f"rank {number}", process, path))
     try:
         yield started
     finally:
-        for process in started:
-            launch._end(process)
+        for child in started:
+            launch._end(child.process)
 
 
 def lives(process: psutil.Process) -> bool:
@@ -51,54 +57,76 @@ def listener(**services: Any) -> Any:
 
 def test_a_rank_that_dies_and_one_that_is_silent_end_the_launch(tmp_path: Path) -> None:
     with ranks(tmp_path, "sleep 60", "echo the reason >&2; kill -9 $$") as started:
-        death = launch._watch(listener(), started, 60, tmp_path)
-    assert (death.rank, death.how, death.log) == (1, "was ended by SIGKILL", "the reason")
-    silent = 'while true; do echo \'{"say": "alive"}\'; sleep 0.1; done'
-    with ranks(tmp_path, silent, "sleep 60 & wait") as started:
-        death = launch._watch(listener(), started, 1.0, tmp_path)
-        family = psutil.Process(started[1].pid).children()
-    assert (death.rank, death.how) == (1, "gave no sign of life for 1 s")
+        death = launch._watch(listener(), started, 2, 60, tmp_path)
+    assert death == launch._Death("rank 1", "was ended by SIGKILL", "the reason")
+    alive = 'while true; do echo \'{"say": "alive"}\' >> $said; sleep 0.1; done'
+    with ranks(tmp_path, alive, "sleep 60 & wait") as started:
+        death = launch._watch(listener(), started, 2, 1.0, tmp_path)
+        family = psutil.Process(started[1].process.pid).children()
+    assert death == launch._Death("rank 1", "gave no sign of life for 1 s", "")
     assert family
     assert not any(lives(child) for child in family)
+
+
+def test_a_rank_that_leaves_without_a_word_has_not_done_its_work(tmp_path: Path) -> None:
+    with ranks(tmp_path, f"{DONE}; exit 0", "exit 0") as started:
+        death = launch._watch(listener(), started, 2, 60, tmp_path)
+    assert death == launch._Death("rank 1", "ended before its work was done", "")
 
 
 def test_what_a_dead_rank_had_started_is_ended_too(tmp_path: Path) -> None:
     """Its children are nobody's by then: only their group tells whose they were."""
     with ranks(tmp_path, f"sleep 60 & echo $! > {tmp_path / 'child'}; kill -9 $$") as started:
-        started[0].wait()
+        started[0].process.wait()
         child = psutil.Process(int((tmp_path / "child").read_text()))
         assert lives(child)
-    end = time.monotonic() + 10
-    while lives(child) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not lives(child)
+    assert gone(child)
 
 
 def test_what_a_rank_says_reaches_the_run(tmp_path: Path) -> None:
-    lines: list[str] = []
-    run = listener(log=lines.append)
+    run = listener()
     event = json.dumps({"say": "event", "kind": "resumed", "detail": {"step": 3}})
-    with ranks(tmp_path, f"echo '{event}'; echo hello") as started:
-        assert launch._watch(run, started, 60, tmp_path) is None
-    assert (run.events, lines) == ([("resumed", {"step": 3})], ["hello"])
+    with ranks(tmp_path, f"echo '{event}' >> $said; {DONE}") as started:
+        assert launch._watch(run, started, 1, 60, tmp_path) is None
+    assert run.events == [("resumed", {"step": 3})]
+    said_by(tmp_path, 0).unlink()
     failed = json.dumps({"say": "failed", "kind": "RefusedError", "what": "no room", "where": "disk", "fix": "make some"})
-    with ranks(tmp_path, f"echo '{failed}'; exit 5") as started, pytest.raises(RefusedError, match="no room"):
-        launch._watch(run, started, 60, tmp_path)
+    with ranks(tmp_path, f"echo '{failed}' >> $said; exit 5") as started, pytest.raises(RefusedError, match="no room"):
+        launch._watch(run, started, 1, 60, tmp_path)
 
 
-def test_a_rank_ends_with_its_parent(tmp_path: Path) -> None:
-    """Also when the parent is killed: nothing would be there to end it."""
+def test_a_stop_is_asked_for_in_a_file(tmp_path: Path) -> None:
+    """It reaches ranks on other machines, too."""
+    leaves = f"while [ ! -e {tmp_path / STOP} ]; do sleep 0.05; done; {DONE}"
+    with ranks(tmp_path, leaves) as started:
+        assert launch._watch(listener(should_stop=lambda: True), started, 1, 60, tmp_path) is None
+
+
+def test_a_rank_ends_with_its_parent_and_with_its_launch(tmp_path: Path) -> None:
+    """Also when the parent is killed, or the launcher of ranks that somebody else started: nothing would be there to end them."""
+    (tmp_path / LAUNCHER).write_text("0")
     rank = (
-        "import os, time; from pipeline_lib.training.rank import _follow; _follow(os.getppid()); "
-        "print(os.getpid(), flush=True); time.sleep(60)"
+        "import os, sys, time; from pathlib import Path; from pipeline_lib.training.rank import follow; "
+        "follow(Path(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
     )
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
-    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    child = psutil.Process(int(process.stdout.readline()))
-    process.kill()
-    process.wait()
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}, sys.argv[1]])"
+    families = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for script in (parent, rank)
+    ]
+    orphan, alone = (psutil.Process(int(family.stdout.readline())) for family in families if family.stdout)
+    families[0].kill()
+    assert families[0].wait()
+    assert gone(orphan)
+    assert lives(alone)
+    (tmp_path / LAUNCHER).unlink()
+    assert gone(alone)
+    families[1].wait()
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it ends within ten seconds."""
     end = time.monotonic() + 10
-    while lives(child) and time.monotonic() < end:
+    while lives(process) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not lives(child)
+    return not lives(process)

@@ -167,6 +167,10 @@ def test_adjustments_are_functions_of_the_step() -> None:
     assert changes.data_step(20) == 53
     assert (changes.rate(19), changes.rate(20), changes.decay(20)) == (1.0, 0.25, 2.0)
     assert Adjustments(Adjustment(**change) for change in changes.to_json()).to_json() == changes.to_json()
+    trial = Adjustments([Adjustment(40, 3, 0.25, 1.0, regained=20)])  # ten steps at the lower rate, ten in which it grows back
+    assert [trial.rate(step) for step in (39, 40, 50, 55, 60, 61)] == pytest.approx([1.0, 0.25, 0.25, 0.5, 1.0, 1.0])
+    trial.add(Adjustment(35, 20, 0.5, 2.0))  # the trouble came again: it stays lower
+    assert [trial.rate(step) for step in (35, 1000)] == [0.125, 0.125]
 
 
 def test_a_row_acts_until_it_is_used_up_and_rests_while_it_cools_down() -> None:
