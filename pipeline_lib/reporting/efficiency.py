@@ -11,7 +11,8 @@ from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.reporting.evidence import Evidence, percent, usual
 from pipeline_lib.reporting.findings import Finding, Numbers
 
-STALL_SHARE = 0.1  # of the time of all steps spent waiting for data
+# Share of the time of all steps spent waiting for data, and seconds of it: tiny steps of milliseconds wait their tenth, too.
+STALL_SHARE, STALL_SECONDS = 0.1, 2.0
 BESIDE_SHARE = 0.5  # of the training's time not spent on steps
 # Promise → what it is called here, unit, size of the unit.
 PROMISED = {
@@ -72,10 +73,10 @@ def efficiency(evidence: Evidence) -> Numbers:
 def data_stall(evidence: Evidence) -> Iterator[Finding]:
     """Training waited for its batches."""
     share = waiting(evidence)
-    if share <= STALL_SHARE:
+    lost = float(np.nansum(evidence.seconds * evidence.waited))
+    if share <= STALL_SHARE or lost < STALL_SECONDS:
         return
     worst = int(np.nanargmax(evidence.seconds * evidence.waited))
-    lost = float(np.nansum(evidence.seconds * evidence.waited))
     yield Finding(
         "data_stall", "trouble", "The training waited for its data.",
         f"{percent(share)} of the time of all steps, {lost:.3g} s; the longest wait was "

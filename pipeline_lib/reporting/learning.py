@@ -181,7 +181,10 @@ def _last_before_decay(evidence: Evidence) -> int:
 def divergence(evidence: Evidence) -> Iterator[Finding]:
     """The loss went up for good, or was not a number."""
     seen = evidence.said("divergence", "non_finite")
-    rise = _rise(finite(evidence.loss))
+    before = evidence.loss[evidence.steps <= evidence.schedule.decay_start] if evidence.schedule.kind == "wsd" else evidence.loss
+    rise, where = _rise(finite(evidence.loss)), ""
+    if rise is None:  # a decay heals a part of it
+        rise, where = _rise(finite(before)), " before the decay"
     if not seen and rise is None:
         return
     parts = []
@@ -189,7 +192,7 @@ def divergence(evidence: Evidence) -> Iterator[Finding]:
         kinds = sorted({event.kind.replace("_", " ") for event in seen})
         parts.append(f"{' and '.join(kinds)} seen {len(seen)} times, first at step {seen[0].step:,} ({_told(seen[0])})")
     if rise is not None:
-        parts.append(f"the median loss of the last 32 steps is {rise[1]:.3f}, the lowest such median was {rise[0]:.3f}")
+        parts.append(f"the median loss of the last 32 steps{where} is {rise[1]:.3f}, the lowest such median was {rise[0]:.3f}")
     yield Finding(
         "divergence", "trouble", "The training lost what it had learned.", sentence(parts),
         "train.learning_rate",

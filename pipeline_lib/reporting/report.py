@@ -84,7 +84,7 @@ def _values(facts: Facts, folder: Path) -> dict[str, Any]:
     return {
         "facts": facts,
         "record": record,
-        "verdict": VERDICTS[record.verdict.get("outcome", "")],
+        "verdict": "; ".join(filter(None, (VERDICTS[record.verdict.get("outcome", "")], record.decided))),
         "outcome": tables.OUTCOMES.get(record.outcome, record.outcome),
         "headline": tables.headline(facts),
         "failed": next((stage for stage in facts.stages if stage.state == "failed"), None),

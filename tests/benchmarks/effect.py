@@ -241,7 +241,8 @@ def _learn(model: Any, optimizer: Any, ids: Any, labels: Any) -> None:
 
 
 def pipeline(workspace: Workspace, folder: Path, test: Sequence[str], seconds: float, seed: int, changed: dict[str, Any]) -> Arm:
-    """(b): everything, with as many steps as the seconds hold by the run's own calibration."""
+    """(b): everything, with as many steps as the seconds hold by the run's own calibration; the batch is the one of the law, which
+    the plan tells, as in (a′)."""
     from pipeline_lib.pretrained import read_model
 
     sections: dict[str, dict[str, Any]] = {
@@ -249,7 +250,7 @@ def pipeline(workspace: Workspace, folder: Path, test: Sequence[str], seconds: f
         "ingest": {"sources": [{"name": "text", "kind": "files", "path": str(folder / "text.jsonl"), "licence": "MIT"}]},
         "tokenizer": {"vocabulary_size": VOCABULARY}, "pack": {"sequence_length": CONTEXT}, "model": MODEL.model_dump(),
         "calibrate": {"seconds": 3.0}, "tune": {"trials": 3, "steps": 20},
-        "train": {"batch_tokens": 4096, "samples": {"prompts": []}}, "validation": {"language_tokens": 5000, "bootstrap": 100},
+        "train": {"samples": {"prompts": []}}, "validation": {"language_tokens": 5000, "bootstrap": 100},
         "tracking": {"enabled": False},
     }  # fmt: skip
     for name, values in changed.items():
@@ -258,15 +259,17 @@ def pipeline(workspace: Workspace, folder: Path, test: Sequence[str], seconds: f
     config = {"name": "effect", "seed": seed, **sections}
     measured = run_plain(workspace, PipelineConfig.model_validate(config), until="calibrate")
     speed = float(_manifest(workspace, measured, "calibrate").metrics["tokens_per_second"])
-    steps = max(int(seconds * speed / sections["train"]["batch_tokens"]), 2)
-    config["train"] = {**sections["train"], "max_steps": steps}
+    by_law = max(round(step_law_batch_tokens(seconds * speed) / CONTEXT), 1) * CONTEXT
+    train_settings = {"batch_tokens": by_law, **sections["train"]}
+    steps = max(int(seconds * speed / train_settings["batch_tokens"]), 2)
+    config["train"] = {**train_settings, "max_steps": steps}
     record = run_plain(workspace, PipelineConfig.model_validate(config))
     whole, train = time.perf_counter() - begin, _manifest(workspace, record, "train")
     artifact = workspace.store.artifact(train.key)
     model = read_model(artifact.folder / "model")
     pack = workspace.store.artifact(_manifest(workspace, record, "pack").key)
     bits = bits_per_byte(model, pack.folder / "tokenizer", test)
-    trained = steps * sections["train"]["batch_tokens"] / float(train.metrics["tokens_per_second"])
+    trained = steps * train_settings["batch_tokens"] / float(train.metrics["tokens_per_second"])
     return Arm(bits, trained, whole - trained)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import shutil
 import statistics
@@ -49,7 +50,8 @@ while store.tidy(): pass
 SHAPES = tuple((width, depth, length) for width in (32, 64, 96, 128) for depth in (1, 2, 3) for length in (64, 128))
 QUICK_SHAPES = SHAPES[::2]
 LEAST_RECORDED = 6
-EARLIER = 10
+BATCH_TOKENS = 1024
+EARLIER, NEAREST = 10, 4
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +154,7 @@ def _config(width: int, depth: int, length: int, *, number: int, **train: Any) -
             model={"width": width, "depth": depth, "heads": 2, "ffn_width": 3 * width},
             tune={"trials": 0},
             suites={"names": ["zen"]},
-            train={"max_steps": 60, "save_every": 1000, "learning_rate": rate, **train},
+            train={"max_steps": 60, "save_every": 1000, "learning_rate": rate, "batch_tokens": BATCH_TOKENS, **train},
             validation={"language_tokens": 1000, "bootstrap": 100},
             execution={"workers": 1},
         )
@@ -195,7 +197,7 @@ def _worth(book: Book, folder: Path, records: list[RunRecord]) -> None:
     target = (80, 2, 64)
     store = _store_of(folder / "ten", records[:EARLIER])
     fresh = Workspace.open(folder / "worth")
-    without = run_plain(fresh, _config(*target, number=0, learning_rate=0.0))
+    without = run_plain(fresh, _config(*target, number=0, learning_rate=0.0, evaluate_every=2))
     real = _speed(fresh, without)
     guess = store.guess(_features(without))
     # Without memory, and before anything of the model is measured, there is a rule of thumb: 6·N operations a token, at the rate
@@ -209,14 +211,15 @@ def _worth(book: Book, folder: Path, records: list[RunRecord]) -> None:
     )
     remembered = 100 * abs(real / guess.value - 1) if guess else math.inf
     book.add("time estimate before calibration, ten runs remembered", remembered, "% off")
-    near = store.recall(_features(without), k=EARLIER)
+    near = store.recall(_features(without), k=NEAREST)
     best = min(near, key=lambda one: float(one.features.get("dev_loss", math.inf)))
     rate = store.get(best.run_id).config["train"]["learning_rate"]
-    wiser = run_plain(fresh, _config(*target, number=0, learning_rate=float(rate)))
-    goal = float(without.features["dev_loss"])
-    tokens = [_tokens_to(fresh, run, goal) for run in (without, wiser)]
-    book.add("tokens to the same loss, without memory", tokens[0], "tokens", setup=f"law's rate; dev loss {goal:.3f}")
-    setup = f"rate {rate:g} of the best of {len(near)}; ends at {float(wiser.features['dev_loss']):.3f}"
+    wiser = run_plain(fresh, _config(*target, number=0, learning_rate=float(rate), evaluate_every=2))
+    ends = [float(run.features["dev_loss"]) for run in (without, wiser)]
+    tokens = [_tokens_to(fresh, run, max(ends)) for run in (without, wiser)]
+    setup = f"the law's rate; ends at {ends[0]:.3f}, both reach {max(ends):.3f}"
+    book.add("tokens to the same loss, without memory", tokens[0], "tokens", setup=setup)
+    setup = f"rate {rate:g} of the best of the {len(near)} nearest; ends at {ends[1]:.3f}"
     book.add("tokens to the same loss, first point from memory", tokens[1], "tokens", setup=setup)
 
 
@@ -228,14 +231,13 @@ def _speed(workspace: Workspace, record: RunRecord) -> float:
 
 
 def _tokens_to(workspace: Workspace, record: RunRecord, loss: float) -> float:
-    """Tokens until the mean of eight training losses falls to a loss; infinite where it never does."""
-    from pipeline_lib.metrics import training_log
-
-    losses = training_log(workspace, record)["loss"].to_pylist()
-    goal = loss + 0.05  # training losses of eight steps are as uncertain as this
-    for step in range(8, len(losses) + 1):
-        if statistics.fmean(losses[step - 8 : step]) <= goal:
-            return step * 1024.0
+    """Training tokens until the dev loss is that low, between evaluations by a straight line."""
+    ref = record.ref("train")
+    assert ref is not None
+    curve = workspace.store.artifact(ref.key).details["dev_curve"]
+    for (before, high), (step, low) in itertools.pairwise(curve):
+        if low <= loss:
+            return float(before + (step - before) * (high - loss) / (high - low)) * BATCH_TOKENS
     return math.inf
 
 
