@@ -145,6 +145,7 @@ def _models(tracker: Run, workspace: Workspace, record: RunRecord, config: Pipel
         values = workspace.store.artifact(validated.key).metrics
         scores = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
     verdict = {"millrace.verdict": record.verdict.get("outcome", "none"), "millrace.artifact": train.key}
+    verdict |= {"millrace.decision": record.decided} if record.decided else {}
     final = {"dev_loss": float(train.metrics["dev_loss"]), **scores}
     tracker.model("model", train.files("model")[0].parent, step=steps, metrics=final, tags=verdict, upload=True, made_by=made_by)
     tracker.register(config.tracking.model_name, "model", verdict, made_by=made_by)

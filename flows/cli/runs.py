@@ -108,7 +108,7 @@ def print_run(workspace: Workspace, record: RunRecord) -> None:
     _print_graded(record)
     if record.verdict:
         reasons = record.verdict.get("reasons", [])
-        show.say(f"\ngate: {record.verdict.get('outcome', '')}")
+        show.say(f"\ngate: {'; '.join(filter(None, (record.verdict.get('outcome', ''), record.decided)))}")
         for reason in reasons:
             show.say(f"  {reason}")
     show.say()

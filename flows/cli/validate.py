@@ -69,7 +69,8 @@ def show_scores(
     ]
     show.table(["score", "value", "error", "95 % interval", "chance", "majority", "items"], cells)
     for lost in validated.details["not_scored"]:
-        show.say(f"not scored: {lost['suite']}: {lost['reason']}")
+        items = f"{lost['items']} items, " if "items" in lost else ""
+        show.say(f"not scored: {lost['suite']}: {items}{lost['reason']}")
 
 
 def compare(

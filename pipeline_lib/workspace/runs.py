@@ -79,10 +79,16 @@ class RunRecord:
     # what memory recalls runs by: tokens, parameters, tokens/s, losses, seconds …
     features: dict[str, float | str] = field(default_factory=dict)
     graded: dict[str, Any] = field(default_factory=dict)  # the plan's promises beside what came of them
-    verdict: dict[str, Any] = field(default_factory=dict)  # the gate's
+    verdict: dict[str, Any] = field(default_factory=dict)  # the gate's, and what was decided by whom
     report: str = ""  # path of the rendered report
     pinned: bool = False  # as of loading; a file beside the record is the truth, so that a live run cannot overwrite it
     format: int = RECORD_FORMAT
+
+    @property
+    def decided(self) -> str:
+        """What another than the gate made of its verdict ("promoted by anna", "kept back by the time limit"), or ""."""
+        decision, by = self.verdict.get("decision"), self.verdict.get("decided_by", "gate")
+        return f"{'promoted' if decision == 'promote' else 'kept back'} by {by}" if decision and by != "gate" else ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -231,3 +231,13 @@ def test_who_was_champion_some_nights_ago() -> None:
     assert champion_of(state, datetime(2026, 1, 21, tzinfo=UTC)) == {}, "it is the present one"
     assert champion_of(state, datetime(2025, 12, 31, tzinfo=UTC)) == {}
     assert champion_of({}, datetime(2026, 1, 1, tzinfo=UTC)) == {}
+
+
+def test_a_record_tells_who_decided_over_the_gate() -> None:
+    for decision, by, told in (
+        ("promote", "anna", "promoted by anna"),
+        ("keep", "the time limit", "kept back by the time limit"),
+        ("keep", "gate", ""),
+    ):
+        assert RunRecord("r", "p", verdict={"outcome": "fail", "decision": decision, "decided_by": by}).decided == told
+    assert RunRecord("r", "p", verdict={"outcome": "same"}).decided == ""
