@@ -113,16 +113,16 @@ def _window(
     begun = now()
     at_search = Services(clock=lambda: begun + timedelta(seconds=reading), started=begun, deadline=begun + length)
     search = search_seconds(at_search, config.resources) or 0.0 if config.tune.trials else 0.0
-    after, estimated = after_training(
+    after = after_training(
         calibrated, workspace, past, language_tokens=config.validation.language_tokens, level=config.suites.level
     )
     window = Window(
         total=total,
         spent=reading + search,
         margin=config.resources.margin_minutes * 60,
-        after_training=after,
+        after_training=after.reserved,
         start_up=float(calibrated["build_seconds"]) + float(calibrated["import_seconds"]),
-        after_estimated=estimated,
+        after=after,
     )
     return window, search
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 AFTER_RUNS, AFTER_SAFETY, AFTER_RANGE = 5, 1.1, (0.4, 2.0)
+AFTER_USUAL = 0.6  # of what is reserved, before any run has told
 SLOWED = 0.3  # beyond the usual drift of 8–12 %: something else was at work
 MADE = "made"  # a training that was reused kept no promise of this run
 
@@ -80,7 +81,8 @@ def _parts(record: RunRecord, plan: Mapping[str, Any], seconds: float) -> dict[s
     if record.stages["plan"].state != MADE or "spent before the plan" not in window or len(record.attempts) > 1:
         return {"parts": {}, "time_error": None}
     apart = {"spent before the plan", "validation and report", "margin", "unused"}
-    training, after = sum(s for part, s in window.items() if part not in apart), window["validation and report"]
+    training = sum(s for part, s in window.items() if part not in apart)
+    after = float(plan["reserve"].get("after_expected", window["validation and report"]))
     trained = record.stages["train"].seconds
     parts = {
         "training": {"planned": round(training, 3), "actual": round(trained, 3)},
@@ -97,18 +99,27 @@ def _parts(record: RunRecord, plan: Mapping[str, Any], seconds: float) -> dict[s
     }
 
 
-def after_factor(records: Iterable[RunRecord], cpu: str) -> float:
-    """What to multiply an estimate of validation and report by: the largest that the newest runs on this processor needed, and a
-    little more; 1 when none has told.
+def after_factors(records: Iterable[RunRecord], cpu: str) -> tuple[float, float]:
+    """What to multiply an estimate of validation and report by, to reserve time for them and to expect their end.
+
+    To reserve: the largest that the newest runs on this processor needed, and a little more. That more is needed is believed at
+    once; that less is enough by one part in `AFTER_RUNS` with every run that says so, since one quiet run says nothing of a busy
+    night. To expect: the median of these runs.
+
+    Returns:
+        (reserved, expected); (1, `AFTER_USUAL`) when none has told.
     """
     told = [
-        part["actual"] / part["estimated"]
+        float(part["actual"]) / float(part["estimated"])
         for record in records
         if record.machine.get("cpu") == cpu
         and (part := record.graded.get("parts", {}).get("validation and report", {})).get("estimated")
-    ]
+    ][-AFTER_RUNS:]
+    if not told:
+        return 1.0, AFTER_USUAL
     low, high = AFTER_RANGE
-    return min(max(AFTER_SAFETY * max(told[-AFTER_RUNS:]), low), high) if told else 1.0
+    factor = min(max(AFTER_SAFETY * max(told), low), high)
+    return max(factor, 1 - (1 - factor) * len(told) / AFTER_RUNS), statistics.median(told)
 
 
 def coverage(records: Iterable[RunRecord]) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from pipeline_lib.memory.keep import caught_up
 from pipeline_lib.planning import laws
 from pipeline_lib.planning.earlier import earlier_ends
 from pipeline_lib.planning.forecast import Earlier, Promise, forecast_from, forecast_loss, widened
-from pipeline_lib.planning.graded import after_factor, coverage
+from pipeline_lib.planning.graded import after_factors, coverage
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
 from pipeline_lib.planning.profiles import choose_profile, profile_table
 from pipeline_lib.planning.recalled import features_asked, in_words, recall
@@ -25,6 +25,7 @@ from pipeline_lib.planning.window import (
     AFTER_TRAINING_SECONDS,
     SUITE_TOKENS,
     WANTED_STEPS,
+    After,
     Fit,
     Load,
     Window,
@@ -103,8 +104,8 @@ def plan(
 
 def after_training(
     calibrated: Mapping[str, Any], workspace: Workspace, past: Iterable[RunRecord], *, language_tokens: int, level: str
-) -> tuple[float, float]:
-    """Seconds to reserve for validation, gate and report; and the estimate before what past runs here say about such estimates.
+) -> After:
+    """Validation, gate and report, as past runs on this machine correct the estimate of them.
 
     A champion is scored beside the new model.
     """
@@ -113,7 +114,8 @@ def after_training(
         calibrated["evaluate_tokens_per_second"],
         models=2 if read_champion(workspace).get("champion") else 1,
     )
-    return seconds * after_factor(past, machine_identity()["cpu"]), seconds
+    reserved, expected = after_factors(past, machine_identity()["cpu"])
+    return After(seconds * reserved, seconds * expected, seconds)
 
 
 def compose(
@@ -207,7 +209,7 @@ def compose(
             "after_training": window.after_training if window else 0.0,
             "closing": draft.load.closing,
             "evaluate": draft.load.evaluate,
-            "after_estimated": window.after_estimated if window else 0.0,
+            **_after(window),
         },
         "tokens": tokens,
         "limit": draft.fit.limit,
@@ -240,7 +242,7 @@ class Draft:
     batch_share: float  # of the batch that was asked for
 
 
-def window_of(services: Services, resources: ResourcesConfig, *, after: tuple[float, float], start_up: float) -> Window | None:
+def window_of(services: Services, resources: ResourcesConfig, *, after: After, start_up: float) -> Window | None:
     """The run's window as it stands now, or None when the run has no deadline; `after`: see `after_training`."""
     if services.deadline is None:
         return None
@@ -250,9 +252,9 @@ def window_of(services: Services, resources: ResourcesConfig, *, after: tuple[fl
         total=(services.deadline - started).total_seconds(),
         spent=(now - started).total_seconds(),
         margin=resources.margin_minutes * 60,
-        after_training=after[0],
+        after_training=after.reserved,
         start_up=start_up,
-        after_estimated=after[1],
+        after=after,
     )
 
 
@@ -403,11 +405,12 @@ def _promises(
 ) -> dict[str, Promise]:
     """What a person may expect, each with a 90 % interval. Times count from the run's start, without a window from now."""
     training = sum(draft.fit.seconds(draft.load).values())
-    around = (window.spent + window.start_up, window.after_training) if window else (calibrated["build_seconds"], 0.0)
-    expected = around[0] + training + around[1]
+    before = window.spent + window.start_up if window else float(calibrated["build_seconds"])
+    reserved, after = (window.after_training, _after(window)["after_expected"]) if window else (0.0, 0.0)
+    expected = before + training + after
     slow, fast = calibrated["interval"][0], calibrated["interval"][1]
     low, high = widened(training, 1 / fast, 1 / slow)
-    end_low, end_high = around[0] + low + around[1] * 0.3, around[0] + high + around[1]
+    end_low, end_high = before + low + after / 2, before + high + max(reserved, after)
     basis = "calibrated speed"
     if window:
         end_high = min(end_high, window.total)
@@ -430,6 +433,15 @@ def _promises(
         price = [an_hour * h for h in hours]
         promises["price"] = _promise(price, resources.currency, f"{an_hour:.4g} {resources.currency}/h")
     return promises
+
+
+def _after(window: Window | None) -> dict[str, float]:
+    """What of the time after training is expected, and the estimate that it comes from; seconds."""
+    after = window.after if window else None
+    return {
+        "after_expected": after.expected if after else window.after_training if window else 0.0,
+        "after_estimated": after.estimated if after else 0.0,
+    }
 
 
 def _promise(numbers: list[float], unit: str, basis: str) -> Promise:

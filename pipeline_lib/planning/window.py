@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pipeline_lib.planning.controller import LEAST_DECAY
 
 # What comes after training beside the scoring itself, seconds: loading model and tokenizer again, writing scores, gate,
-# registration, report, the server's bookkeeping. Judged for two cores; past runs correct it (`graded.after_factor`), and the
-# margin covers what a first run misses.
-AFTER_TRAINING_SECONDS = 7.0
+# registration, report, the server's bookkeeping: 1.5 s on a quiet core. Past runs correct it (`graded.after_factors`), and the
+# margin covers what a first run on a busy machine misses.
+AFTER_TRAINING_SECONDS = 4.0
 SUITE_TOKENS = {"smoke": 100_000, "standard": 1_000_000}  # of the items of a level, rounded up
 VALIDATION_SLOWNESS = 1.2  # judged: scoring sorts, pads and batches short items: slower than an evaluation of full sequences
-LEAST_VALIDATION_SECONDS = 5.0
+LEAST_VALIDATION_SECONDS = 4.0
 MOST_EVALUATIONS = 20  # more points on a curve than this tell a person nothing new
 SAVE_SHARE = 0.02  # share of training spent on checkpoints, as far as the two bounds below allow
 SAVES = 10  # in a run, at least, where they cost no more than SAVE_MOST_SHARE: one that is killed in its decay must still anneal
@@ -35,6 +35,16 @@ def validation_seconds(tokens: int, evaluate_tokens_per_second: float, *, models
 
 
 @dataclass(frozen=True)
+class After:
+    """What comes after training, seconds: kept free for it, probably taken by it, and the estimate that both come from, before
+    what past runs tell of such estimates."""
+
+    reserved: float
+    expected: float
+    estimated: float
+
+
+@dataclass(frozen=True)
 class Window:
     """The run's window when planning, seconds. `total` counts from the run's start."""
 
@@ -43,7 +53,7 @@ class Window:
     margin: float
     after_training: float
     start_up: float
-    after_estimated: float = 0.0  # `after_training` before it was corrected by what past runs took
+    after: After | None = None  # where `after_training` comes from
 
     @property
     def training(self) -> float:

@@ -45,7 +45,7 @@ def open_search(
     *,
     sampler: str = "tpe",
     seed: int = 0,
-    storage: str = "sqlite",
+    storage: str = "journal",
 ) -> Study:
     """Begin a search, or go on with it; several processes may.
 
@@ -55,7 +55,7 @@ def open_search(
         space: name -> range, or values to choose among.
         sampler: as `tune.sampler`.
         seed: of the sampler.
-        storage: `sqlite` or `journal`.
+        storage: `journal` or `sqlite`.
 
     Raises:
         ConfigError: nothing can be searched.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 DECAY_SHARE = 0.2  # of the tokens of a reading; WSD's usual 10–20 % (Hägele et al. 2024)
 FEWEST_STEPS = 8
+OVERTAKEN = 1.4  # asha lets go on who is among the best just now, and overtakes some later: 47 readings of 27 trials, measured
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ def cost_of(rungs: tuple[Rung, ...], first: int, last: int) -> int:
 
 
 def mean_share(steps: int, *, rungs: int, reduction: float, pruner: str) -> float:
-    """Share of `steps` that a trial makes on average when one of `reduction` goes on at each rung (median: every other)."""
+    """Share of `steps` that a trial makes on average when somewhat more than one of `reduction` goes on at each rung (median:
+    every other)."""
     planned = rungs_of(steps, rungs=1 if pruner == "none" else rungs, reduction=reduction)
-    keep = 1 / 2 if pruner in ("median", "wilcoxon") else 1 / reduction
+    keep = 1 / 2 if pruner in ("median", "wilcoxon") else min(OVERTAKEN / reduction, 1.0)
     if pruner != "hyperband":
         return math.fsum(keep**k * cost_of(planned, k, k) for k in range(len(planned))) / steps
     brackets = [

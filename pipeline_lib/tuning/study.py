@@ -41,7 +41,7 @@ class Study:
         space: what is searched.
         sampler: name of the sampler.
         seed: of the search.
-        storage: `sqlite` or `journal`.
+        storage: `journal` or `sqlite`.
         objectives: how many, less is better.
         grid_points: of each factor.
         shared: other processes work on it too: what they did is read before every look. Else this process remembers everything,
@@ -60,7 +60,7 @@ class Study:
         *,
         sampler: str = "tpe",
         seed: int = 0,
-        storage: str = "sqlite",
+        storage: str = "journal",
         objectives: int = 1,
         grid_points: int = 3,
         shared: bool = False,
@@ -74,7 +74,8 @@ class Study:
         told = {"space": {key: one.to_json() for key, one in space.items()}, "objectives": objectives}
         try:
             self._study = optuna.create_study(
-                storage=_storage(folder, storage), study_name=name, directions=["minimize"] * objectives, load_if_exists=True,
+                storage=_storage(folder, storage, shared), study_name=name, directions=["minimize"] * objectives,
+                load_if_exists=True,
                 sampler=optuna.samplers.RandomSampler(seed=seed),
             )  # fmt: skip
         except (ImportError, optuna.exceptions.StorageInternalError, ValueError) as error:
@@ -214,13 +215,23 @@ def _losses(entry: Entry) -> dict[int, float]:
     return {one["rung"]: one["dev_loss"] for one in entry[READINGS] if one["dev_loss"] is not None}
 
 
-def _storage(folder: Path, kind: str) -> Any:
+def _storage(folder: Path, kind: str, shared: bool) -> Any:
     if url := os.environ.get(URL_VARIABLE):
         return url
-    if kind == "journal":
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    if kind == "sqlite":
+        return f"sqlite:///{folder / 'study.db'}"
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-        file = str(folder / "study.journal")
-        return JournalStorage(JournalFileBackend(file, lock_obj=JournalFileOpenLock(file)))
-    return f"sqlite:///{folder / 'study.db'}"
+    file = folder / "study.journal"
+    if not shared:
+        _mend(file)
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
+
+
+def _mend(file: Path) -> None:
+    """Take away what a kill leaves of a journal: the lock, and a line that was not written to its end."""
+    file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
+    if file.exists() and not (text := file.read_bytes()).endswith(b"\n"):
+        with file.open("r+b") as opened:
+            opened.truncate(text.rfind(b"\n") + 1)

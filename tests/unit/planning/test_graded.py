@@ -1,5 +1,6 @@
 """Promises are graded when a run is over, and the next plan shows how they were kept."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from plan_toy import START, TRAINED, Config, make_plan
 
-from pipeline_lib.planning.graded import after_factor, coverage, grade, in_metrics
+from pipeline_lib.planning.graded import AFTER_USUAL, after_factors, coverage, grade, in_metrics
 from pipeline_lib.run import close_run
 from pipeline_lib.workspace.artifact import ArtifactRef
 from pipeline_lib.workspace.runs import RunBook, RunRecord, StageRecord
@@ -48,7 +49,7 @@ def test_every_promise_is_scored_and_the_time_by_part(tmp_path: Path) -> None:
     parts = found["parts"]
     assert parts["training"]["actual"] == 700
     assert parts["validation and report"]["actual"] == pytest.approx(30)
-    assert parts["validation and report"]["planned"] == pytest.approx(plan["reserve"]["after_training"], abs=0.01)
+    assert parts["validation and report"]["planned"] == pytest.approx(AFTER_USUAL * plan["reserve"]["after_training"], abs=0.01)
     planned = parts["training"]["planned"] + parts["validation and report"]["planned"]
     assert found["time_error"] == pytest.approx(730 / planned - 1, abs=1e-4)
     told = in_metrics(found)
@@ -76,8 +77,13 @@ def test_past_promises_stand_beside_the_next_ones_and_correct_the_reserve(tmp_pa
     assert coverage([record, record])["final_dev_loss"] == {"runs": 2, "inside": 0.0, "error": pytest.approx(error, abs=1e-4)}
     estimated = plan["reserve"]["after_estimated"]
     assert plan["reserve"]["after_training"] == estimated
-    assert after_factor([record], "EPYC") == pytest.approx(1.1 * 20 / estimated, rel=1e-3)
-    assert after_factor([record], "another") == 1.0
+    usual = 20 / estimated
+    assert after_factors([record], "EPYC") == pytest.approx((1.1 * usual, usual), rel=1e-3), "more is believed at once"
+    quiet = replace(record, graded={"parts": {"validation and report": {"estimated": 10.0, "actual": 5.0}}})
+    assert after_factors([quiet], "EPYC") == pytest.approx((1 - 0.45 / 5, 0.5)), "less by a fifth with every run"
+    assert after_factors([quiet] * 5, "EPYC") == pytest.approx((0.55, 0.5))
+    assert after_factors([*[quiet] * 5, record], "EPYC") == pytest.approx((1.1 * usual, 0.5), rel=1e-3)
+    assert after_factors([record], "another") == (1.0, AFTER_USUAL)
     RunBook(workspace.runs_folder).save(record)
     again = make_plan(tmp_path, tuned=TUNED, spent=101.0)
     assert again.details["promises"]["final_dev_loss"]["kept"] == {}  # recorded: the first published plan is the truth

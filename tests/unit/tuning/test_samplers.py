@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 
 import pytest
 
@@ -78,3 +79,12 @@ def test_tpe_keeps_away_from_what_is_at_work():
     point = propose("tpe", SPACE, 12, seen, seed=0)[0]
     assert propose("tpe", SPACE, 12, seen, seed=0)[0] == point
     assert propose("tpe", SPACE, 12, [*seen, Seen(13, point, None)], seed=0)[0] != point
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp"])
+def test_every_option_is_tried_more_than_once_before_a_model_decides(name):
+    for seed in range(5):
+        points = [propose(name, SPACE, number, [], seed=seed)[0] for number in range(1, 9)]
+        tried = Counter(point["optimizer"] for point in points)
+        assert min(tried[option] for option in SPACE["optimizer"].options) >= 2, f"seed {seed}"
+        assert len({round(point["learning_rate"], 9) for point in points}) == 8
