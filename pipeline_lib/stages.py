@@ -46,7 +46,7 @@ STAGES: tuple[Stage, ...] = (
           reads={"fill_gaps": ("chunks", "details"), "calibrate": ("details",), "tune": ("details",)},
           sections=("plan", "model", "train", "resources", "validation.language_tokens", "suites.level"),
           outside="pipeline_lib.training.start:file_digests"),
-    Stage("train", 2, "pure", "pipeline_lib.training.train:train",
+    Stage("train", 3, "pure", "pipeline_lib.training.train:train",
           reads={"fill_gaps": ("chunks", "details"), "pack": ("tokenizer",), "plan": ("details",)},
           sections=("train", "model"), seeded=True, stoppable=True,
           uses={"controller": "pipeline_lib.planning.controller:WindowController"}, extends=("model", "callback"),

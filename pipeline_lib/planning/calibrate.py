@@ -25,6 +25,9 @@ from pipeline_lib.workspace.stage import Outcome, StageRun
 MOST_STEPS = 50  # the median of more is no better than the machine's drift
 CLEARLY_SLOWER = 0.85  # beyond the usual drift of 8–12 %
 FEW_STEPS_SPREAD = 0.3  # of the speed that one step shows; that of n goes with 1/√n. Judged
+# Beside SDPA with a mask. Passed over: flash_attention_2 to 4 (kernels of a hub, for GPUs); paged ones (for generation);
+# flex_attention (no backward pass on processors). On GPUs varlen and flex_attention are there to be set.
+ATTENTIONS: dict[Device, tuple[str, ...]] = {"cpu": ("varlen", "eager"), "cuda": ()}
 VARIANTS = 2  # as many shares of the time are left for them
 WINDOW_SHARE, LONG_WINDOW, SHORT_WINDOW_SECONDS = 0.03, 1800.0, 10.0  # what calibration may cost of a window
 
@@ -237,7 +240,7 @@ def _faster_precision(points: list[Point], precision: str) -> str:
 
 
 def _variants(bench: Bench, leanest: Point, fastest: Point, *, auto_attention: bool, again: bool) -> list[Point]:
-    """The leanest point; and the fastest one with half of the threads, and with another attention, while there is time.
+    """The leanest point; and the fastest one with half of the threads, and with other attentions, while there is time.
 
     What is clearly faster stays: `bench.threads` and `bench.attention` are then those.
     """
@@ -251,8 +254,8 @@ def _variants(bench: Bench, leanest: Point, fastest: Point, *, auto_attention: b
     trials: list[tuple[str, dict[str, Any]]] = []
     if bench.device == "cpu" and bench.threads > 1:
         trials.append((f"{bench.threads // 2} threads", {"threads": bench.threads // 2}))
-    if auto_attention and bench.device == "cpu":
-        trials.append(("eager attention", {"attention": "eager"}))
+    if auto_attention:
+        trials += [(f"{name} attention", {"attention": name}) for name in ATTENTIONS[bench.device]]
     for left, (what, changes) in zip(range(len(trials), 0, -1), trials, strict=True):
         trial = {
             **bench.point(fastest["micro_batch"], fastest["precision"], again=fastest["activation_checkpointing"]), "trial": what,

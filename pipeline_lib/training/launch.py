@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from pipeline_lib.extensions import active_extensions
 from pipeline_lib.training.checkpoints import committed
 from pipeline_lib.training.failure import give_up
 from pipeline_lib.training.policies import Ledger
-from pipeline_lib.training.rank import ALIVE_SECONDS, LAUNCHER, ORDER, STOP, Order, said_by
+from pipeline_lib.training.rank import ALIVE_SECONDS, LAUNCHER, OF_A_LAUNCHER, ORDER, STOP, Order, said_by
 from pipeline_lib.training.signals import Signal
 from pipeline_lib.workspace.files import remove_tree, write_json
 from pipeline_lib.workspace.machine import usable_cores
@@ -113,7 +114,7 @@ def _once(run: StageRun, train: TrainConfig, model: ModelConfig) -> _Death | Non
     try:
         with _children(folder, train.launcher, train.processes) as children:
             if not children:
-                words = " ".join(_command("torchrun", train.processes, folder))
+                words = shlex.join(_command("torchrun", train.processes, folder))
                 run.services.log(f"train: waits for {train.processes} processes that you start, for example with: {words}")
             return _watch(run, children, train.processes, train.stall_seconds, folder)
     finally:
@@ -147,7 +148,8 @@ def _command(launcher: Launcher, size: int, folder: Path) -> list[str]:
 def _children(folder: Path, launcher: Launcher, size: int) -> Iterator[list[_Child]]:
     """Start what is to be started; however the block is left, none of it and nothing that it started is left."""
     children: list[_Child] = []
-    base = {**os.environ, "OMP_NUM_THREADS": str(max(1, usable_cores() // size))}
+    base = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCHER}  # the stage's own, where it has one
+    base["OMP_NUM_THREADS"] = str(max(1, usable_cores() // size))
     if launcher == "own":
         starts = [(f"rank {rank}", {"RANK": str(rank), "WORLD_SIZE": str(size)}) for rank in range(size)]
     else:
@@ -191,7 +193,7 @@ def _watch(run: StageRun, children: Sequence[_Child], size: int, stall_seconds: 
     """
     begin = time.monotonic()
     ears = [_Ear(said_by(folder, rank), begin) for rank in range(size)]
-    pulse = 0
+    begun, pulse = bool(children), 0
     while True:
         codes = [child.process.poll() for child in children]  # before listening: what an ended one had to say is heard
         for ear in ears:
@@ -203,7 +205,10 @@ def _watch(run: StageRun, children: Sequence[_Child], size: int, stall_seconds: 
         waiting = [rank for rank, ear in enumerate(ears) if not ear.done]
         if all(code == 0 for code in codes) and (not waiting or children):
             return _Death(f"rank {waiting[0]}", "ended before its work was done", "") if waiting else None
-        begun = children or any(ear.place for ear in ears)  # who starts ranks himself takes his time
+        if not begun and any(ear.place for ear in ears):  # who starts ranks himself takes his time
+            begun = True
+            for ear in ears:
+                ear.heard = time.monotonic()
         if begun and waiting and (silence := time.monotonic() - min(ears[rank].heard for rank in waiting)) > stall_seconds:
             quiet = min(waiting, key=lambda rank: ears[rank].heard)
             log = children[min(quiet, len(children) - 1)].log if children else None

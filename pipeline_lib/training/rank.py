@@ -31,6 +31,8 @@ PARENT_SECONDS = 0.5  # between looks at whether parent and launcher live
 ALIVE_SECONDS = 1.0  # between signs of life at most, in both directions
 LOST_SECONDS = 20.0  # without a sign of life of the launcher, which may be on another machine
 ORDER, STOP, LAUNCHER = "order.json", "stop", "launcher"  # files of a launch: what to do, stop asked for, the launcher's pulse
+OF_A_LAUNCHER = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+"""What torchrun tells its ranks in the environment."""
 Said = Literal["alive", "event", "log", "progress", "metrics", "failed", "done"]
 
 

@@ -83,13 +83,15 @@ def attend(  # noqa: PLR0917 - transformers' interface
         return made.transpose(1, 2), None
     documents = _documents(position_ids, batch)
     queries, keys, values = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))  # [tokens, heads, width] each
+    kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
     made: Any
-    if query.is_cuda and query.dtype in {torch.bfloat16, torch.float16} and not dropout:
+    if query.is_cuda and kind in {torch.bfloat16, torch.float16} and not dropout:
         from torch.nn.attention.varlen import varlen_attn
 
         starts, causal = documents.starts, (-1, 0)
         made = varlen_attn(
-            queries, keys, values, starts, starts, length, length, scale=scaling, window_size=causal, enable_gqa=grouped
+            queries.to(kind), keys.to(kind), values.to(kind), starts, starts, length, length, scale=scaling, window_size=causal,
+            enable_gqa=grouped,
         )  # fmt: skip
     else:
         own = [part.split_with_sizes(documents.sizes) for part in (queries, keys, values)]

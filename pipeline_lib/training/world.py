@@ -26,9 +26,9 @@ from pipeline_lib.errors import ConfigError
 from pipeline_lib.training.data import Batch, MicroBatches, Sequences
 from pipeline_lib.training.hooks import CONTINUE, Controller, Decision
 from pipeline_lib.training.plan import TrainingPlan
+from pipeline_lib.training.rank import OF_A_LAUNCHER
 
 MEET_SECONDS = 600  # for all processes to be there, and for the slowest in a step; a stall ends earlier by `train.stall_seconds`
-OF_A_LAUNCHER = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"})
 
 
 @dataclass(frozen=True)
