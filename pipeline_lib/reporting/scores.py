@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline_lib.reporting.gather import Facts
+from pipeline_lib.validation.intervals import spelled
 from pipeline_lib.workspace.artifact import SummaryTable
 
 Rows = list[list[str | float | int]]
@@ -16,7 +17,7 @@ def scores_table(facts: Facts, *, tasks: bool) -> SummaryTable:
     shown = {name: score for name, score in facts.scores.items() if ("/" in name) == tasks}
     theirs = [_interval(facts.champion.get(name)) for name in shown]
     rows: Rows = [
-        [name, round(s["value"], 4), f"{s['low']:.4f} to {s['high']:.4f}", *([other] if any(theirs) else []), s["chance"],
+        [name, round(s["value"], 4), spelled(s), *([other] if any(theirs) else []), s["chance"],
          s.get("majority", ""), s["n"]]
         for (name, s), other in zip(shown.items(), theirs, strict=True)
     ]  # fmt: skip
@@ -77,7 +78,7 @@ def contamination_table(facts: Facts) -> SummaryTable:
 
 
 def _interval(score: Mapping[str, Any] | None) -> str:
-    return f"{score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})" if score else ""
+    return f"{score['value']:.4f} ({spelled(score)})" if score else ""
 
 
 def years_table(facts: Facts) -> SummaryTable:

@@ -83,7 +83,7 @@ def licences_table(facts: Facts) -> SummaryTable:
 
 def credits_table(facts: Facts) -> SummaryTable:
     """Whose text was chosen, and how its sources want to be named."""
-    rows: Rows = [list(row) for row in facts.credits]
+    rows: Rows = [[name, licence, documents, tokens, credit] for name, licence, documents, tokens, credit in facts.credits]
     columns = ("source", "licence", "documents", "estimated tokens", "attribution")
     return SummaryTable(columns, rows, "Sources, licences and attributions")
 

@@ -241,8 +241,8 @@ def _learn(model: Any, optimizer: Any, ids: Any, labels: Any) -> None:
 
 
 def pipeline(workspace: Workspace, folder: Path, test: Sequence[str], seconds: float, seed: int, changed: dict[str, Any]) -> Arm:
-    """(b): everything, with as many steps as the seconds hold by the run's own calibration; the batch is the one of the law, which
-    the plan tells, as in (a′)."""
+    """(b): everything, with as many steps as the seconds hold by the run's own calibration; the batch is the law's, which the
+    plan tells, as in (a′)."""
     from pipeline_lib.pretrained import read_model
 
     sections: dict[str, dict[str, Any]] = {

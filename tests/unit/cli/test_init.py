@@ -16,6 +16,9 @@ from pipeline_lib.config.guided import PRIORITIES, Answers, pipeline_yaml, recom
 from pipeline_lib.config.load import load_config
 from pipeline_lib.config.paths import allow
 from pipeline_lib.config.presets import built_in
+from pipeline_lib.memory.keep import store_of
+from pipeline_lib.memory.record import Remembered
+from pipeline_lib.workspace.workspace import Workspace
 
 COMMAND = [sys.executable, "-m", "flows.cli.main", "init"]
 
@@ -104,3 +107,22 @@ def test_every_family_priority_and_window_makes_a_pipeline_that_is_accepted(tmp_
             file = tmp_path / f"{family}-{priority}.yaml"
             file.write_text(pipeline_yaml(answers, recommend(answers)))
             assert load_config(file).plan.priority == priority
+
+
+def test_a_past_run_like_it_is_told_where_there_is_a_memory(tmp_path: Path) -> None:
+    def remembered(run_id: str, goal: str, **features: float) -> Remembered:
+        return Remembered(
+            run_id, goal=goal, preset="llama-quality-small", outcome="completed", features={"family": "llama", **features}
+        )
+
+    store = store_of(Workspace.open(tmp_path / "workspace"))
+    store.add(remembered("20260101-000000-aa", "poems about rivers", dev_loss=3.25, tokens_per_second=1234.0))
+    store.add(remembered("20260102-000000-aa", "answers to support mails", dev_loss=2.5))
+    store.add(remembered("20260103-000000-aa", "poems about rivers"))  # it never trained
+    words = ["mine.yaml", "--yes", "--goal", "Poems about rivers"]
+    told = json.loads(unattended(tmp_path, *words, "--json").stdout)["past_run"]
+    assert told["run_id"] == "20260101-000000-aa"
+    assert told["came"] == "dev loss 3.250, 1,234 tokens/s"
+    assert "% alike" in told["because"]
+    shown = unattended(tmp_path, *words, "--force").stdout
+    assert "A past run like this: 20260101-000000-aa with llama-quality-small, dev loss 3.250" in shown
