@@ -19,8 +19,8 @@ import numpy as np
 
 from pipeline_lib.tuning.space import Space, Value
 
-# Trials before a model of the space is worth anything. A Sobol sequence, so that each option is tried with small and large
-# factors: with four at random, one search in two never came back to an option whose first trial was unlucky (measured).
+# Trials before a model of the space is worth anything: pairs with small and large factors, an option a pair. With four random
+# ones, or eight of a Sobol sequence, a search in two never came back to an option whose first trials were unlucky (measured).
 START_UP = 8
 MODELS = ("tpe", "gp")  # samplers that have one
 
@@ -69,7 +69,7 @@ def propose(
     if name == "random":
         return _from_unit(space, np.random.default_rng([seed, number]).random(len(space)).tolist()), {}
     if name in MODELS and number <= START_UP:  # trial 0 is the default as a rule: the eight that belong together follow it
-        return _sobol(space, (number - 1) % (START_UP + 1), seed), {}
+        return _pairs(space, (number - 1) % (START_UP + 1), seed), {}
     return _optuna(name, space, number, seen, seed=seed, objectives=objectives)
 
 
@@ -141,6 +141,19 @@ def _sobol(space: Space, number: int, seed: int) -> dict[str, Value]:
     if number:
         points.fast_forward(number)
     return _from_unit(space, points.random(1)[0].tolist())
+
+
+def _pairs(space: Space, number: int, seed: int) -> dict[str, Value]:
+    """Two following points of a Sobol sequence lie in different halves of every dimension: they share their options, and the
+    next pair has the next ones."""
+    factors = {name: one for name, one in space.items() if not one.options}
+    values = _sobol(factors, number, seed) if factors else {}
+    turn = seed + (number // 2 if factors else number)
+    for name, one in space.items():
+        if one.options:
+            values[name] = one.options[turn % len(one.options)]
+            turn //= len(one.options)
+    return {name: values[name] for name in space}
 
 
 def _cmaes(space: Space, number: int, seen: Sequence[Seen], seed: int) -> dict[str, Value]:
