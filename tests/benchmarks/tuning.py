@@ -242,7 +242,7 @@ def _large(book: Book, folder: Path, trials: int) -> None:
                 break
             number, rung = ready.number, ready.at + 1
         took.append(time.perf_counter() - begin)
-    setup = "a trial with its promotions, stored in SQLite, TPE"
+    setup = "a trial with its promotions, stored in a journal, TPE"
     book.add(
         f"search beside training, last tenth of {trials:,} trials",
         1e3 * statistics.median(took[-trials // 10 :]),
