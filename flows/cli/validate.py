@@ -37,6 +37,7 @@ def show_scores(
 ) -> None:
     """Show a run's scores with their intervals, or with --wrong the items it answered wrongly."""
     from pipeline_lib.validation.compare import wrong_answers
+    from pipeline_lib.validation.intervals import spelled
 
     workspace = home()
     record = _record(workspace, run)
@@ -60,7 +61,7 @@ def show_scores(
             name,
             round(s["value"], 4),
             round(s["error"], 4) if "error" in s else "",
-            f"{s['low']:.4f} to {s['high']:.4f}",
+            spelled(s),
             s["chance"],
             s.get("majority", ""),
             s["n"],

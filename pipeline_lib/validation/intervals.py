@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,12 @@ class Estimate:
     def to_json(self) -> dict[str, float | int]:
         """As plain JSON values."""
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+def spelled(found: Mapping[str, Any]) -> str:
+    """The interval of an estimate (as JSON) for people; a single document tells nothing about others."""
+    alone = found["n"] == 1 and found["low"] == found["high"]
+    return "unknown" if alone else f"{found['low']:.4f} to {found['high']:.4f}"
 
 
 def resampled_ratios(

@@ -15,7 +15,7 @@ from pipeline_lib.config.model import ValidationConfig
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.tables.parquet import read_tables, write_table
 from pipeline_lib.validation.bias import bias
-from pipeline_lib.validation.intervals import Estimate, estimate
+from pipeline_lib.validation.intervals import Estimate, estimate, spelled
 from pipeline_lib.validation.items import FORMS
 from pipeline_lib.validation.language import BITS, byte_entropy, test_texts
 from pipeline_lib.validation.measures import measures, related
@@ -179,7 +179,7 @@ def _robustness(clean: pa.Table, varied: Sequence[pa.Table], measured: Measured)
 def _summary(scores: Mapping[str, Any]) -> SummaryTable:
     """The suites, and the domains of the test side; every task is in the details and in the report."""
     rows: list[list[str | float | int]] = [
-        [name, round(s["value"], 4), f"{s['low']:.4f} to {s['high']:.4f}", s["chance"], s["n"]]
+        [name, round(s["value"], 4), spelled(s), s["chance"], s["n"]]
         for name, s in scores.items()
         if "/" not in name or name.startswith("bits_per_byte/")
     ]

@@ -14,6 +14,7 @@ from pipeline_lib.validation.intervals import (
     linearised,
     relative_difference,
     resampled_ratios,
+    spelled,
 )
 
 
@@ -128,3 +129,9 @@ def test_rare_levels_are_wider_than_any_resample_tells() -> None:
     two = linearised(np.array([0.0, 1.0]), np.ones(2), level=0.99995)
     assert two.high > 1000, "two items say next to nothing"
     assert np.allclose(np.array(widths) / widths[0], np.array(normal) / normal[0], rtol=0.06)
+
+
+def test_a_single_document_tells_nothing_about_others() -> None:
+    assert spelled(estimate(np.array([30.0]), np.array([10.0]), n_resamples=100).to_json()) == "unknown"
+    assert spelled(estimate(np.ones(1), np.ones(1), n_resamples=100).to_json()) == "0.2065 to 1.0000"
+    assert spelled(estimate(np.array([30.0, 30.0]), np.array([10.0, 10.0]), n_resamples=100).to_json()) == "3.0000 to 3.0000"
