@@ -39,7 +39,7 @@ class _Documents:
 
 def register() -> None:
     """Make it known to transformers."""
-    AttentionInterface.register(NAME, attend)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(NAME, attend)
 
 
 def attend(  # noqa: PLR0917 - transformers' interface
@@ -76,6 +76,7 @@ def attend(  # noqa: PLR0917 - transformers' interface
         raise ValueError(f"{NAME} attention needs position_ids, and knows no mask, {', '.join(UNKNOWN)}")
     batch, heads, length, _ = query.shape
     grouped = key.shape[1] != heads
+    made: Any
     if key.shape[2] != length:  # a token that is generated, after all others
         if length > 1:
             raise ValueError(f"{NAME} attention reads documents whole")
@@ -84,7 +85,6 @@ def attend(  # noqa: PLR0917 - transformers' interface
     documents = _documents(position_ids, batch)
     queries, keys, values = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))  # [tokens, heads, width] each
     kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
-    made: Any
     if query.is_cuda and kind in {torch.bfloat16, torch.float16} and not dropout:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -94,15 +94,12 @@ def attend(  # noqa: PLR0917 - transformers' interface
             enable_gqa=grouped,
         )  # fmt: skip
     else:
-        own = [part.split_with_sizes(documents.sizes) for part in (queries, keys, values)]
+        rows = [part.transpose(0, 1).unsqueeze(0) for part in (queries, keys, values)]  # [1, heads, tokens, width] each
         each = [
-            functional.scaled_dot_product_attention(
-                *(part.transpose(0, 1).unsqueeze(0) for part in parts), dropout_p=dropout, is_causal=True, scale=scaling,
-                enable_gqa=grouped,
-            )[0]
-            for parts in zip(*own, strict=True)
-        ]  # fmt: skip
-        made = torch.cat(each, dim=1).transpose(0, 1)
+            functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
+            for q, k, v in zip(*(row.split_with_sizes(documents.sizes, dim=2) for row in rows), strict=True)
+        ]
+        made = torch.cat(each, dim=2)[0].transpose(0, 1)
     return made.reshape(batch, length, heads, -1), None
 
 
