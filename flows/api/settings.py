@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.api.words import BYTES, COUNTS, HOURS, known, number, size_in
-from pipeline_lib.config.guided import PRIORITIES as STRATEGIES
+from pipeline_lib.config.guided import PRIORITIES
 from pipeline_lib.config.presets import built_in, nested
 from pipeline_lib.errors import ConfigError
 
 # What people call a kind of model → the family that stands for it.
 MODEL_TYPES = {"transformer": "llama", "moe": "mixtral", "recurrent": "mamba", "convolutional": "lfm2"}
+STRATEGIES = PRIORITIES  # strategy → goal of a preset
 SIZES = ("small", "medium", "large")
 SELECTION = ("quality_threshold", "diversity_score", "recency_weight", "domain_balance")
 RESOURCES = ("gpu_memory", "max_time", "max_cost", "price_per_hour", "currency")

@@ -47,7 +47,7 @@ class Hot:
 
     def _latest(self, name: str) -> list[dict[str, Any]]:
         table = self._table(name)
-        return table.slice(max(len(table) - self.rows, 0)).to_pylist() if table else []  # type: ignore[no-any-return]
+        return table.slice(max(len(table) - self.rows, 0)).to_pylist() if table else []
 
     def _table(self, name: str) -> pa.Table | None:
         try:
