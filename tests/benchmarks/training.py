@@ -309,7 +309,7 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
     data = Packs(512)
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as text:
         folder = Path(text)
-        _against_plain(book, data, folder, pairs)  # first: larger models teach malloc to keep its pages, which helps plain Trainer
+        _against_plain(book, data, folder, pairs)  # first: larger models teach malloc to keep pages, which helps it
         for size in LEAST_OF_BARE:
             _against_bare(book, size, data, folder, pairs)
         _overhead(book, ["1 M"] if arguments.quick else ["1 M", "3 M"], data, folder, pairs)
