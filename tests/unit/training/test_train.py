@@ -201,7 +201,9 @@ def test_progress_and_curves(tmp_path: Path) -> None:
 
     run_train(
         tmp_path,
-        services=Services(announce=lines.append, tracker=Curves(), deadline=datetime.now(UTC) + timedelta(hours=1)),  # type: ignore[arg-type]
+        services=Services(
+            announce=lines.append, tracker=Curves(), deadline=datetime.now(UTC) + timedelta(minutes=59, seconds=40)
+        ),  # type: ignore[arg-type]
     )
     told = [line for line in lines if line.stage == "train"]
     assert (told[-1].done, told[-1].total, told[-1].unit) == (24, 24, "steps")
