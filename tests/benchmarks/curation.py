@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -177,25 +178,40 @@ def _write(folder: Path, texts: list[str], count: int, files: int) -> None:
                 out.write(json.dumps({"text": f"{i} " + " ".join(words[turn:] + words[:turn])}) + "\n")
 
 
-def _child(home: Path, folder: Path, workers: int, last: str) -> dict[str, dict[str, float]]:
+def _start(home: Path, folder: Path, workers: int, last: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.benchmarks.curation_child", str(home), str(folder), str(workers), last]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    found: dict[str, dict[str, float]] = json.loads(done.stdout.strip().splitlines()[-1])
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _ended(child: subprocess.Popen[str]) -> dict[str, dict[str, float]]:
+    said, complained = child.communicate()
+    if child.returncode:
+        raise SystemExit(complained[-3000:])
+    found: dict[str, dict[str, float]] = json.loads(said.strip().splitlines()[-1])
     return found
 
 
+def _child(home: Path, folder: Path, workers: int, last: str) -> dict[str, dict[str, float]]:
+    return _ended(_start(home, folder, workers, last))
+
+
 def _workers(book: Book, folder: Path, short: list[str], quick: bool) -> None:
-    """The stage as a whole, reading and writing included, on as much text with one worker as with two."""
+    """The stage as a whole, reading and writing included, on as much text with one worker as with two; and what the machine gives
+    to two processes that have nothing to do with each other, each with half of the text."""
     count = 60_000 if quick else 300_000
     _write(folder / "some", short, count, 16)
-    seconds = {}
-    for workers in (1, 2):
-        tries = [_child(folder / f"w{workers}-{i}", folder / "some", workers, "score")["score"]["seconds"] for i in range(3)]
-        seconds[workers] = min(tries)
-    setup = f"{count:,} documents in 16 files, {seconds[1]:.1f} and {seconds[2]:.1f} s, best of 3"
-    book.add("score, two workers against one", seconds[1] / seconds[2], "times", least=1.8, setup=setup)
+    for number, file in enumerate(sorted((folder / "some").iterdir())):
+        (folder / f"half{number % 2}").mkdir(exist_ok=True)
+        os.link(file, folder / f"half{number % 2}" / file.name)
+    seconds: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
+    for i in range(3):
+        for name, workers in (("one", 1), ("two", 2)):
+            seconds[name].append(_child(folder / f"{name}{i}", folder / "some", workers, "score")["score"]["seconds"])
+        halves = [_start(folder / f"apart{i}-{half}", folder / f"half{half}", 1, "score") for half in (0, 1)]
+        seconds["apart"].append(max(_ended(child)["score"]["seconds"] for child in halves))
+    one, two, apart = (min(tries) for tries in seconds.values())
+    setup = f"{count:,} documents in 16 files, {one:.1f} and {two:.1f} s, best of 3; two processes apart {one / apart:.2f} times"
+    book.add("score, two workers against one", one / two, "times", least=1.8, setup=setup)
 
 
 def _documents(book: Book, folder: Path, short: list[str], arguments: argparse.Namespace) -> None:
