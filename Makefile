@@ -3,6 +3,7 @@
 #   make docs    generated pages, picture and screenshots           make campaign  the slow campaigns (hours)
 #   make bench   the environment of the tools compared with         make sbom      software bill of materials
 #   make lock    write requirements.lock anew from this environment
+#   make install the environment alone; `make clean install` makes it anew
 #
 # TORCH=cpu takes PyTorch's own CPU builds, TORCH=cuda its CUDA 13.0 builds; without it, what the package index has
 # (on Linux usually a CUDA build of several gigabytes). The versions in requirements.lock were tested together with the CPU build;
@@ -24,7 +25,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test lint types campaign bench docs sbom lock clean
+.PHONY: run test install lint types campaign bench docs sbom lock clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -32,6 +33,8 @@ run: $(STAMP)
 
 test: $(STAMP) lint types
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST)
+
+install: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -82,4 +85,4 @@ lock: $(STAMP)
 	@mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf .venv .venv-bench .venv-sbom .mypy_cache .ruff_cache .pytest_cache .hypothesis sbom.json
+	rm -rf .venv .venv-bench .venv-sbom .mypy_cache .ruff_cache .pytest_cache .hypothesis

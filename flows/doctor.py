@@ -25,6 +25,7 @@ from pipeline_lib.workspace.workspace import Workspace
 DANGEROUS = ("fastapi", "SQLAlchemy", "prefect")  # unpinned, they install well and break schedules, deployments or the server
 ENOUGH_DISK_GB, LITTLE_DISK_GB = 20.0, 5.0
 LITTLE_MEMORY_GIB = 4.0
+INSTALL = "install from the lock file: `make clean install`"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _hardware() -> Finding:
     try:
         machine = describe()
     except (ImportError, OSError) as error:  # a library that torch loads is missing or of another system
-        return Finding("machine", "bad", f"torch cannot be loaded: {told(error)}", "install from the lock file: `make install`")
+        return Finding("machine", "bad", f"torch cannot be loaded: {told(error)}", INSTALL)
     memory = machine.memory_bytes / 2**30
     gpus = ", ".join(f"{gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for gpu in machine.gpus) or "no GPU"
     what = f"{machine.cpu}, {machine.cores} cores, {memory:.1f} GiB of memory, {gpus}, bf16: {machine.bf16}"
@@ -97,7 +98,7 @@ def _versions() -> Iterator[Finding]:
             name.lower(),
             "ok" if fit else "bad",
             f"{installed} (works with {requirement.specifier})",
-            "" if fit else "install from the lock file: `make install`",
+            "" if fit else INSTALL,
         )
 
 

@@ -113,3 +113,17 @@ def test_reuse_loads_neither_torch_nor_transformers(module):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_every_make_target_that_is_named_is_there():
+    """What messages and guides tell people to type."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    pages = [*files("flows"), *files("pipeline_lib"), ROOT / "README.md", *(ROOT / "deployments").rglob("*.md")]
+    named = {
+        target: path
+        for path in pages
+        for words in re.findall(r"(?:`|^\$ )make ([a-z ]+)", path.read_text("utf-8"), re.MULTILINE)
+        for target in words.split()
+    }
+    assert named.keys() >= {"run", "test", "install"}
+    assert named.keys() <= targets, named
