@@ -72,25 +72,12 @@ def _files(path: Path) -> dict[tuple[int, int], int]:
 
 
 def disk_usage(workspace: Workspace) -> SummaryTable:
-    """What the workspace holds on this machine: a row for each stage's artifacts and each folder, the sum, and what is free."""
+    """What the workspace holds on this machine: a row for each stage's artifacts, each folder and each file beside them, the sum,
+    and what is free."""
     root = workspace.root
-    parts = [(f"artifacts/{path.name}", path) for path in sorted((root / "artifacts").glob("*")) if path.is_dir()]
-    names = (
-        "cache",
-        "work",
-        "forks",
-        "quarantine",
-        "runs",
-        "reports",
-        "mlartifacts",
-        "db",
-        "spool",
-        "seen",
-        "verdicts",
-        "approvals",
-        "backup",
-    )
-    parts += [(name, root / name) for name in names if (root / name).exists()]
+    parts = [(f"artifacts/{path.name}", path) for path in sorted((root / "artifacts").glob("*"))]
+    beside = sorted(root.iterdir(), key=lambda path: (path.is_file(), path.name))  # folders first
+    parts += [(path.name, path) for path in beside if path.name != "artifacts"]
     rows: list[tuple[str, int, int]] = []
     counted: set[tuple[int, int]] = set()
     for name, path in parts:

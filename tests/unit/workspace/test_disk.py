@@ -51,7 +51,12 @@ def test_usage_counts_every_byte_once(workspace):
     (workspace.cache_folder / "x").mkdir(parents=True)
     (workspace.cache_folder / "x" / "chunk").write_bytes(b"x" * 1000)
     (workspace.cache_folder / "x" / "again").hardlink_to(workspace.cache_folder / "x" / "chunk")
+    (workspace.root / "curves" / "run").mkdir(parents=True)  # of TensorBoard: no folder that the collector knows
+    (workspace.root / "curves" / "run" / "events").write_bytes(b"x" * 500)
     rows = {what: (files, size) for what, files, size in disk_usage(workspace).rows}
+    there = {file.stat().st_ino: file.stat().st_size for file in workspace.root.rglob("*") if file.is_file()}
+    assert rows["total"] == (len(there), sum(there.values()))
+    assert rows["curves"] == (1, 500)
     assert rows["cache"] == (1, 1000)
     assert rows["artifacts/words"][0] == 9
     assert rows["total"][1] == sum(size for what, (_, size) in rows.items() if what not in {"total", "free"})
