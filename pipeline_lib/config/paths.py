@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
 from pydantic import BaseModel
 
@@ -28,7 +29,10 @@ REMOTE = frozenset({
 })  # fmt: skip
 WRAPPERS = frozenset({"zip", "tar", "simplecache", "filecache", "blockcache"})
 LOCAL = frozenset({"file", "local"})
+SERVERS = frozenset({"http", "https", "postgresql", "mysql", "mssql", "databricks"})  # where MLflow may keep runs, not here
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+# `sqlite:///runs.db`, also as a URI of SQLite's own (`sqlite:///file:/runs.db?uri=true`), `file:///runs`, `runs`
+_KEPT_HERE = re.compile(r"(?:sqlite(?:\+\w+)?:/{0,3})?(?:file:(?://(?:localhost)?)?)?([^?]*).*", re.IGNORECASE | re.DOTALL)
 _REFERENCE = "artifact:"  # a resolved mutable name (`workspace/resolve.py`)
 
 
@@ -73,6 +77,14 @@ def refusal(text: str, roots: Sequence[Path]) -> tuple[str, str]:
     return "", ""
 
 
+def tracking_path(uri: str) -> str:
+    """What an address of MLflow names on this machine, a database file or a folder; "" where it names a server."""
+    if uri.partition(":")[0].partition("+")[0].lower() in SERVERS:
+        return ""
+    found = _KEPT_HERE.fullmatch(uri)
+    return unquote(found[1]) if found else ""
+
+
 def _has_magic(part: str) -> bool:
     return any(char in part for char in "*?[{")
 
@@ -90,13 +102,17 @@ def _paths(config: BaseModel) -> Iterator[tuple[Place, str]]:
 
 
 def path_problems(config: BaseModel, roots: Sequence[Path]) -> list[Problem]:
-    """Every configured path that may not be read."""
-    problems = []
-    for place, text in _paths(config):
-        what, fix = refusal(text, roots)
-        if what:
-            problems.append(Problem(place, what, fix, value=repr(text)))
-    return problems
+    """Every configured path that may not be used, MLflow's own place included."""
+    found = [(place, text, refusal(text, roots)) for place, text in _paths(config)]
+    found += [(place, text, refusal(path, roots)) for place, text, path in _tracked(config)]
+    return [Problem(place, what, fix, value=repr(text)) for place, text, (what, fix) in found if what]
+
+
+def _tracked(config: BaseModel) -> Iterator[tuple[Place, str, str]]:
+    """Place, text and path of MLflow's address, where it is on this machine."""
+    for place, _, text in texts(config):
+        if place == ("tracking", "uri") and (path := tracking_path(text)):
+            yield place, text, path
 
 
 def check_paths(config: BaseModel, roots: Sequence[Path]) -> None:
@@ -149,4 +165,5 @@ def allow(folders: Sequence[Path]) -> None:
 def local_folders(config: BaseModel) -> list[Path]:
     """The folders of a configuration's local paths (a glob's: the part before the first wildcard)."""
     found = [Path(text) for _, text in _paths(config) if "::" not in text and not _SCHEME.fullmatch(text)]
+    found += [Path(path) for _, _, path in _tracked(config)]
     return list(dict.fromkeys(Path(*path.parts[: min(_first_magic(path), len(path.parts) - 1)]) for path in found))

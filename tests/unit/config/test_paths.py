@@ -62,6 +62,28 @@ def test_every_path_field_is_checked(folder: Path, override: str) -> None:
         load_config(None, [override])
 
 
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite:////etc/runs.db", "sqlite:///../outside/runs.db", "sqlite+pysqlite:////etc/x.db", "SQLITE:////etc/x.db",
+     "sqlite:///file:/etc/x.db?uri=true", "sqlite:///file://localhost/etc/x.db?uri=true", "sqlite:///file:%2Fetc/x.db?uri=true",
+     "file:///etc/runs", "file:/etc/runs", "FILE:///etc/runs", "/etc/runs", "../outside/runs", "link/runs"],
+)  # fmt: skip
+def test_the_tracking_server_is_no_way_out(folder: Path, uri: str) -> None:
+    config = PipelineConfig.model_validate({"tracking": {"uri": uri}})
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):
+        check_paths(config, allowed_roots(None))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["", "http://127.0.0.1:5000", "https://host/mlflow", "sqlite:///runs.db", "sqlite:///{here}/workspace/db/mlflow.db",
+     "postgresql+psycopg2://host/runs", "databricks", "file://{here}/runs", "{here}/runs"],
+)  # fmt: skip
+def test_tracking_servers_that_are_taken(folder: Path, uri: str) -> None:
+    config = PipelineConfig.model_validate({"tracking": {"uri": uri.format(here=folder)}})
+    check_paths(config, allowed_roots(None))
+
+
 def test_words_references_and_module_names_are_no_paths(folder: Path) -> None:
     config = load_config(None, ["model.start=champion", "tokenizer.source=champion", "execution.extensions=[a.b]"])
     assert (config.model.start, config.execution.extensions) == ("champion", ["a.b"])
