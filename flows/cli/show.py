@@ -49,8 +49,12 @@ def json_out(value: Any) -> None:
 
 
 def to_json(value: Any) -> str:
-    """A value as JSON for programs: bytes (ids) as hexadecimal digits, numbers that JSON does not know as null."""
-    return json.dumps(_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    """A value as JSON for programs: bytes (ids) as hexadecimal digits, numbers that JSON does not know as null.
+
+    What harms a terminal is escaped as JSON does it, also where JSON need not: people look at it, too.
+    """
+    text = json.dumps(_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    return _HARMFUL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _jsonable(value: Any) -> Any:

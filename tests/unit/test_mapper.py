@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 
@@ -16,6 +17,7 @@ from pipeline_lib.workspace.workspace import Workspace
 from tasks import mapper
 from tasks.mapper import task_mapper
 from tasks.single import prefect_task
+from tasks.stages import _log
 from tasks.transient import is_transient
 from tests.servers import wait_for
 
@@ -93,3 +95,10 @@ def test_only_what_passes_by_itself_is_retried() -> None:
     assert not is_transient(FileNotFoundError(2, "No such file"))
     assert not is_transient(OSError(28, "No space left on device"))
     assert not is_transient(ValueError())
+
+
+def test_a_name_from_data_does_not_steer_the_terminal(caplog) -> None:
+    _log(logging.getLogger("a stage"), "WARNING: no document of domain \x1b[2J\x9b31m\u202eÜ\u00a0漢 is trained on\n")
+    assert [(one.levelname, one.message) for one in caplog.records] == [
+        ("WARNING", "no document of domain \\x1b[2J\\x9b31m\\u202eÜ\u00a0漢 is trained on\n")
+    ]

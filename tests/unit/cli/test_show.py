@@ -89,3 +89,12 @@ def test_durations(n: float, words: str) -> None:
 def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     show.json_out([{"id": b"\x00\xff", "loss": float("nan"), "more": (1.5, float("inf"))}])
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == [{"id": "00ff", "loss": None, "more": [1.5, None]}]
+
+
+def test_json_does_not_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {"head": "\x1b[2J \x9b31m \u202egnp.exe \x7f", "domain": "Ü漢\n"}
+    show.json_out(told)
+    out = capsys.readouterr().out
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out)
+    assert "Ü漢" in out
+    assert json.loads(out) == told
