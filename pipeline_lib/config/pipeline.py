@@ -31,8 +31,8 @@ class PipelineConfig(Section):
     name: str = setting("pipeline", "Name of the pipeline", pattern=r"^[A-Za-z0-9_.-]{1,60}$", identity=False)
     goal: str = setting("", "What this run is for, in words; found again by recall", identity=False, max_length=500)
     preset: str = setting(
-        "", "Settings to begin with, by name (`millrace presets`); what is written here goes before them", identity=False,
-        max_length=100,
+        "", "Settings to begin with, by name (`millrace presets`); what is written here goes before them, so in a form, where "
+        "everything is filled in, it changes nothing", identity=False, max_length=100,
     )  # fmt: skip
     presets: dict[str, PresetConfig] = setting(dict, "Presets of your own, by name", identity=False)
     seed: int = setting(0, "Seed of everything random", ge=0, lt=2**31)

@@ -53,8 +53,8 @@ def test_all_data_stages_are_compared(alone: dict[str, tuple[str, str]]) -> None
 
 @pytest.mark.parametrize(
     "services",
-    [Services(thread_mapper(2), 2), Services(thread_mapper(5), 5), Services(process_mapper(2), 2)],
-    ids=["two threads", "five threads", "two processes"],
+    [Services(thread_mapper(2), 2), Services(thread_mapper(8), 8), Services(process_mapper(2), 2)],
+    ids=["two threads", "eight threads", "two processes"],
 )
 def test_who_works_does_not_show(tmp_path: Path, incoming: Path, alone: dict[str, tuple[str, str]], services: Services) -> None:
     assert digests(run_plain(Workspace.open(tmp_path), config(incoming), services=services, until="fill_gaps")) == alone
