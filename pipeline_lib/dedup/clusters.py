@@ -62,11 +62,10 @@ def group(
         right: the other side of each pair.
         similarity: Jaccard of each pair.
     """
-    ends, others = np.concatenate([left, right]), np.concatenate([right, left])
-    by_end = np.argsort(ends, kind="stable")
-    bounds = np.searchsorted(ends[by_end], np.arange(len(rank) + 1))
+    bounds, neighbours = np.zeros(len(rank) + 1, dtype=np.int64), np.empty(2 * len(left), dtype=np.int64)
+    kernels.adjacency(left, right, bounds, neighbours)
     removed_by = np.full(len(rank), -1, dtype=np.int64)
-    kernels.choose_survivors(np.argsort(rank), bounds, others[by_end], removed_by)
+    kernels.choose_survivors(np.argsort(rank), bounds, neighbours, removed_by)
     value = np.zeros(len(rank), dtype=np.float64)
     for loser, winner in ((left, right), (right, left)):
         decided = removed_by[loser] == winner

@@ -287,6 +287,19 @@ def copy_runs(stored, start, size, out, to):  # type: ignore[no-untyped-def]
             out[to[i] + k] = stored[start[i] + k]
 
 
+@njit(types.void(_I64, _I64, _I64, _I64, types.int64[::1]), nogil=True, cache=True)
+def running_need(left, right, order, size, total):  # type: ignore[no-untyped-def]
+    """What the first pairs of an order need together: `total[k]` is the size of all sets of pairs `order[:k + 1]`, each once."""
+    seen = np.zeros(size.size, dtype=np.bool_)
+    needed = 0
+    for k in range(order.size):
+        for d in (left[order[k]], right[order[k]]):
+            if not seen[d]:
+                seen[d] = True
+                needed += size[d]
+        total[k] = needed
+
+
 @njit(types.void(_U64, _I64, _I64, _I64, types.int64[::1]), nogil=True, cache=True)
 def shared_shingles(hashes, bounds, left, right, out):  # type: ignore[no-untyped-def]
     """Size of the intersection of two sorted sets, for each pair: `left[p]` and `right[p]` are set numbers."""
@@ -427,14 +440,38 @@ def spans_of_words(data, offsets, document, first, last, out):  # type: ignore[n
         out[r, 1] = bounds[last[r], 1] - offsets[d]
 
 
+@njit(types.void(_I64, _I64, types.int64[::1], types.int64[::1]), nogil=True, cache=True)
+def adjacency(left, right, bounds, neighbours):  # type: ignore[no-untyped-def]
+    """The edges of each document, in both directions: those of `d` are `neighbours[bounds[d]:bounds[d + 1]]`.
+
+    Args:
+        left: one end of each edge, document numbers.
+        right: the other end.
+        bounds: [documents + 1] int64, all 0 on entry, written.
+        neighbours: [2 · edges] int64, written.
+    """
+    for e in range(left.size):
+        bounds[left[e] + 1] += 1
+        bounds[right[e] + 1] += 1
+    for d in range(1, bounds.size):
+        bounds[d] += bounds[d - 1]
+    to = bounds[:-1].copy()
+    for e in range(left.size):
+        a, b = left[e], right[e]
+        neighbours[to[a]] = b
+        to[a] += 1
+        neighbours[to[b]] = a
+        to[b] += 1
+
+
 @njit(types.void(_I64, _I64, _I64, types.int64[::1]), nogil=True, cache=True)
 def choose_survivors(order, bounds, neighbours, removed_by):  # type: ignore[no-untyped-def]
     """Go through the documents from best to worst; each that is still there removes its direct neighbours.
 
     Args:
         order: document numbers, best first.
-        bounds: neighbours of document `d` are `neighbours[bounds[d]:bounds[d + 1]]`.
-        neighbours: document numbers; each edge is there in both directions.
+        bounds: of `adjacency`.
+        neighbours: of `adjacency`.
         removed_by: [documents] int64, all -1 on entry, written: who removed the document, -1 for a survivor.
     """
     settled = np.zeros(removed_by.size, dtype=np.bool_)

@@ -165,10 +165,8 @@ def _blocks(left: Numbers, right: Numbers, size: Numbers, limit: int) -> Iterato
     root = np.arange(len(size), dtype=np.int64)
     kernels.components(left, right, root)
     order = np.lexsort((right, left, root[left]))
-    ends = np.stack([left[order], right[order]], axis=1).ravel()
-    needed_at = np.full(len(size), -1)
-    needed_at[ends[::-1]] = np.arange(len(ends))[::-1]  # the last one written is the first end: a set counts once
-    total = np.cumsum(np.where(needed_at[ends] == np.arange(len(ends)), size[ends], 0).reshape(-1, 2).sum(axis=1))
+    total = np.empty(len(order), dtype=np.int64)
+    kernels.running_need(left, right, order, size, total)
     marks = np.arange(limit, int(total[-1]) + limit, limit) if len(total) else total
     waiting = [block for block in reversed(np.split(order, np.searchsorted(total, marks, side="right"))) if len(block)]
     while waiting:
