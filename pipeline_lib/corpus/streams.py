@@ -94,6 +94,20 @@ def _zstd(raw: IO[bytes]) -> Iterator[bytes]:
         yield bytes(piece)
 
 
+def _after_silent_frames(raw: IO[bytes]) -> Iterator[bytes]:
+    """zstd and lz4 files may begin with frames that hold no data (a magic number and a length, four bytes each; `pzstd` does)."""
+    while _is_silent(head := raw.read(8)):
+        raw.seek(int.from_bytes(head[4:], "little"), 1)
+    raw.seek(-len(head), 1)
+    if (codec := codec_of(head)) is None:
+        raise EOFError("no data behind the frames without any")
+    yield from codec(raw)
+
+
+def _is_silent(head: bytes) -> bool:
+    return head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5  # RFC 8878, section 3.1.2: 0x184D2A50 to 0x184D2A5F
+
+
 _Open = Callable[[IO[bytes]], Iterator[bytes]]
 _CODECS: tuple[tuple[bytes, _Open], ...] = (
     (b"\x1f\x8b", _members(_Gzip)),
@@ -113,6 +127,8 @@ def is_remote(path: str) -> bool:
 
 def codec_of(head: bytes) -> _Open | None:
     """How to decompress a file that begins with these bytes; None: as it is."""
+    if _is_silent(head):
+        return _after_silent_frames
     return next((codec for magic, codec in _CODECS if head.startswith(magic)), None)
 
 

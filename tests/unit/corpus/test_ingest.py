@@ -29,17 +29,24 @@ from pipeline_lib.workspace.workspace import Workspace
 GOOD = [{"text": f"good document number {i}", "id": f"g{i}"} for i in range(40)]
 
 
-def zstd(data: bytes) -> bytes:
+def zstd(data: bytes, codec: str = "zstd") -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
+    with pa.CompressedOutputStream(sink, codec) as stream:
         stream.write(data)
     return sink.getvalue().to_pybytes()
+
+
+def in_frames(data: bytes, codec: str = "zstd") -> bytes:
+    """As `pzstd` writes it: before each frame one that says how long it is."""
+    parts = [zstd(data[:900], codec), zstd(data[900:], codec)]
+    return b"".join(b"\x50\x2a\x4d\x18\x04\0\0\0" + len(part).to_bytes(4, "little") + part for part in parts)
 
 
 @pytest.mark.parametrize(
     ("name", "pack"),
     [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.bz2", bz2.compress), ("a.jsonl.xz", lzma.compress),
-     ("a.jsonl.zst", zstd), ("no_suffix", gzip.compress)],
+     ("a.jsonl.zst", zstd), ("no_suffix", gzip.compress), ("b.jsonl.zst", in_frames),
+     ("a.jsonl.lz4", lambda data: in_frames(data, "lz4"))],
 )  # fmt: skip
 def test_compression_is_told_by_content(tmp_path: Path, name: str, pack) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / name).write_bytes(pack(jsonl(*GOOD)))
