@@ -50,7 +50,7 @@ def done(up: Up, home: Path) -> dict[str, Any]:
     """The example of the optimizer, in an event loop that is running already, on the session's Prefect server."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", f"{up.prefect}/api")
-        return asyncio.run(optimizer.main(str(home), **TINY))
+        return wait_for(optimizer.main(str(home), **TINY))
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_the_one_call_trains_resumes_and_analyses_beside_a_running_loop(done: di
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_URL", f"{up.prefect}/api")
-        made = asyncio.run(notebook())
+        made = wait_for(notebook())
         trained, tuner = made["trained"], made["tuner"]
         early = min(one.step for one in entries(tuner.workspace) if one.run and one.run.run_id == trained.run_id)
         resumed = tuner.resume(f"{trained.run_id}@{early}")
@@ -191,7 +191,7 @@ def test_who_stops_waiting_stops_the_job_and_the_loop_goes_on_meanwhile(tmp_path
             turns += 1
             await asyncio.sleep(0.01)
 
-    asyncio.run(notebook())
+    wait_for(notebook())
     child.kill()
     assert job.alive() is False
     assert job.process is not None

@@ -19,12 +19,16 @@ from pipeline_lib.config.presets import built_in
 from pipeline_lib.memory.keep import store_of
 from pipeline_lib.memory.record import Remembered
 from pipeline_lib.workspace.workspace import Workspace
+from tests.servers import environment
 
 COMMAND = [sys.executable, "-m", "flows.cli.main", "init"]
 
 
 def unattended(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *words], cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [*COMMAND, *words], cwd=folder, env=environment(folder / "workspace"), capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 def in_terminal(folder: Path, answers: list[str]) -> str:

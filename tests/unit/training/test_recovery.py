@@ -106,14 +106,17 @@ def test_a_spike_is_withheld_and_a_second_run_of_them_rolls_back(broken: Any) ->
 
 def test_divergence_rolls_back_and_the_second_time_regularises_more(broken: Any) -> None:
     made = broken(
-        {"kind": "diverge", "steps": list(range(36, 62)), "strength": 60.0},
-        {"kind": "diverge", "steps": list(range(80, 106)), "strength": 60.0},
+        {"kind": "diverge", "steps": list(range(36, 54)), "strength": 60.0},
+        {"kind": "diverge", "steps": list(range(80, 94)), "strength": 60.0},
         recovery={"spike": {"at_most": 0}, "spike_again": {"at_most": 0}},
         steps=130,
     )  # fmt: skip
     told = [found for found in recoveries(made) if found["action"] == "roll_back"]
     assert [found["policy"] for found in told[:2]] == ["divergence", "divergence_again"]
-    assert [(found["cost"]["rate"], found["cost"]["weight_decay"]) for found in told[:2]] == [(0.5, 1.0), (0.25, 2.0)]
+    assert [found["cost"]["weight_decay"] for found in told[:2]] == [1.0, 2.0]
+    first, second = (found["cost"]["rate"] for found in told[:2])
+    assert first == 0.5
+    assert 0.25 <= second < 0.3  # the first one's had begun to grow back
     assert told[0]["evidence"]["median"] > told[0]["evidence"]["limit"]
     assert [row["step"] for row in steps_of(made)] == list(range(1, 131))
 
