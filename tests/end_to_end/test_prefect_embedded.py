@@ -40,7 +40,7 @@ def test_stopped_then_retried_then_killed_then_run_again(tmp_path: Path) -> None
         command = [*MILLRACE, *arguments]
         with (tmp_path / "told").open("wb") as told:  # no pipe: a child that outlives a kill would hold it open
             process = subprocess.Popen(command, env=environment(home), cwd=REPOSITORY, stderr=told)
-        wait_for((source / "child").exists, seconds=60)
+        wait_for((source / "child").exists, seconds=180)
         return process, psutil.Process(int((source / "child").read_text()))
 
     process, child = start(*run)

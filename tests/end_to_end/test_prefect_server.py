@@ -40,7 +40,7 @@ def state_of(up: Up, run: UUID) -> str:
 
 
 def ended(up: Up, run: FlowRun) -> FlowRun:
-    wait_for(lambda: state_of(up, run.id) in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}, seconds=60)
+    wait_for(lambda: state_of(up, run.id) in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}, seconds=180)
     with client(up) as api:
         return api.read_flow_run(run.id)
 
@@ -63,7 +63,7 @@ def test_the_nightly_schedule_really_has_runs(up: Up) -> None:
         assert [(s.schedule.cron, s.schedule.timezone) for s in deployment.schedules] == [("0 1 * * *", "Europe/Berlin")]
         assert deployment.global_concurrency_limit is not None
         body = {"flow_runs": {"deployment_id": {"any_": [str(deployment.id)]}, "state": {"type": {"any_": ["SCHEDULED"]}}}}
-        runs = wait_for(lambda: api.request("POST", "/flow_runs/filter", json=body).json(), seconds=60)
+        runs = wait_for(lambda: api.request("POST", "/flow_runs/filter", json=body).json(), seconds=180)
     assert all(run["auto_scheduled"] and run["parameters"]["config"]["name"] == "nightly" for run in runs)
 
 
@@ -107,7 +107,7 @@ def test_cancelling_leaves_no_child_process(up: Up) -> None:
     config = toy_config(folder)
     (folder / "hang").touch()
     run = start(up, "pipeline/pipeline", config=config, options={"until": "ingest"})
-    wait_for((folder / "child").exists, seconds=60)
+    wait_for((folder / "child").exists, seconds=180)
     child = psutil.Process(int((folder / "child").read_text()))
     flow = psutil.Process(record_of(up, run).attempts[0].pid)
     assert child.is_running()
@@ -133,7 +133,7 @@ def test_a_killed_run_is_marked_crashed(up: Up) -> None:
     config = toy_config(folder)
     (folder / "hang").touch()
     run = start(up, "pipeline/pipeline", config=config, options={"until": "ingest"})
-    wait_for((folder / "child").exists, seconds=60)
+    wait_for((folder / "child").exists, seconds=180)
     state = json.loads((up.workspace.root / "up.json").read_text())
     worker = psutil.Process(state["children"]["worker"]["pid"])  # `up` starts another one
     for process in [worker, *worker.children(recursive=True)]:
