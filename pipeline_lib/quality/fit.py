@@ -73,7 +73,10 @@ def texts_of(paths: Sequence[Path]) -> list[str]:
         if path.suffix != ".jsonl":
             found.append(path.read_text("utf-8", errors="replace"))
             continue
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        lines = path.read_text("utf-8").split("\n")  # JSON may hold what `splitlines` takes for a line end
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 found.append(str(json.loads(line)["text"]))
             except (ValueError, KeyError, TypeError) as error:

@@ -62,7 +62,7 @@ def world_statements(run: StageRun) -> list[str]:
 
 def _lines(path: Path, content: str) -> list[str]:
     texts = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):  # JSON may hold what `splitlines` takes for a line end
         if not line.strip():
             continue
         try:

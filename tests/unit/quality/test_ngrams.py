@@ -95,9 +95,9 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_texts_of_files(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": " "}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "one\u2028and\x85more"}\n\n{"text": " "}\n', "utf-8")
     (tmp_path / "b.txt").write_text("two\nlines")
-    assert texts_of([tmp_path / "a.jsonl", tmp_path / "b.txt"]) == ["one", "two\nlines"]
+    assert texts_of([tmp_path / "a.jsonl", tmp_path / "b.txt"]) == ["one\u2028and\x85more", "two\nlines"]
     (tmp_path / "a.jsonl").write_text("[]\n")
     with pytest.raises(ConfigError, match="no object"):
         texts_of([tmp_path / "a.jsonl"])

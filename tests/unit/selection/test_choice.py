@@ -213,7 +213,7 @@ def themes(count: int = 300) -> list[dict]:
 
 def test_importance_resampling_leans_toward_the_sample(tmp_path: Path) -> None:
     sample = tmp_path / "sample.jsonl"
-    sample.write_text('{"text": "the ship sails over the sea"}\n{"text": "wind and waves around the old harbour"}\n', "utf-8")
+    sample.write_text('{"text": "the ship sails\u2028over sea"}\n{"text": "wind and waves around the old harbour"}\n', "utf-8")
     select = {"target_documents": 100, "toward_candidates": 1.5, "diversity_weight": 0.0}
     plain = Run(tmp_path / "w", themes(), split=NO_FLOOR, select=select)
     toward = Run(tmp_path / "w", themes(), split=NO_FLOOR, select={**select, "toward": str(sample)})
