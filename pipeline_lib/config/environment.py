@@ -20,6 +20,9 @@ ENVIRONMENT: tuple[Variable, ...] = (
     Variable(
         "MILLRACE_ALLOWED_MODULES", "Dotted modules that forms may name as execution.extensions, separated by commas", "none"
     ),
+    Variable(
+        "MILLRACE_ALLOWED_NETWORKS", "Private networks that sources may lie in, as 10.1.0.0/16, separated by commas", "none"
+    ),
     Variable("MILLRACE_STORE", "Where artifacts are kept: an fsspec URL such as s3://bucket/folder", "the workspace"),
     Variable("MILLRACE_MLFLOW_URI", "MLflow tracking server, goes before tracking.uri", "tracking.uri", True),
     Variable("MILLRACE_MLFLOW_DB", "Database URL of the MLflow server of `millrace up`", "a file in the workspace", True),
@@ -31,5 +34,7 @@ ENVIRONMENT: tuple[Variable, ...] = (
     Variable("PREFECT_API_KEY", "Read by Prefect: key for its server", "none", True),
     Variable("PREFECT_API_DATABASE_CONNECTION_URL", "Read by Prefect: its database URL", "a file in the workspace", True),
     Variable("AWS_ACCESS_KEY_ID", "Read by s3fs for s3:// paths, with AWS_SECRET_ACCESS_KEY and AWS_PROFILE", "none", True),
+    Variable("HF_TOKEN", "Read by the libraries of the Hugging Face hub: token for what is not public", "none", True),
+    Variable("WANDB_MODE", "Read by W&B (`tracking.sinks: [wandb]`), with WANDB_API_KEY", "offline"),
     Variable("NO_COLOR", "Set: no colours", "unset"),
 )
