@@ -68,7 +68,7 @@ def _relation(suite: str, facts: Path, patterns: Path) -> Iterator[Item]:
 
 
 def _records(file: Path, *fields: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text("utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
