@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline_lib.validation import people
 from pipeline_lib.validation.answers import answer
@@ -29,15 +28,15 @@ SEEN, HELD_OUT = slice(0, 1), slice(1, 2)  # of a fact's templates
 RESAMPLES = 2000
 
 
-def earth_statements(per_domain: int, seed: int) -> tuple[list[str], list[str], list[Item]]:
-    """True statements, the same with answers exchanged, and items that ask in a held-out wording.
+def earth_statements(relations: Relations, most: int, seed: int) -> tuple[list[str], list[str], list[Item]]:
+    """True statements of a domain, the same with answers exchanged, and items that ask in a held-out wording.
 
     Every fact is stated in its first wording. Two of three facts of each relation are stated in the second one, too, so that its
     meaning can be learned; the others are asked in it.
     """
     true, shuffled, items = [], [], []
     draw = np.random.default_rng(seed)
-    for known in (found for domain in domains_here() for found in _shared(domain.RELATIONS, per_domain)):
+    for known in _shared(relations, most):
         facts = _dense(*known)
         facts = [facts[index] for index in draw.permutation(len(facts))]
         for number, (fact, false) in enumerate(zip(facts, _exchanged(facts, draw), strict=True)):
@@ -96,16 +95,16 @@ def share(rows: pa.Table, name: str = "score") -> Estimate:
 
 
 def earth(folder: Path, *, steps: int, per_domain: int) -> Iterator[tuple[str, Estimate, Estimate]]:
-    """Domain → share of right answers after true statements, and after shuffled ones."""
-    true, shuffled, items = earth_statements(per_domain, 0)
-    tokenizer = tokenizer_of(true, 1024, folder / "earth-tokenizer")
-    found = [
-        answers_of(taught(tokenizer, texts, folder / f"earth-{name}", steps=steps), items)
-        for name, texts in (("true", true), ("shuffled", shuffled))
-    ]
-    for domain in sorted({item.category.partition("/")[0] for item in items}):
-        one, other = (rows.filter(pc.starts_with(rows["task"], domain + "/")) for rows in found)
-        yield domain, share(one), share(other)
+    """Domain → share of right answers of a model taught its true statements, and of one taught shuffled ones."""
+    for domain in domains_here():
+        true, shuffled, items = earth_statements(domain.RELATIONS, per_domain, 0)
+        (name,) = {item.category.partition("/")[0] for item in items}
+        tokenizer = tokenizer_of(true, 1024, folder / f"earth-{name}-tokenizer")
+        one, other = (
+            share(answers_of(taught(tokenizer, texts, folder / f"earth-{name}-{kind}", steps=steps), items))
+            for kind, texts in (("true", true), ("shuffled", shuffled))
+        )
+        yield name, one, other
 
 
 OCCUPATION_FRAMES = (
