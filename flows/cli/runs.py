@@ -124,11 +124,13 @@ def print_run(workspace: Workspace, record: RunRecord) -> None:
 
 def _print_graded(record: RunRecord) -> None:
     """The plan's promises and parts beside what came of them."""
-    rows: list[list[show.Cell]] = [
-        [name.replace("_", " "), _digits(one["value"]), f"{_digits(one['low'])} to {_digits(one['high'])}",
-         _digits(one["actual"]), one["unit"], "yes" if one["inside"] else "no"]
-        for name, one in record.graded.get("promises", {}).items()
-    ]  # fmt: skip
+    from pipeline_lib.reporting.efficiency import PROMISED
+
+    rows: list[list[show.Cell]] = []
+    for name, one in record.graded.get("promises", {}).items():
+        what, unit, size = PROMISED.get(name, (name.replace("_", " "), one["unit"], 1))
+        value, low, high, came = (_digits(one[which] / size) for which in ("value", "low", "high", "actual"))
+        rows.append([what, value, f"{low} to {high}", came, unit, "yes" if one["inside"] else "no"])
     parts = record.graded.get("parts", {})
     rows += [[part, _digits(one["planned"]), "", _digits(one["actual"]), "s", ""] for part, one in parts.items()]
     if rows:
