@@ -120,9 +120,8 @@ def _window(
         total=total,
         spent=reading + search,
         margin=config.resources.margin_minutes * 60,
-        after_training=after.reserved,
-        start_up=float(calibrated["build_seconds"]) + float(calibrated["import_seconds"]),
         after=after,
+        start_up=float(calibrated["build_seconds"]) + float(calibrated["import_seconds"]),
     )
     return window, search
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline_lib.planning.controller import WindowController
-from pipeline_lib.planning.window import Load, Window, course, fit
+from pipeline_lib.planning.window import After, Load, Window, course, fit
 from pipeline_lib.training.schedule import planned
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -42,7 +42,7 @@ class Night:
     @property
     def training_end(self) -> float:
         """When training should be over, the margin free, seconds since the run's start."""
-        return self.window.total - self.window.after_training - self.window.margin
+        return self.window.total - self.window.after.reserved - self.window.margin
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def details(
         "steps": found.steps, "warmup_steps": shape.warmup_steps, "decay_steps": shape.decay_steps, "schedule": schedule,
         "evaluate_every": found.evaluate_every, "save_every": found.save_every, "seconds_per_step": load.step,
         "overhead_per_step": found.overhead_per_step(load), "max_steps": max_steps, "interval": [0.9, 1.1],
-        "reserve": {"margin": window.margin, "after_training": window.after_training, "closing": load.closing},
+        "reserve": {"margin": window.margin, "after_training": window.after.reserved, "closing": load.closing},
     }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def simulate(night: Night) -> Ended:
             if step:
                 controller.restore(state)
     clock.seconds += load.closing
-    return Ended(step, factors, clock.seconds, clock.seconds + night.after * night.window.after_training, kinds)
+    return Ended(step, factors, clock.seconds, clock.seconds + night.after * night.window.after.reserved, kinds)
 
 
 def random_night(rng: random.Random, *, validation_too: bool = False) -> Night:
@@ -130,7 +130,8 @@ def random_night(rng: random.Random, *, validation_too: bool = False) -> Night:
     """
     total = rng.choice([180.0, 600.0, 1800.0, 43200.0])
     margin = total * rng.uniform(0.03, 0.05)
-    window = Window(total, total * rng.uniform(0.05, 0.35), margin, total * 0.02 + rng.uniform(5, 15), total * 0.01 + 2)
+    spent, reserved = total * rng.uniform(0.05, 0.35), total * 0.02 + rng.uniform(5, 15)
+    window = Window(total, spent, margin, After(reserved, reserved, 0.0), total * 0.01 + 2)
     step = window.training / math.exp(rng.uniform(math.log(80), math.log(2500)))
     load = Load(step, step * rng.uniform(0.3, 5), step * rng.uniform(0.1, 1.5))
     plan = details(load, window, schedule=rng.choice(["wsd", "wsd", "linear"]))
@@ -150,5 +151,5 @@ def random_night(rng: random.Random, *, validation_too: bool = False) -> Night:
     stalls = {place: room / len(places) * rng.uniform(0.3, 1.0) for place in places}
     after = rng.uniform(0.8, 1.05)
     if validation_too and slow:  # for the rest of the third
-        after *= min(1 + max(slow_from + 1 / 3 - 1, 0.0) * training / (2 * window.after_training), 2.0)
+        after *= min(1 + max(slow_from + 1 / 3 - 1, 0.0) * training / (2 * window.after.reserved), 2.0)
     return Night(plan, load, window, seconds_of, stalls, kill, rng.uniform(0.2, 0.5) * margin, after)

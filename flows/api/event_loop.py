@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,32 +19,17 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    found: list[T] = []
-    problem: list[BaseException] = []
-    begun = threading.Event()
-    cancel: list[Callable[[], object]] = []
+    interrupt: Future[Callable[[], object]] = Future()
 
     async def held() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        begun.set()
+        interrupt.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
         return await task
 
-    def run() -> None:
+    with ThreadPoolExecutor(1) as pool:  # leaving it waits until the work has ended, cancelled or not
+        working = pool.submit(asyncio.run, held())
         try:
-            found.append(asyncio.run(held()))
-        except BaseException as error:
-            problem.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    begun.wait()
-    try:
-        thread.join()
-    except BaseException:
-        cancel[0]()
-        thread.join()
-        raise
-    if problem:
-        raise problem[0]
-    return found[0]
+            return working.result()
+        finally:
+            if not working.done():
+                interrupt.result()()

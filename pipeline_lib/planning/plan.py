@@ -206,10 +206,11 @@ def compose(
         "replan": plan.replan,
         "reserve": {
             "margin": window.margin if window else 0.0,
-            "after_training": window.after_training if window else 0.0,
+            "after_training": window.after.reserved if window else 0.0,
+            "after_expected": window.after.expected if window else 0.0,
+            "after_estimated": window.after.estimated if window else 0.0,
             "closing": draft.load.closing,
             "evaluate": draft.load.evaluate,
-            **_after(window),
         },
         "tokens": tokens,
         "limit": draft.fit.limit,
@@ -252,9 +253,8 @@ def window_of(services: Services, resources: ResourcesConfig, *, after: After, s
         total=(services.deadline - started).total_seconds(),
         spent=(now - started).total_seconds(),
         margin=resources.margin_minutes * 60,
-        after_training=after.reserved,
-        start_up=start_up,
         after=after,
+        start_up=start_up,
     )
 
 
@@ -364,7 +364,7 @@ def _refuse_short_window(window: Window, load: Load) -> None:
     hours = (window.total + missing) * 1.05 / 3600
     raise RefusedError(
         f"no training step fits: of {window.total:.0f} s, {window.spent:.0f} s are spent, {window.margin:.0f} s are margin, "
-        f"{window.after_training:.0f} s are for validation and report, {window.start_up:.0f} s for start-up; one step with "
+        f"{window.after.reserved:.0f} s are for validation and report, {window.start_up:.0f} s for start-up; one step with "
         f"evaluations and a checkpoint takes {load.least:.1f} s",
         where="resources.max_hours",
         fix=f"set resources.max_hours to {math.ceil(hours * 100) / 100:g} or more, or take {max(missing, 1) / 60:.1f} minutes "
@@ -406,11 +406,11 @@ def _promises(
     """What a person may expect, each with a 90 % interval. Times count from the run's start, without a window from now."""
     training = sum(draft.fit.seconds(draft.load).values())
     before = window.spent + window.start_up if window else float(calibrated["build_seconds"])
-    reserved, after = (window.after_training, _after(window)["after_expected"]) if window else (0.0, 0.0)
-    expected = before + training + after
+    after = window.after if window else After(0.0, 0.0, 0.0)
+    expected = before + training + after.expected
     slow, fast = calibrated["interval"][0], calibrated["interval"][1]
     low, high = widened(training, 1 / fast, 1 / slow)
-    end_low, end_high = before + low + after / 2, before + high + max(reserved, after)
+    end_low, end_high = before + low + after.expected / 2, before + high + max(after.reserved, after.expected)
     basis = "calibrated speed"
     if window:
         end_high = min(end_high, window.total)
@@ -433,15 +433,6 @@ def _promises(
         price = [an_hour * h for h in hours]
         promises["price"] = _promise(price, resources.currency, f"{an_hour:.4g} {resources.currency}/h")
     return promises
-
-
-def _after(window: Window | None) -> dict[str, float]:
-    """What of the time after training is expected, and the estimate that it comes from; seconds."""
-    after = window.after if window else None
-    return {
-        "after_expected": after.expected if after else window.after_training if window else 0.0,
-        "after_estimated": after.estimated if after else 0.0,
-    }
 
 
 def _promise(numbers: list[float], unit: str, basis: str) -> Promise:
@@ -474,7 +465,7 @@ def window_parts(window: Window | None, draft: Draft) -> dict[str, float]:
     if window is None:
         return training
     parts = {"spent before the plan": window.spent, "start-up": window.start_up, **training}
-    parts |= {"validation and report": window.after_training, "margin": window.margin}
+    parts |= {"validation and report": window.after.reserved, "margin": window.margin}
     parts["unused"] = window.total - sum(parts.values())
     return parts
 

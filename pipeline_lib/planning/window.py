@@ -51,14 +51,13 @@ class Window:
     total: float
     spent: float
     margin: float
-    after_training: float
+    after: After
     start_up: float
-    after: After | None = None  # where `after_training` comes from
 
     @property
     def training(self) -> float:
         """What is left for training, its evaluations and its checkpoints."""
-        return self.total - self.spent - self.margin - self.after_training - self.start_up
+        return self.total - self.spent - self.margin - self.after.reserved - self.start_up
 
 
 @dataclass(frozen=True)

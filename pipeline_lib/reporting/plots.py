@@ -213,7 +213,7 @@ def landscape(facts: Facts) -> str:
     every = [point for line in lines.values() for point in line]
     here = min(every, key=lambda point: abs(point[0]))[1]
     far = max(distance for distance, _ in every)
-    ends = ", ".join(f"{dict(line)[max(dict(line))]:.3f}" for _, line in sorted(lines.items()))
+    ends = ", ".join(f"{max(line)[1]:.3f}" for _, line in sorted(lines.items()))
     return _svg(figure, f"Bits per byte around the model: {here:.3f} at the model, {ends} at distance {far:g}, one a direction")
 
 

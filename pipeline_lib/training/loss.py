@@ -34,9 +34,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         chunks = _chunks(hidden, weight)
-        size = (
-            min(chunks[0].stop, hidden.shape[0]) if chunks else 0
-        )  # memory is asked for once: new pages cost as much as the work
+        size = min(chunks[0].stop, len(hidden)) if chunks else 0  # asked for once: new pages cost as much as the work
         rooms = [torch.empty((size, weight.shape[0]), dtype=kind, device=hidden.device) for kind in (dtype, torch.float32)]
         for rows in chunks:
             counted = (labels[rows] != IGNORED).unsqueeze(1)

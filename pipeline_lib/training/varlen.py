@@ -19,8 +19,6 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 NAME = "varlen"
-
-
 UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")  # what some families ask of their attention
 
 

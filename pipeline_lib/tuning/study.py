@@ -88,7 +88,6 @@ class Study:
                 f"a study named {name!r} exists and searches another space: {', '.join(known['space']) or 'none'}",
                 where="the study", fix="take another name, or the space that it was begun with",
             )  # fmt: skip
-
         self._look()
 
     def setup(self, wanted: Mapping[str, Any]) -> dict[str, Any]:

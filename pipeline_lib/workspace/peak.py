@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -20,8 +21,9 @@ def process_peak_bytes() -> int:
     info = psutil.Process().memory_info()
     if windows := getattr(info, "peak_wset", 0):
         return int(windows)
-    if (status := Path("/proc/self/status")).exists():  # what getrusage tells of a process on Linux includes its parent's peak
-        return 1024 * int(status.read_text().partition("VmHWM:")[2].split(maxsplit=1)[0])
+    with contextlib.suppress(OSError):  # what getrusage tells of a process on Linux includes its parent's peak
+        if told := re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return 1024 * int(told[1])
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from pipeline_lib.planning.controller import WindowController
-from pipeline_lib.planning.window import Load, Window
+from pipeline_lib.planning.window import After, Load, Window
 from pipeline_lib.training.schedule import planned
 from tests.window_nights import START, Clock, Night, details, random_night, simulate
 
@@ -31,7 +31,7 @@ def test_300_random_nights_end_in_time_and_annealed():
     assert most_events <= 80
 
 
-WINDOW = Window(total=1000.0, spent=100.0, margin=50.0, after_training=40.0, start_up=10.0)
+WINDOW = Window(total=1000.0, spent=100.0, margin=50.0, after=After(40.0, 40.0, 0.0), start_up=10.0)
 LOAD = Load(step=0.5, evaluate=4.0, save=1.0)
 
 
@@ -171,7 +171,7 @@ def test_without_a_deadline_or_when_recorded_the_plan_is_followed_to_the_step():
 
 
 def test_a_machine_that_became_slow_has_time_to_validate_slowly() -> None:
-    window, load = Window(600.0, 60.0, 24.0, 60.0, 10.0), Load(0.5, 1.0, 0.3)
+    window, load = Window(600.0, 60.0, 24.0, After(60.0, 60.0, 0.0), 10.0), Load(0.5, 1.0, 0.3)
 
     def slow_from_the_middle(step: int, now: float) -> float:
         return load.step * (2.0 if now > 300 else 1.0)

@@ -11,10 +11,10 @@ from pipeline_lib.config.presets import Preset, built_in
 from pipeline_lib.planning.laws import training_flops
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
 from pipeline_lib.planning.plan import compose
-from pipeline_lib.planning.window import Window
+from pipeline_lib.planning.window import After, Window
 
 FLOPS = 5e13  # a tenth of a fast accelerator
-NIGHT = Window(total=12 * 3600.0, spent=600.0, margin=1800.0, after_training=300.0, start_up=20.0)
+NIGHT = Window(total=12 * 3600.0, spent=600.0, margin=1800.0, after=After(300.0, 300.0, 0.0), start_up=20.0)
 MEMORY = 24 << 30
 
 
