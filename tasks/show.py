@@ -5,18 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from typing import Any
-from unicodedata import category
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from pipeline_lib.workspace.artifact import ArtifactRef, Manifest
-
-STEERING = {"Cc", "Cf", "Zl", "Zp"}  # Unicode categories: control, format (reordering), line and paragraph separators
-
-
-def harmless(text: str) -> str:
-    """Text that a terminal shows and does not obey: control and reordering characters become visible, `\\x1b`."""
-    return "".join(c.encode("unicode_escape").decode() if category(c) in STEERING and c != "\n" else c for c in text)
 
 
 def escape(text: str) -> str:

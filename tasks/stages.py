@@ -25,12 +25,13 @@ from prefect.tasks import exponential_backoff
 
 from pipeline_lib.run import step
 from pipeline_lib.stages import BY_NAME
+from pipeline_lib.terminal import clean
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.services import Progress, Services
 from pipeline_lib.workspace.stage import look, parameters_of, recipe_fingerprint
 from tasks.announce import Announcer
 from tasks.live import EMBEDDED, LiveRun
-from tasks.show import harmless, show_summary
+from tasks.show import show_summary
 from tasks.transient import should_retry
 
 WARNING = "WARNING: "  # how a stage begins a line that somebody should see
@@ -124,7 +125,7 @@ def stage_task(name: str, *, tags: tuple[str, ...], alone: bool = False) -> Stag
 
 def _log(logger: logging.Logger | logging.LoggerAdapter[Any], line: str) -> None:
     """A line of a stage; what it warns of is seen in a terminal, too, so names from data must not steer one."""
-    logger.log(logging.WARNING if line.startswith(WARNING) else logging.INFO, harmless(line.removeprefix(WARNING)))
+    logger.log(logging.WARNING if line.startswith(WARNING) else logging.INFO, clean(line.removeprefix(WARNING)))
 
 
 suites = stage_task("suites", tags=("data",))

@@ -10,6 +10,7 @@ import typer
 from flows.cli import show as out
 from flows.cli.command import CARE, Json, command, group, home
 from pipeline_lib.errors import BusyError, DamagedError, NotFoundError
+from pipeline_lib.terminal import clean
 
 if TYPE_CHECKING:
     from pipeline_lib.packing.look import Sight, Token
@@ -150,7 +151,7 @@ def _draw(sight: Sight) -> None:
     drawn = Text()
     for token in sight.tokens:
         style = COLOURS[token.piece % len(COLOURS)] + ("" if token.learned else " dim") + (" reverse" if token.special else "")
-        drawn.append(out.clean(token.text), style=style)
+        drawn.append(clean(token.text), style=style)
     Console(highlight=False).print(drawn)
 
 

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from flows.cli import show
+from pipeline_lib.terminal import clean
 
 if TYPE_CHECKING:
     from flows.listener import Listener
@@ -76,7 +77,7 @@ class LiveLine:
                 )  # fmt: skip
                 self.task = self.drawn.add_task("", total=None, stage=progress.stage, line="")
                 self.drawn.start()
-            line = show.clean(progress.line())
+            line = clean(progress.line())
             self.drawn.update(self.task, completed=progress.done, total=progress.total or None, line=line)
 
     def stop(self, stage: str) -> None:

@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pipeline_lib.terminal import clean, clean_json
+
 if TYPE_CHECKING:
     from pipeline_lib.workspace.artifact import SummaryTable
 
 Cell = str | float | int | None
-
-# Control characters (terminal escapes begin with one) and the marks that reorder text. https://www.unicode.org/reports/tr36/
-_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-
-
-def clean(text: object) -> str:
-    """Text from data as it may be shown: control characters become visible `\\x1b`, line ends and tabs stay."""
-    return _HARMFUL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text).replace("\r\n", "\n"))
 
 
 def say(text: object = "", *, file: TextIO | None = None) -> None:
@@ -49,12 +42,9 @@ def json_out(value: Any) -> None:
 
 
 def to_json(value: Any) -> str:
-    """A value as JSON for programs: bytes (ids) as hexadecimal digits, numbers that JSON does not know as null.
-
-    What harms a terminal is escaped as JSON does it, also where JSON need not: people look at it, too.
-    """
-    text = json.dumps(_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    return _HARMFUL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    """A value as JSON for programs: bytes (ids) as hexadecimal digits, numbers that JSON does not know as null. People look at
+    it, too."""
+    return clean_json(json.dumps(_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False, default=str))
 
 
 def _jsonable(value: Any) -> Any:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from flows.cli import show
+from pipeline_lib.terminal import clean
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ from flows.cli import show
     ],
 )
 def test_clean(text: str, shown: str) -> None:
-    assert show.clean(text) == shown
+    assert clean(text) == shown
 
 
 class Terminal(io.StringIO):
