@@ -147,9 +147,9 @@ class TrainConfig(Section):
         "auto", "Attention; auto: the fastest here of those that keep packed documents apart, by calibration; varlen: document "
         "by document; flex_attention: on GPUs",
     )  # fmt: skip
-    isolation: Literal["auto", "accepted_leak"] = setting(
-        "auto", "Families that cannot keep packed documents apart: auto reads one document a row; accepted_leak reads packs "
-        "all the same (faster), and the model card says so",
+    isolation: Literal["auto", "rows", "accepted_leak"] = setting(
+        "auto", "auto: packs, or one document a row where a family cannot keep packed documents apart; rows: always one document "
+        "a row (padded, slower); accepted_leak: always packs, and the model card says so",
     )  # fmt: skip
     compile: bool = setting(False, "Compile the model with torch.compile: minutes at the start, faster steps on GPUs")
     activation_checkpointing: bool = setting(False, "Compute activations twice rather than keep them: less memory, slower steps")

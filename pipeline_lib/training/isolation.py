@@ -1,7 +1,7 @@
 """Packing isolation, tested before the first step: documents that share a sequence must not see each other.
 
 The test decides how a model is trained: on packs where it keeps documents apart, else on packs taken apart (`rows.py`), or, where
-the configuration accepts it, on packs nevertheless; the model card says so.
+the configuration accepts it, on packs nevertheless; the model card says so. The configuration may also ask for packs taken apart.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Isolation:
         return asdict(self)
 
 
-def decide_isolation(model: Any, length: int, *, accept_leak: bool = False) -> Isolation:
+def decide_isolation(model: Any, length: int, asked: Literal["auto", "rows", "accepted_leak"] = "auto") -> Isolation:
     """Decide how a model may be trained.
 
     Args:
         model: a causal language model.
         length: tokens of a packed sequence.
-        accept_leak: train on packs whatever the test says.
+        asked: `rows` or `accepted_leak` is done whatever the test says; packs that are safe are not told to leak.
     """
     leak = packed_difference(model, min(length, 64))
-    if leak <= TOLERANCE:
+    if leak <= TOLERANCE and asked != "rows":
         return Isolation(leak, "packed")
-    return Isolation(leak, "accepted_leak" if accept_leak else "rows")
+    return Isolation(leak, "rows" if asked == "auto" else asked)
 
 
 def packed_difference(model: Any, length: int) -> float:

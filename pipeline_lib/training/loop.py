@@ -87,7 +87,7 @@ class Session:
         twice = self.config.activation_checkpointing or self.plan.activation_checkpointing
         prepare(self.model, attention=self.plan.attention, activation_checkpointing=twice)
         length = len(self.data[0]["input_ids"])
-        self.isolation = decide_isolation(self.model, length, accept_leak=self.config.isolation == "accepted_leak")
+        self.isolation = decide_isolation(self.model, length, self.config.isolation)
         self.schedule = self.plan.first_schedule()
         self.objective = Objective(
             self.model, self.plan.precision, apart=self.isolation.mode == "rows", compile=self.config.compile

@@ -96,6 +96,11 @@ def test_packed_documents_do_not_see_each_other(family: str) -> None:
     assert (found.mode, found.leak < 1e-5) == ("packed", True)
 
 
+def test_packs_are_taken_apart_where_it_is_asked() -> None:
+    assert decide_isolation(build(), 64, "rows").mode == "rows"
+    assert decide_isolation(build(), 64, "accepted_leak").mode == "packed"
+
+
 def test_a_planted_leak_takes_the_packs_apart_unless_it_is_accepted() -> None:
     """What the default cache or an all-ones mask does to packs: same tokens, another document's context."""
     model = build()
@@ -107,7 +112,7 @@ def test_a_planted_leak_takes_the_packs_apart_unless_it_is_accepted() -> None:
     model.forward = leaking  # type: ignore[method-assign, assignment]
     assert packed_difference(model, 64) > 10 * TOLERANCE
     assert decide_isolation(model, 64).mode == "rows"
-    assert decide_isolation(model, 64, accept_leak=True).mode == "accepted_leak"
+    assert decide_isolation(model, 64, "accepted_leak").mode == "accepted_leak"
 
 
 def test_flops_and_parameters_are_the_formula() -> None:
