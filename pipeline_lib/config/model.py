@@ -20,7 +20,7 @@ class TokenizerConfig(Section):
 
     source: str = setting(
         "train",
-        "`train`, `champion`, a folder with tokenizer.json or that file, or `hf://organisation/name[@revision]`",
+        "`train`, `champion`, a folder with tokenizer.json or that file, or `hf://organisation/name@commit` of the hub",
         path=("train", "champion"),
     )
     vocabulary_size: int = setting(

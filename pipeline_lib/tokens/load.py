@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.model import TokenizerConfig
 from pipeline_lib.errors import ConfigError
+from pipeline_lib.hub import HUB, fetch
 from pipeline_lib.tokens.train import EOS, PAD
 from pipeline_lib.workspace.files import read_json
 from pipeline_lib.workspace.identity import file_digest
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pipeline_lib.workspace.workspace import Workspace
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")  # plain data, no code
-HUB = "hf://"
 COPY_AGAIN = "copy the tokenizer's folder again from where it came from"
 
 
@@ -38,7 +38,7 @@ def source_folder(source: str, workspace: Workspace) -> Path:
     """The folder that a `tokenizer.source` names.
 
     Args:
-        source: a folder with tokenizer.json, that file, `hf://organisation/name[@revision]`, or `artifact:pack/<key>#<digest>`.
+        source: a folder with tokenizer.json, that file, `hf://organisation/name@commit`, or `artifact:pack/<key>#<digest>`.
         workspace: where artifacts lie.
 
     Raises:
@@ -52,24 +52,9 @@ def source_folder(source: str, workspace: Workspace) -> Path:
 
 def _folder_outside(source: str) -> Path:
     if source.startswith(HUB):
-        return _checked(_from_hub(source.removeprefix(HUB)))
+        return _checked(fetch(source, "tokenizer", FILES, where="tokenizer.source"))
     path = Path(source).expanduser()
     return _checked(path.parent if path.name == "tokenizer.json" else path)
-
-
-def _from_hub(name: str) -> Path:
-    """The files of a tokenizer on the Hugging Face hub, in that library's cache. Data only: code and weights are not fetched."""
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES)))
-    except (OSError, ValueError) as error:  # the library's errors are of both kinds
-        raise ConfigError(
-            f"the hub gives no tokenizer {repository!r} ({type(error).__name__})",
-            where="tokenizer.source",
-            fix="look at the name and the network; or fetch it elsewhere and name its folder",
-        ) from error
 
 
 def _checked(folder: Path) -> Path:
@@ -77,7 +62,7 @@ def _checked(folder: Path) -> Path:
         raise ConfigError(
             f"{str(folder)!r} holds no tokenizer.json",
             where="tokenizer.source",
-            fix="name a folder with tokenizer.json, `hf://organisation/name`, or `train` to train one on the selection",
+            fix="name a folder with tokenizer.json, `hf://organisation/name@commit`, or `train` to train one on the selection",
         )
     return folder
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config.model import ModelConfig
 from pipeline_lib.errors import ConfigError
+from pipeline_lib.hub import HUB, fetch
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.identity import file_digest
 from pipeline_lib.workspace.resolve import key_of
 
 Lookup = Callable[[str], Artifact]
-HUB = "hf://"
 DATA = ("*.json", "*.safetensors")  # what is fetched and digested: numbers and weights, no code and no pickle
-_PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 WORDS = ("scratch", "champion")  # `champion` is a reference by the time a stage runs; before, it has no files
 
 
@@ -28,7 +26,7 @@ def start_folder(start: str, store_lookup: Lookup | None = None) -> Path:
     """
     key = key_of(start)
     if not key:
-        folder = _from_hub(start.removeprefix(HUB)) if start.startswith(HUB) else Path(start).expanduser()
+        folder = fetch(start, "model", DATA, where="model.start") if start.startswith(HUB) else Path(start).expanduser()
         if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
             raise ConfigError(
                 f"{start!r} has no config.json with *.safetensors beside it", where="model.start",
@@ -41,28 +39,6 @@ def start_folder(start: str, store_lookup: Lookup | None = None) -> Path:
     if not artifact.manifest.was(start.partition("#")[2]):
         raise ConfigError(f"{key} is not the artifact that was meant: its digest differs", where="model.start")
     return artifact.files("model")[0].parent
-
-
-def _from_hub(name: str) -> Path:
-    """A model of the Hugging Face hub, in that library's cache; what is there is not asked for again.
-
-    Raises:
-        ConfigError: the name has no commit (a branch would be another model tomorrow), or the hub does not give it.
-    """
-    from huggingface_hub import snapshot_download
-
-    if not (pinned := _PINNED.fullmatch(name)):
-        raise ConfigError(
-            f"{HUB}{name} names no commit of a model", where="model.start",
-            fix=f"{HUB}organisation/name@ and the 40 digits of a commit: the model's page shows them under Files, History",
-        )  # fmt: skip
-    try:
-        return Path(snapshot_download(pinned[1], revision=pinned[2], allow_patterns=list(DATA)))
-    except (OSError, ValueError) as error:  # the library's errors are of both kinds
-        raise ConfigError(
-            f"the hub gives no model {pinned[1]!r} at {pinned[2]} ({type(error).__name__})", where="model.start",
-            fix="look at the name, the commit and the network; or fetch it elsewhere and name its folder",
-        ) from error  # fmt: skip
 
 
 def special_ids(packed: Mapping[str, Any]) -> dict[str, int]:

@@ -11,9 +11,9 @@ CONTRACT = (ROOT / "pipeline_lib" / "README.md").read_text("utf-8")
 # modules beside the subjects
 TOP = {
     "stages", "run", "status", "preview", "trace", "metrics", "trainings", "fork", "export", "promotion", "extensions", "errors",
-    "pretrained", "secrets", "terminal",
+    "hub", "pretrained", "secrets", "terminal",
 }  # fmt: skip
-FOR_ALL = {"errors", "extensions", "pretrained", "secrets", "terminal"}  # what every subject may import
+FOR_ALL = {"errors", "extensions", "hub", "pretrained", "secrets", "terminal"}  # what every subject may import
 
 
 def subjects():

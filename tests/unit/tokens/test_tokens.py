@@ -188,13 +188,13 @@ def test_a_file_and_a_tokenizer_of_the_hub_are_known_by_their_bytes(
     snapshot = tmp_path / "models--mill--toy" / "snapshots" / revision
     snapshot.mkdir(parents=True)
     copy_tokenizer(folder, snapshot)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text(revision)
     workspace = Workspace.open(tmp_path / "ws")
-    for source in ("hf://mill/toy", f"hf://mill/toy@{revision}", str(folder / "tokenizer.json"), str(folder)):
+    for source in (f"hf://mill/toy@{revision}", str(folder / "tokenizer.json"), str(folder)):
         assert read_facts(source_folder(source, workspace)).digest == read_facts(folder).digest
         assert file_digests(tokenizer=TokenizerConfig(source=source)) == file_digests(
             tokenizer=TokenizerConfig(source=str(folder))
         )
     with pytest.raises(ConfigError, match="the hub gives no tokenizer 'mill/other'"):
-        source_folder("hf://mill/other", workspace)
+        source_folder(f"hf://mill/other@{revision}", workspace)
+    with pytest.raises(ConfigError, match="names no commit of a tokenizer"):
+        source_folder("hf://mill/toy@main", workspace)
