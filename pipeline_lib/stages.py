@@ -34,8 +34,8 @@ STAGES: tuple[Stage, ...] = (
           sections=("fill_gaps",), intact="pipeline_lib.packing.fill:intact"),
     Stage(
         "calibrate", 2, "recorded", "pipeline_lib.planning.calibrate:calibrate",
-        sections=("calibrate", "model", "train.optimizer", "train.precision", "train.attention", "train.compile",
-                  "train.activation_checkpointing", "train.lora", "pack.sequence_length", "tokenizer"),
+        sections=("calibrate", "model", "train.optimizer", "train.precision", "train.attention", "train.isolation",
+                  "train.compile", "train.activation_checkpointing", "train.lora", "pack.sequence_length", "tokenizer"),
         machine=True, extends=("model",), outside="pipeline_lib.planning.calibrate:file_digests",
     ),
     Stage("tune", 2, "recorded", "pipeline_lib.tuning.tune:tune",

@@ -12,6 +12,7 @@ from pipeline_lib.config.recovery import RecoveryConfig
 
 Optimizer = Literal["adamw", "muon", "adafactor", "adamw_8bit", "lamb", "lars"]
 Launcher = Literal["own", "torchrun", "external"]
+Isolation = Literal["auto", "rows", "accepted_leak"]
 Precision = Literal["fp32", "bf16", "fp16"]  # the last two: autocast over fp32 weights; fp16 with a dynamic loss scale
 
 
@@ -147,7 +148,7 @@ class TrainConfig(Section):
         "auto", "Attention; auto: the fastest here of those that keep packed documents apart, by calibration; varlen: document "
         "by document; flex_attention: on GPUs",
     )  # fmt: skip
-    isolation: Literal["auto", "rows", "accepted_leak"] = setting(
+    isolation: Isolation = setting(
         "auto", "auto: packs, or one document a row where a family cannot keep packed documents apart; rows: always one document "
         "a row (padded, slower); accepted_leak: always packs, and the model card says so",
     )  # fmt: skip

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
-from pipeline_lib.config.model import CalibrateConfig, LoraConfig, ModelConfig, Optimizer, Precision, TokenizerConfig, TrainConfig
+from pipeline_lib.config.model import (
+    CalibrateConfig,
+    Isolation,
+    LoraConfig,
+    ModelConfig,
+    Optimizer,
+    Precision,
+    TokenizerConfig,
+    TrainConfig,
+)  # fmt: skip
 from pipeline_lib.errors import ConfigError, RefusedError, StageFailedError
 from pipeline_lib.hardware.machine import resident_bytes, training_device, training_memory_bytes
 from pipeline_lib.memory.keep import caught_up
@@ -40,6 +49,7 @@ def calibrate(
     optimizer: Optimizer,
     precision: Literal["auto", "fp32", "bf16", "fp16"],
     attention: str,
+    isolation: Isolation,
     compile: bool,
     activation_checkpointing: bool,
     lora: LoraConfig,
@@ -67,7 +77,7 @@ def calibrate(
     device: Device = "cuda" if training_device().type == "cuda" else "cpu"
     bench = Bench(
         run, calibrate, model, real, entries, rows, sequence_length, optimizer, lora, usable_cores(),
-        "" if attention == "auto" else attention, compile, device,
+        "" if attention == "auto" else attention, isolation, compile, device,
     )  # fmt: skip
     points = [
         bench.point(micro, kind, again=activation_checkpointing)
@@ -112,6 +122,7 @@ class Bench:
     lora: LoraConfig
     threads: int
     attention: str
+    isolation: Isolation
     compile: bool
     device: Device
     program_bytes: int = 0
@@ -165,7 +176,7 @@ class Bench:
                 self.model, vocabulary_size=self.entries, sequence_length=self.sequence_length,
                 micro_batch=point["micro_batch"], n_steps=MOST_STEPS, precision=point["precision"], optimizer=self.optimizer,
                 lora=self.lora, seconds=max(left * share - self.slowest, 0.2), threads=threads or self.threads,
-                store_lookup=self.run.workspace.store.artifact, compile=self.compile,
+                store_lookup=self.run.workspace.store.artifact, compile=self.compile, isolation=self.isolation,
                 attention=self.attention if attention is None else attention,
                 activation_checkpointing=point["activation_checkpointing"],
             )  # fmt: skip

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pipeline_lib.config.model import Isolation as Asked
+
 TOLERANCE = 3e-5  # of the largest logit; isolated packs differ by fp32 rounding (1e-7 … 1e-6), leaking ones by 4e-4 and more
 Mode = Literal["packed", "rows", "accepted_leak"]
 
@@ -29,7 +31,7 @@ class Isolation:
         return asdict(self)
 
 
-def decide_isolation(model: Any, length: int, asked: Literal["auto", "rows", "accepted_leak"] = "auto") -> Isolation:
+def decide_isolation(model: Any, length: int, asked: Asked = "auto") -> Isolation:
     """Decide how a model may be trained.
 
     Args:

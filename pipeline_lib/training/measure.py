@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline_lib.config.model import LoraConfig, ModelConfig, Optimizer, Precision, TrainConfig
+from pipeline_lib.config.model import Isolation, LoraConfig, ModelConfig, Optimizer, Precision, TrainConfig
 from pipeline_lib.hardware.machine import median, peak_memory_bytes, reset_peak_memory, training_device
 from pipeline_lib.training.plan import TrainingPlan
 
@@ -52,6 +52,7 @@ def measure(
     attention: str = "",
     activation_checkpointing: bool = False,
     compile: bool = False,
+    isolation: Isolation = "auto",
 ) -> Measurement:
     """Train a few steps of one micro-batch each and time them; then an evaluation, a checkpoint, and a step beside its copy.
 
@@ -72,6 +73,7 @@ def measure(
         attention: as in a plan.
         activation_checkpointing: as in training.
         compile: as in training.
+        isolation: as in training.
     """
     import torch
 
@@ -95,7 +97,11 @@ def measure(
         save_every=0, attention=attention,
     )  # fmt: skip
     config = TrainConfig(
-        optimizer=optimizer, lora=lora or LoraConfig(), activation_checkpointing=activation_checkpointing, compile=compile
+        optimizer=optimizer,
+        lora=lora or LoraConfig(),
+        activation_checkpointing=activation_checkpointing,
+        compile=compile,
+        isolation=isolation,
     )
     data = dataset or RandomSequences(vocabulary_size, sequence_length)
     begin = time.perf_counter()
