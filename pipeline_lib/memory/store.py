@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,14 +30,11 @@ from pipeline_lib.errors import ConfigError, DamagedError, MillraceError, NotFou
 from pipeline_lib.memory.frame import Features, TableFrame
 from pipeline_lib.memory.recall import Guess, Neighbour, guess_in, nearest_in
 from pipeline_lib.memory.record import SCHEMA, Remembered, from_row
-from pipeline_lib.tables.duck import connect
+from pipeline_lib.memory.text import Goals
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import read_json, sync_file, sync_folder, write_json
 from pipeline_lib.workspace.lease import lease_if_free
-
-if TYPE_CHECKING:
-    from pipeline_lib.memory.text import Goals
 
 MOVED_AT_ONCE = 512  # runs that one call of `tidy` moves at most: a fraction of a second
 SECONDS_A_DAY = 86400.0
@@ -225,8 +222,6 @@ class MemoryStore:
         return nearest_in(frame, features or {}, k, likeness=likeness)
 
     def _goals(self, table: pa.Table) -> Goals:
-        from pipeline_lib.memory.text import Goals  # its kernel is compiled when it is first imported
-
         if self._texts is None or self._texts[0] is not self._view:
             model = Path(self.config.embedding_model) if self.config.embedding_model else None
             self._texts = self._view, Goals(_texts(table), embedding_model=model)
@@ -238,6 +233,8 @@ class MemoryStore:
 
     def cures(self, signal: str) -> list[tuple[str, int]]:
         """What was enough in past runs when this went wrong: (action, how often), most often first."""
+        from pipeline_lib.tables.duck import connect  # the one question that needs it
+
         with connect(loaded={"memory": self.table()}) as connection:
             rows = connection.execute(
                 "SELECT f.action, count(*) FROM (SELECT unnest(failures) AS f FROM memory) WHERE f.signal = ? AND f.cured "

@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +30,6 @@ class Goals:
         known: dict[str, int] = {}
         self._places = np.array([known.setdefault(_plain(goal), len(known)) for goal in goals], np.int64)
         self._texts, self._model = list(known), embedding_model
-        self._parts = [_marked(text) for text in self._texts]
 
     def likeness(self, asked: str) -> NDArray[np.float64]:
         """Cosine similarity (0 to 1) of a text with every goal; 0 where one of the two says nothing.
@@ -47,10 +45,25 @@ class Goals:
             told = [float(wanted @ vector_of(text, self._model)) if text and asked else 0.0 for text in self._texts]
             found = np.array(told)
         else:
-            parts = [_marked(asked), *self._parts]
-            offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-            found = _similarities(np.frombuffer(b"".join(parts), np.uint8), offsets)
+            found = self._cosines(asked)
         return np.asarray(np.clip(found, 0.0, 1.0)[self._places], np.float64)
+
+    @functools.cached_property
+    def _grams(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        return _counted(self._texts)
+
+    def _cosines(self, asked: str) -> NDArray[np.float64]:
+        """Of a text with each different goal; n-grams weigh less the more of all texts, this one among them, have them."""
+        texts, codes, counts = self._grams
+        _, own, times = _counted([asked])
+        n = len(self._texts) + 1
+        weights = 1.0 + np.log((1.0 + n) / (1.0 + np.bincount(codes, minlength=DIMENSIONS)))
+        wanted = np.zeros(DIMENSIONS)
+        wanted[own] = times * weights[own]
+        told = counts * weights[codes]
+        dots = np.bincount(texts, told * wanted[codes], minlength=n - 1)
+        norms = np.sqrt(np.bincount(texts, told**2, minlength=n - 1)) * np.sqrt(np.sum(wanted**2))
+        return np.divide(dots, norms, out=np.zeros(n - 1), where=norms > 0)
 
 
 @functools.lru_cache(maxsize=1 << 16)  # the goals of all runs, each time one has ended
@@ -58,67 +71,30 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _marked(text: str) -> bytes:
-    return f"<{text.replace(' ', '><')}>".encode() if text else b""
+def _counted(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """n-grams of all texts: (place of the text, hashed n-gram, how often it has it), sorted by the first two.
 
-
-@numba.njit("int64(Array(uint8, 1, 'C', readonly=True), int64, int64)", nogil=True, cache=True)
-def _code(data, start, length):  # type: ignore[no-untyped-def]
-    """FNV-1a of an n-gram, folded; −1 where it spans two words."""
-    code = np.uint64(14695981039346656037)
-    for index in range(start, start + length):
-        byte = data[index]
-        if byte == 62 and index != start + length - 1:  # `>` ends a word
-            return -1
-        code = (code ^ np.uint64(byte)) * np.uint64(1099511628211)
-    return np.int64((code ^ (code >> np.uint64(32))) & np.uint64(DIMENSIONS - 1))
-
-
-@numba.njit("float64[::1](Array(uint8, 1, 'C', readonly=True), int64[::1])", nogil=True, cache=True)
-def _similarities(data, offsets):  # type: ignore[no-untyped-def] # noqa: PLR0912 - one pass that counts, one that compares
-    """Weighted cosine of the first text with every other one."""
-    n = len(offsets) - 1
-    seen_in = np.zeros(DIMENSIONS, np.float64)  # texts that have an n-gram
-    last = np.full(DIMENSIONS, -1, np.int64)
-    asked = np.zeros(DIMENSIONS, np.float64)
-    for text in range(n):
-        for length in range(SHORTEST, LONGEST + 1):
-            for start in range(offsets[text], offsets[text + 1] - length + 1):
-                code = _code(data, start, length)
-                if code < 0:
-                    continue
-                if text == 0:
-                    asked[code] += 1.0
-                elif last[code] != text:
-                    last[code] = text
-                    seen_in[code] += 1.0
-    weights = 1.0 + np.log((1.0 + n) / (1.0 + seen_in))
-    norm = np.sqrt(np.sum((asked * weights) ** 2))
-    counts = np.zeros(DIMENSIONS, np.float64)
-    touched = np.empty(DIMENSIONS, np.int64)
-    found = np.zeros(n - 1, np.float64)
-    for text in range(1, n):
-        n_touched = 0
-        for length in range(SHORTEST, LONGEST + 1):
-            for start in range(offsets[text], offsets[text + 1] - length + 1):
-                code = _code(data, start, length)
-                if code < 0:
-                    continue
-                if counts[code] == 0.0:
-                    touched[n_touched] = code
-                    n_touched += 1
-                counts[code] += 1.0
-        dot, own = 0.0, 0.0
-        for index in range(n_touched):
-            code = touched[index]
-            value = counts[code] * weights[code]
-            dot += value * asked[code] * weights[code]
-            own += value * value
-            counts[code] = 0.0
-        if own > 0.0 and norm > 0.0:
-            found[text - 1] = dot / np.sqrt(own) / norm
-    return found
+    An n-gram is hashed by FNV-1a, folded; one that would span two words is none.
+    """
+    marked = [f"<{text.replace(' ', '><')}>".encode() if text else b"" for text in texts]
+    data = np.frombuffer(b"".join(marked), np.uint8)
+    places = np.repeat(np.arange(len(texts), dtype=np.int64), [len(part) for part in marked])
+    ends = np.concatenate([data == ord(">"), np.ones(LONGEST, bool)])
+    inside = np.ones(len(data), bool)  # the n-gram that begins here has not left its word yet
+    code = np.full(len(data), 14695981039346656037, np.uint64)
+    keys: list[NDArray[np.int64]] = []
+    for length in range(1, LONGEST + 1):
+        here = len(data) - length + 1
+        if here < 1:
+            break
+        code, inside = code[:here], inside[:here]
+        code = (code ^ data[length - 1 :].astype(np.uint64)) * np.uint64(1099511628211)
+        if length >= SHORTEST:
+            folded = ((code ^ (code >> np.uint64(32))) & np.uint64(DIMENSIONS - 1)).astype(np.int64)
+            keys.append((places[:here] * DIMENSIONS + folded)[inside])
+        inside = inside & ~ends[length - 1 : length - 1 + here]
+    found, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *keys]), return_counts=True)
+    return found // DIMENSIONS, found % DIMENSIONS, counts.astype(np.float64)
 
 
 @functools.lru_cache(maxsize=4096)
