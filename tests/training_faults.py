@@ -69,16 +69,27 @@ class Faults(TrainerCallback):
     def spike(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
         """Nonsense is read: the tokens' order is lost and their vectors are large, while the labels are the right ones."""
         strength = fault.get("strength", 50.0)
-        hook = model.get_input_embeddings().register_forward_hook(lambda part, given, made: strength * made.flip(1))
-        head = model.get_output_embeddings()
-        self.hooks += [hook, head.register_forward_pre_hook(lambda part, given: (strength * given[0],))]
-        norm = model.base_model.norm
-        self.hooks.append(norm.register_forward_hook(lambda part, given, made: strength * made))
+
+        def lost(part: Any, given: Any, made: Any) -> Any:
+            return strength * made.flip(1) if part.training else made
+
+        def louder(part: Any, given: Any) -> Any:
+            return (strength * given[0],) if part.training else given
+
+        embedding, head, norm = model.get_input_embeddings(), model.get_output_embeddings(), model.base_model.norm
+        self.hooks += [embedding.register_forward_hook(lost), head.register_forward_pre_hook(louder)]
+        self.hooks.append(norm.register_forward_hook(lambda part, given, made: strength * made if part.training else made))
 
     def diverge(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
         """Updates so large that the model forgets what it knew."""
         for group in optimizer.param_groups:
             group["lr"] *= fault.get("strength", 30.0)
+
+    def hard(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
+        """Texts that cannot be read, from which nothing is learned."""
+        self.spike(fault, model, optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
 
     def memory(self, fault: Mapping[str, Any], model: Any, optimizer: Any) -> None:
         """More sequences at once than `most` ask for memory that no machine has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,9 +50,13 @@ class DevLoss(TrainerCallback):
         """Where it is due."""
         every = self.session.plan.evaluate_every
         if (every and self.session.step % every == 0) or self.session.finished:
-            self._evaluate()
+            self.now()
 
-    def at_end(self) -> float:
+    def at(self, step: int) -> float:
+        """The latest dev loss that was known at a step; infinite where none was."""
+        return next((loss for seen, loss in reversed(self.curve) if seen <= step), math.inf)
+
+    def now(self) -> float:
         """The dev loss at the session's step, evaluated now if it was not yet (a controller may have ended the schedule)."""
         if not self.curve or self.curve[-1][0] != self.session.step:
             self._evaluate()

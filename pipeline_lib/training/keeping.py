@@ -50,7 +50,7 @@ class Keeper:
             bring_up_to_date()
         session = self.session
         if session.finished:
-            self.dev_loss.at_end()
+            self.dev_loss.now()
         if not scheduled and session.step in {self.writer.step, self.resumed_at}:
             return
         observed = {"controller": dict(self.controller.state()), "tokens_per_second": self.monitor.tokens_per_second}

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from pipeline_lib.config.recovery import LADDER_ENDS, Policy
 from pipeline_lib.training.adjustments import Adjustment, Adjustments
+from pipeline_lib.training.callbacks import DevLoss
 from pipeline_lib.training.checkpoints import LEAST_KEPT, DiskLowError, committed, quarantined, record_of
 from pipeline_lib.training.failure import give_up, tell_failure
 from pipeline_lib.training.loop import Session
@@ -77,6 +78,7 @@ class Recovery(TrainerCallback):
     Args of `__init__`:
         session: what is trained; its limits, its places in the data and its rates are set here.
         monitor: whose signals are acted on.
+        dev_loss: asked whether a divergence is one.
         table: the policies.
         memory: see `Memory`; settled already.
         checkpoints: the folder of checkpoints.
@@ -90,6 +92,7 @@ class Recovery(TrainerCallback):
         self,
         session: Session,
         monitor: Monitor,
+        dev_loss: DevLoss,
         *,
         table: tuple[Policy, ...],
         memory: Memory,
@@ -99,7 +102,7 @@ class Recovery(TrainerCallback):
         notes: Mapping[str, Any] | None,
         event: Callable[..., None],
     ) -> None:
-        self.session, self.monitor, self.memory, self.event = session, monitor, memory, event
+        self.session, self.monitor, self.dev_loss, self.memory, self.event = session, monitor, dev_loss, memory, event
         self.checkpoints, self.quarantine, self.wait = checkpoints, quarantine, wait
         self.ledger = Ledger(table)
         self.decays = [float(group.get("weight_decay", 0.0)) for group in session.optimizer.param_groups]
@@ -163,6 +166,8 @@ class Recovery(TrainerCallback):
         self.session.loss_limit.fill_(self.monitor.losses.limit if armed else math.inf)
 
     def _act(self, signal: Signal) -> None:
+        if signal.signal == "divergence" and not self._confirmed(signal):
+            return
         policy = self.ledger.take(signal.signal, signal.step)
         if policy is None or policy.action == "go_on":
             return
@@ -180,12 +185,30 @@ class Recovery(TrainerCallback):
             evidence=dict(signal.evidence), cost=cost,
         )  # fmt: skip
 
-    def _roll_back(self, policy: Policy, signal: Signal) -> None:
-        session = self.session
+    def _confirmed(self, signal: Signal) -> bool:
+        """Whether the dev loss, evaluated now, is worse than at the checkpoint that a roll-back would lead to.
+
+        The training loss also rises where the data becomes harder, or what is read again was read long ago; to go back would only
+        undo what was learned since. Where the plan evaluates nothing, the training loss is all that is known.
+        """
+        if not self.session.plan.evaluate_every:
+            return True
+        to = self._checkpoint_before(signal)
+        before, now = self.dev_loss.at(to), self.dev_loss.now()
+        if now <= before:
+            self.event("divergence_not_confirmed", step=signal.step, dev_loss=now, dev_loss_before=before, at_step=to)
+        return not now <= before
+
+    def _checkpoint_before(self, signal: Signal) -> int:
+        """Step of the newest checkpoint from before the trouble began."""
         with contextlib.suppress(DiskLowError):  # the checkpoint under way is not needed for going back
             self.wait()
         latest = signal.step - 1 - BEGAN_BEFORE.get(signal.signal, 0)
-        to = session.world.first(lambda: _newest(self.checkpoints, latest))
+        return int(self.session.world.first(lambda: _newest(self.checkpoints, latest)))
+
+    def _roll_back(self, policy: Policy, signal: Signal) -> None:
+        session = self.session
+        to = self._checkpoint_before(signal)
         lost = session.step - to
         regained = 2 * max(lost, LEAST_TRIAL) if policy.regains else 0
         session.adjustments.add(Adjustment(to, lost, policy.rate, policy.decay, regained))

@@ -70,7 +70,7 @@ def outcome_of(session: Session, monitor: Monitor, dev_loss: DevLoss, material: 
         start: where the model started from.
         log: the journal's folder.
     """
-    plan, rate, last, vocabulary = session.plan, monitor.tokens_per_second, dev_loss.at_end(), material.vocabulary
+    plan, rate, last, vocabulary = session.plan, monitor.tokens_per_second, dev_loss.now(), material.vocabulary
     tokens = session.step * plan.batch_sequences * material.length
     details: dict[str, Any] = {
         "steps": session.step,

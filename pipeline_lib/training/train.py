@@ -93,7 +93,7 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     retention = Retention(train.keep_checkpoints, train.milestone_every)
     writer = CheckpointWriter(checkpoints, identity=material.identity, retention=retention)
     recovery = Recovery(
-        session, monitor, table=train.recovery.table(), memory=memory, checkpoints=checkpoints, wait=writer.wait,
+        session, monitor, dev_loss, table=train.recovery.table(), memory=memory, checkpoints=checkpoints, wait=writer.wait,
         quarantine=run.workspace.quarantine_folder, notes=before.notes["recovery"] if before else None, event=event,
     )  # fmt: skip
     keeper = Keeper(
@@ -116,7 +116,7 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
         return Outcome()
 
     # 4. Publish.
-    dev_loss.at_end()
+    dev_loss.now()
     watch.flush()
     publish_training(run, session, merged, material, checkpoints=checkpoints, retention=retention)
     return outcome_of(session, monitor, dev_loss, material, start=model.start, log=run.keep("journal"))

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline_lib.workspace.runs import RunBook, RunRecord
@@ -185,7 +186,8 @@ def _annealed(workspace: Workspace, record: RunRecord) -> tuple[bool, str]:
     if ref is None:
         return False, f"the run ended as {record.outcome}: {record.error[:200]}"
     (steps,) = [path for path in workspace.store.artifact(ref.key).files("observed") if path.name == "steps.parquet"]
-    rates = pq.read_table(steps, columns=["step", "lr"]).sort_by("step").column("lr").to_pylist()
+    rows = pq.read_table(steps, columns=["step", "lr", "superseded"])
+    rates = rows.filter(pc.invert(rows["superseded"])).sort_by("step").column("lr").to_pylist()
     top = max(rates)
     full = max(index for index, rate in enumerate(rates) if rate >= top * (1 - 1e-6))
     share, last = (len(rates) - 1 - full) / len(rates), rates[-1] / top

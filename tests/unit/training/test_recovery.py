@@ -121,6 +121,19 @@ def test_divergence_rolls_back_and_the_second_time_regularises_more(broken: Any)
     assert [row["step"] for row in steps_of(made)] == list(range(1, 131))
 
 
+def test_a_loss_that_rises_on_harder_texts_is_no_divergence(broken: Any) -> None:
+    """The dev loss stayed below that of the checkpoint before: going back would only cost steps."""
+    hard = list(range(44, 84))
+    only_divergence = {"spike": {"at_most": 0}, "spike_again": {"at_most": 0}}
+    made = broken({"kind": "hard", "steps": hard, "strength": 4.0}, recovery=only_divergence, steps=90, evaluate_every=20)
+    kinds = [event["kind"] for event in made.manifest.events]
+    assert "divergence" in kinds
+    assert recoveries(made) == []
+    (told,) = [event["detail"] for event in made.manifest.events if event["kind"] == "divergence_not_confirmed"]
+    assert told["dev_loss"] < told["dev_loss_before"]
+    assert [row["step"] for row in steps_of(made)] == list(range(1, 91))
+
+
 def test_memory_that_runs_out_halves_the_micro_batch_inside_the_step(broken: Any) -> None:
     """The same global batch and the same mean over its tokens: equal weights but for rounding."""
     whole = broken(steps=8, micro_batch=4, root="whole")
