@@ -96,8 +96,15 @@ class LoraConfig(Section):
     dropout: float = setting(0.05, "Dropout on the adapter's input", ge=0, lt=1)
     targets: list[str] = setting(lambda: ["q_proj", "k_proj", "v_proj", "o_proj"], "Module names the adapter is put on")
     quantize: Literal["none", "4bit"] = setting(
-        "none", "4bit: the frozen weights in NF4 (QLoRA); refused so far: what it trains could not be merged and exported"
+        "none",
+        "4bit: frozen matrices in NF4 (QLoRA), 4.5 bits a weight, slower steps; adapters are merged into what the bits give",
     )
+
+    @model_validator(mode="after")
+    def _only_frozen_weights_are_quantized(self) -> LoraConfig:
+        if self.quantize != "none" and not self.rank:
+            raise ValueError("quantize = 4bit needs adapters to train beside the frozen weights; set rank, for example to 16")
+        return self
 
 
 class EarlyStoppingConfig(Section):

@@ -22,6 +22,8 @@ PROGRAM_BYTES = 493 * MIB
 # 11 MiB of tensors, 77 beside 222.
 HOLES_BYTES, HOLES_SHARE = 128 * MIB, 0.45
 ADAPTER_HOLES_BYTES, ADAPTER_HOLES_SHARE = 96 * MIB, 0.5
+FOUR_BIT_BYTES = 0.5 + 4 / 64  # a weight in NF4, with its share of a scale (`training.four_bits`)
+WHOLE_BYTES = 13  # a weight while four bits are made a number: code, place in the table, value, its product with the scale
 LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}  # of the chunked loss (`training.loss`)
 LEAST_LOSS_ROWS = 64
 LEAST_LENGTH = 64  # shorter sequences are not worth advising
@@ -101,7 +103,9 @@ def estimate_memory(
     """Peak memory of one process in training, bytes, by term.
 
     - program: see `PROGRAM_BYTES`.
-    - weights: fp32 whatever the autocast precision (Rajbhandari et al. 2020, section 3.1), and autocast's copies of the matrices.
+    - weights: fp32 whatever the autocast precision (Rajbhandari et al. 2020, section 3.1), and autocast's copies of the matrices;
+      with `lora.quantize` the linear layers in four bits, one of them made whole at a time, and all of them when the adapters are
+      merged (on the processor).
     - optimizer: `optimizer_bytes`.
     - activations: what every layer saves (`families`); with checkpointing its input, and one layer's in full while it is made
       again (Chen et al. 2016), twice: once saved, once as gradients on the way.
@@ -138,15 +142,24 @@ def estimate_memory(
     if low:
         loss += 2 * head
     gradients = 4 * trainable if accumulation > 1 else max(4 * trainable + most - activations - loss, 0)
+    weights, halves = 4.0 * count.total, 2 * sum(layer.matrices - layer.experts for layer in stack) if low else 0
+    if lora.quantize == "4bit":
+        frozen = [inputs * outputs for layer in stack for inputs, outputs in layer.linears.values()]
+        weights -= (4 - FOUR_BIT_BYTES) * sum(frozen)
+        halves = 0
     tensors: dict[str, float] = {
-        "weights": 4 * count.total + 4 * (trainable if lora.rank else 0),
-        "weights in half precision": 2 * sum(layer.matrices - layer.experts for layer in stack) if low else 0,
+        "weights": weights + 4 * (trainable if lora.rank else 0),
+        "weights in half precision": halves,
         "gradients": gradients,
         "optimizer": optimizer_bytes(optimizer, model, trainable, lora),
         "activations": activations,
         "loss": loss,
-        "checkpoint": 4 * count.total + optimizer_bytes(optimizer, model, trainable, lora) if device == "cpu" else 0,
+        "checkpoint": weights + optimizer_bytes(optimizer, model, trainable, lora) if device == "cpu" else 0,
     }
+    if lora.quantize == "4bit":
+        tensors["a matrix made whole"] = WHOLE_BYTES * max(frozen, default=0)
+        if device == "cpu":  # where the model is merged and read back
+            tensors["merging"] = max(2 * 4 * count.total - sum(tensors.values()), 0)
     holes = min(ADAPTER_HOLES_BYTES if lora.rank else HOLES_BYTES, HOLES_SHARE * sum(tensors.values()))
     holes += ADAPTER_HOLES_SHARE * activations if lora.rank else 0
     program, allocator = (PROGRAM_BYTES, holes) if device == "cpu" else (0, 0)

@@ -46,7 +46,7 @@ def publish_model(
         net: the trained model, adapters beside its weights where there are any.
         merged: `model.adapt`'s second result.
         tokenizer_files: what goes beside the weights.
-        inputs: input_ids and position_ids of one sequence, where `net` is.
+        inputs: input_ids and position_ids of one sequence.
         folder: where the model goes.
         adapter: where the adapter goes, as it was trained; nothing is written without one.
 
@@ -215,8 +215,9 @@ def _greedy(model: Any, ids: Sequence[int]) -> list[int]:
 
 def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model.eval()(**inputs, use_cache=False).logits
-    return logits
+        given = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        logits: Tensor = model.eval()(**given, use_cache=False).logits
+    return logits.cpu()
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

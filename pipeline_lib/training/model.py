@@ -14,6 +14,7 @@ from pipeline_lib.config.model import LoraConfig, ModelConfig
 from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.pretrained import MAKING, quiet, read_model
 from pipeline_lib.training.attention import use_attention
+from pipeline_lib.training.four_bits import entries, to_four_bits, to_plain
 from pipeline_lib.training.start import Lookup, start_folder
 from pipeline_lib.workspace.files import read_json, write_json
 
@@ -174,6 +175,9 @@ class Adapted:
         import peft
 
         _check_lora(model, lora)
+        self._in_four_bits = lora.quantize == "4bit"
+        if self._in_four_bits:
+            to_four_bits(model)
         config = peft.LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,  # type: ignore[arg-type] # a float works
             target_modules=list(lora.targets), task_type="CAUSAL_LM",
@@ -182,9 +186,15 @@ class Adapted:
         self.model = self._wrapped.get_base_model()
 
     def merge(self, adapter: Path | None = None) -> Any:
-        """Fold the adapters into the weights and give back the plain model; with a folder, write them there first, for peft."""
+        """Fold the adapters into the weights and give back the plain model; with a folder, write them there first, for peft.
+
+        Weights in four bits become whole again for it, on the processor: an accelerator may not have the room.
+        """
         if adapter:
             self._save(adapter)
+        if self._in_four_bits:
+            self._wrapped.to("cpu")
+            to_plain(self._wrapped)
         return self._wrapped.merge_and_unload()
 
     def _save(self, folder: Path) -> None:
@@ -198,12 +208,6 @@ class Adapted:
 
 
 def _check_lora(model: Any, lora: LoraConfig) -> None:
-    if lora.quantize != "none":
-        raise ConfigError(
-            "weights in 4 bits (QLoRA) need a GPU of NVIDIA and the library bitsandbytes; "
-            + ("no such GPU is here" if not torch.cuda.is_available() else "merging and exporting them is not built"),
-            where="train.lora.quantize", fix="set train.lora.quantize to none: LoRA on the weights as they are",
-        )  # fmt: skip
     known = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     # peft leaves out silently what it does not find, as long as it finds one.
     if missing := [target for target in lora.targets if target.rpartition(".")[2] not in known]:
@@ -225,7 +229,7 @@ def adapt(model: Any, lora: LoraConfig) -> tuple[Any, Callable[..., Any]]:
 
 def count_parameters(model: Any, *, trainable: bool = False) -> int:
     """Parameters, tied ones once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+    return sum(entries(p) for p in model.parameters() if p.requires_grad or not trainable)
 
 
 def flops_per_token(model: Any, sequence_length: int) -> float:
@@ -242,7 +246,7 @@ def flops_per_token(model: Any, sequence_length: int) -> float:
             continue
         for name, weight in part.named_parameters(recurse=False):
             if weight.dim() >= 2 and not name.startswith("bias"):
-                matmul += (6 if weight.requires_grad else 4) * weight.numel()
+                matmul += (6 if weight.requires_grad else 4) * entries(weight)
     if head is not None:
         matmul += (6 if head.weight.requires_grad else 4) * head.weight.numel()
     config = model.config.get_text_config()

@@ -152,7 +152,7 @@ def check_share(plan: TrainingPlan, train: TrainConfig) -> None:
     """Refuse what several processes cannot do, before they are started.
 
     Raises:
-        ConfigError: there are fewer GPUs, the batch cannot be shared equally, or the optimizer does not know shards.
+        ConfigError: there are fewer GPUs, the batch cannot be shared equally, or optimizer or weights do not know shards.
     """
     processes, here = train.processes, train.launcher != "external"
     if here and torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
@@ -165,6 +165,11 @@ def check_share(plan: TrainingPlan, train: TrainConfig) -> None:
         raise ConfigError(
             f"a batch of {plan.batch_sequences} sequences cannot be shared equally by {processes} processes",
             where="train.processes", fix=f"{best} processes can; or change train.batch_tokens",
+        )  # fmt: skip
+    if train.parallel == "fsdp" and train.lora.quantize != "none":
+        raise ConfigError(
+            "fsdp gives processes parts of weights, and weights in four bits cannot be taken apart so", where="train.parallel",
+            fix="train.parallel=ddp, or train.lora.quantize=none",
         )  # fmt: skip
     if train.parallel == "fsdp" and train.optimizer not in {"adamw", "adafactor"}:
         raise ConfigError(

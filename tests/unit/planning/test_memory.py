@@ -96,6 +96,21 @@ def test_adapters_count_as_peft_makes_them(family: str) -> None:
     assert count_trainable(model, ENTRIES, lora) == sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
+def test_weights_in_four_bits_are_counted_as_they_are_held() -> None:
+    model, lora = small("llama"), LoraConfig(rank=4, quantize="4bit")
+    from pipeline_lib.training.model import adapt, build_model
+
+    net, _ = adapt(build_model(model, vocabulary_size=ENTRIES, sequence_length=LENGTH, seed=0), lora)
+    held = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()) if tensor.requires_grad or tensor.dim())
+    expected = estimate(model, lora=lora)
+    assert expected["weights"] == pytest.approx(held, rel=0.01)
+    large = small("llama", width=1024, ffn_width=2816, depth=12)  # here merging is the moment that needs most
+    on_cpu, on_gpu = (estimate(large, lora=lora, micro_batch=1, device=device) for device in ("cpu", "cuda"))
+    merged = 2 * 4 * count_parameters(large, ENTRIES).total
+    assert sum(on_cpu.values()) - on_cpu["program"] - on_cpu["allocator"] == pytest.approx(merged, rel=1e-6)
+    assert sum(on_gpu.values()) < merged / 4
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "adafactor"])
 def test_optimizer_state_is_what_the_optimizer_keeps(optimizer: str) -> None:
     import torch

@@ -12,6 +12,7 @@ from pipeline_lib.config.model import LoraConfig, ModelConfig
 from pipeline_lib.errors import ConfigError
 from pipeline_lib.pretrained import read_model
 from pipeline_lib.training.data import RandomSequences, collate
+from pipeline_lib.training.four_bits import LEVELS, FourBitLinear, pack, unpack
 from pipeline_lib.training.isolation import TOLERANCE, decide_isolation, packed_difference
 from pipeline_lib.training.loss import IGNORED, chunked_cross_entropy
 from pipeline_lib.training.model import (
@@ -23,6 +24,7 @@ from pipeline_lib.training.model import (
 )
 from pipeline_lib.training.objective import Objective
 from pipeline_lib.training.optimizers import parameter_groups
+from pipeline_lib.training.saving import load_weights, weights_of
 from pipeline_lib.training.start import file_digests
 from pipeline_lib.workspace.files import write_json
 
@@ -161,8 +163,56 @@ def test_lora_trains_little_and_merges_into_the_plain_model(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="called quary_proj") as error:  # beside one that exists, peft would leave it out
         adapt(build(), LoraConfig(rank=2, targets=["v_proj", "quary_proj"]))
     assert "did you mean q_proj" in error.value.fix
-    with pytest.raises(ConfigError, match="QLoRA"):
-        adapt(build(), LoraConfig(rank=2, quantize="4bit"))
+
+
+def test_weights_in_four_bits_are_the_nearest_levels() -> None:
+    """Each weight is the nearest of the 16 values that its block of 64 has; what is packed again is the same."""
+    weights = torch.randn(24, 96, generator=torch.Generator().manual_seed(0))
+    weights[2] = 0.0
+    packed, scales = pack(weights)
+    assert packed.dtype is torch.uint8
+    assert packed.shape == (24, 48)
+    found = unpack(packed, scales)
+    blocks = weights.reshape(-1, 64)
+    levels = blocks.abs().amax(1)[:, None, None] * torch.tensor(LEVELS)
+    nearest = (blocks[..., None] - levels).abs().amin(-1)
+    torch.testing.assert_close((found.reshape(-1, 64) - blocks).abs(), nearest, rtol=0, atol=1e-6)
+    assert all(map(torch.equal, pack(found), (packed, scales)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adapters_on_weights_in_four_bits_learn_and_merge(tmp_path: Path, precision: str) -> None:
+    """The frozen matrices take an eighth of the memory, adapters get gradients, the merged model is the one with adapters, and
+    what a checkpoint holds is enough to make it."""
+    lora = LoraConfig(rank=2, dropout=0.0, quantize="4bit")
+    before = build()
+    net, merged = adapt(build(), lora)
+    frozen = [part for part in net.modules() if isinstance(part, FourBitLinear)]
+    held = sum(part.weight.nbytes + part.scales.nbytes for part in frozen)
+    whole = sum(4 * part.in_features * part.out_features for part in frozen)
+    assert held == whole * 4.5 / 32
+    assert len(frozen) == 7 * before.config.num_hidden_layers  # all linear layers but the head
+    added = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    assert count_parameters(net) == count_parameters(before) + added
+    assert flops_per_token(net, 32) == flops_per_token(adapt(build(), LoraConfig(rank=2))[0], 32)
+    tokens = torch.arange(16).unsqueeze(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        first = net(input_ids=tokens, labels=tokens, use_cache=False).loss
+        first.backward()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None
+                parameter.sub_(parameter.grad)
+        adapted = net(input_ids=tokens, labels=tokens, use_cache=False)
+        assert adapted.loss < first
+        kept = {name: tensor.clone() for name, tensor in weights_of(net).items()}
+        export_model(merged(), tmp_path)
+        loaded = read_model(tmp_path)(input_ids=tokens, use_cache=False).logits
+        torch.testing.assert_close(loaded, adapted.logits, rtol=1e-4, atol=1e-5)
+        again, fold = adapt(build_model(TINY, vocabulary_size=100, sequence_length=64, seed=5), lora)
+        load_weights(again, kept)
+        torch.testing.assert_close(fold()(input_ids=tokens, use_cache=False).logits, adapted.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_start_is_taken_up_and_its_misfits_are_refused(tmp_path: Path) -> None:

@@ -243,6 +243,19 @@ def test_a_night_goes_on_from_an_artifact_with_lora(tmp_path: Path) -> None:
         run_train(tmp_path, wrong)
 
 
+def test_adapters_on_four_bits_are_trained_stopped_and_published(tmp_path: Path) -> None:
+    """Stopped and taken up the frozen weights are the same four bits; what is published is a plain model."""
+    lora = LoraConfig(rank=2, quantize="4bit")
+    night = Config(train=TrainConfig(samples=SILENT, lora=lora), plan={**PLAN, "learning_rate": 0.02, "precision": "bf16"})
+    whole = run_train(tmp_path / "whole", night)
+    stopped(tmp_path / "stopped", 7, night)
+    again = run_train(tmp_path / "stopped", night)
+    assert again.manifest.digest == whole.manifest.digest
+    assert whole.metrics["dev_loss"] < whole.metrics["first_dev_loss"]
+    model = load_file(next(p for p in whole.files("model") if p.suffix == ".safetensors"))
+    assert {tensor.dtype for tensor in model.values()} == {torch.float32}
+
+
 def test_a_merge_that_is_not_the_trained_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from peft.tuners.lora.layer import Linear
 
