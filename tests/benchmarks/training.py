@@ -111,13 +111,12 @@ def _build(size: str) -> Any:
 
 @dataclass
 class Ours:
-    """The product's loop with all that the stage `train` switches on, or without what watches."""
+    """The product's loop with all that the stage `train` switches on."""
 
     size: str
     data: Packs
     precision: str
     folder: Path
-    watched: bool = True
     session: Session = field(init=False)
     callbacks: list[TrainerCallback] = field(init=False)
 
@@ -141,7 +140,7 @@ class Ours:
         )  # fmt: skip
         tell = Tell(session, monitor, progress=_nothing, metrics=_nothing, outlook=dict)
         window = Window(session, WindowController(plan, _now, None), _nothing)
-        self.session, self.callbacks = session, [*watch.callbacks, monitor, window, tell] if self.watched else []
+        self.session, self.callbacks = session, [*watch.callbacks, monitor, window, tell]
 
     def turn(self, steps: int) -> float:
         """Tokens a second over some steps, after one that is not timed."""
@@ -312,10 +311,9 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
         _against_plain(book, data, folder, pairs)  # first: larger models teach malloc to keep pages, which helps it
         for size in LEAST_OF_BARE:
             _against_bare(book, size, data, folder, pairs)
-        _overhead(book, ["1 M"] if arguments.quick else ["1 M", "3 M"], data, folder, pairs)
         _memory(book)
     if arguments.quick:
-        book.leave_out("five pairs; what watching costs at 3 M")
+        book.leave_out("five pairs")
 
 
 def _against_bare(book: Book, size: str, data: Packs, folder: Path, pairs: int) -> None:
@@ -341,14 +339,6 @@ def _against_plain(book: Book, data: Packs, folder: Path, pairs: int) -> None:
     ratio, note = _pairs(ours.turn, padded.turn, steps, pairs)
     book.add("useful tokens/s of plain Trainer, documents padded", ratio, "times", least=1.4 / padded.useful,
              setup=f"{padded.useful:.0%} of its positions are no padding; {note}")  # fmt: skip
-
-
-def _overhead(book: Book, sizes: list[str], data: Packs, folder: Path, pairs: int) -> None:
-    for size in sizes:
-        ours = Ours(size, data, "bf16", folder / f"watched-{size}")
-        alone = Ours(size, data, "bf16", folder / f"alone-{size}", watched=False)
-        ratio, note = _pairs(alone.turn, ours.turn, 2 * STEPS[size], pairs)
-        book.add(f"what watching costs, {size}", ratio - 1, "share", most=0.01, setup=note)
 
 
 def _loss(one: Any, data: Packs) -> float:
