@@ -1,12 +1,11 @@
 """Is it worth it? The same model size and seconds of training: the library's defaults, the Step Law, the whole pipeline.
 
-(a) the raw text, a document a row, with the default settings of transformers' Trainer, cut by the clock. (a′) the same text
-concatenated, learning rate and batch from the Step Law, a cosine of known length. (b) the whole pipeline; (b) at half the time;
-and (b) without its parts. All are measured in bits a byte on good documents that nothing has seen; the tokenizer is each one's
-own, of the same size. One corpus has planted junk and near-duplicates, the other has none. Differences are paired by seed.
-
-Without packing there is no (b): the engine packs every family that can keep documents apart. What padding costs is a figure of
-the benchmark `packing`.
+(a) the raw text, a document a row, trained by transformers' Trainer with its default settings, cut by the clock. (a′) the same
+text concatenated, by Trainer too, learning rate and batch from the Step Law, a cosine of known length. (b) the whole pipeline,
+Muon its optimizer; (b) at half the time; and (b) without its parts. All are measured in bits a byte on good documents that
+nothing has seen, and in minimal pairs; the tokenizer is each one's own, of the same size. One corpus has planted junk and
+near-duplicates, the other has none. Differences are paired by seed. Trainer's time counts from its first step, the pipeline's is
+the time in its steps; what comes before and after is told beside.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline_lib.config.model import ModelConfig
@@ -32,7 +32,10 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.planning.laws import step_law_batch_tokens, step_law_learning_rate
 from pipeline_lib.run import run_plain
 from pipeline_lib.tokens.encode import Encoder
-from pipeline_lib.tokens.load import read_facts
+from pipeline_lib.tokens.load import copy_tokenizer, read_facts
+from pipeline_lib.validation.answers import answer
+from pipeline_lib.validation.scorer import Scorer
+from pipeline_lib.validation.suites import BUILT_IN
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks.figures import Book
@@ -41,17 +44,27 @@ from tests.benchmarks.small_models import tokenizer_of
 
 MODEL = ModelConfig(width=96, depth=2, heads=4, ffn_width=256)
 VOCABULARY, CONTEXT = 1024, 128
+GOOD = 6000  # documents of about 1,500 characters, where there are so many
+SUITE = "grammar"  # a model of this size knows grammar long before facts
 TEST_DOCUMENTS = 120  # good ones, set apart before anything else
 JUNK_SHARE, COPIES_SHARE = 1.0, 0.5  # of the good documents: so many of junk beside them, so many with a near copy
-SECONDS, QUICK_SECONDS = 90.0, 8.0  # of training
+SECONDS, QUICK_SECONDS = 30.0, 8.0  # of training
 SEEDS = 3
 STUDENT_95 = {1: 12.706, 2: 4.303}  # two-sided, by degrees of freedom
-# transformers.TrainingArguments: learning_rate, per_device_train_batch_size, num_train_epochs, max_grad_norm; AdamW, linear
-DEFAULT_RATE, DEFAULT_BATCH, DEFAULT_EPOCHS, DEFAULT_NORM = 5e-5, 8, 3, 1.0
+MOST_PASSES = 4.0  # over the data, as everybody else
+MOST_RATE = 0.005  # the Step Law was fitted far above these sizes
+TRIAL_BATCH, TRIAL_SECONDS = 16, 1.0
+PILOT_STEPS = 40
+DEFAULT_RATE, DEFAULT_BATCH = 5e-5, 8  # transformers.TrainingArguments: learning_rate, per_device_train_batch_size
 WITHOUT: dict[str, dict[str, Any]] = {  # a part of the pipeline → the settings that take it away
     "selection": {"score": {"rules": {"*": "none"}}, "select": {"domain_balance": "none", "diversity_weight": 0.0}},
     "dedup": {"dedup": {"threshold": 1.0}},
-    "tuned settings": {"tune": {"trials": 0}, "train": {"learning_rate": DEFAULT_RATE, "batch_tokens": DEFAULT_BATCH * CONTEXT}},
+    "Muon": {"train": {"optimizer": "adamw"}},
+    "Muon and tuned settings": {
+        "tune": {"trials": 0},
+        "train": {"optimizer": "adamw", "learning_rate": DEFAULT_RATE, "batch_tokens": DEFAULT_BATCH * CONTEXT},
+    },
+    "packing": {"train": {"isolation": "rows"}},
     "planned schedule": {"train": {"schedule": "linear"}},
 }
 Tokens = NDArray[np.int64]
@@ -59,9 +72,10 @@ Tokens = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Arm:
-    """One training: bits a byte on the untouched text, seconds of training, seconds of everything else."""
+    """One training: what its model is worth on untouched data, seconds of training, seconds of everything else."""
 
-    bits: float
+    bits: float  # a byte of the test text
+    pairs: float  # share of minimal pairs in which the right sentence is the likelier one
     seconds: float
     beside: float = 0.0
 
@@ -78,6 +92,9 @@ class Arms:
     def bits(self, name: str) -> list[float]:
         return [arm.bits for arm in self.found[name]]
 
+    def pairs(self, name: str) -> list[float]:
+        return [100 * arm.pairs for arm in self.found[name]]
+
 
 def run(book: Book, arguments: argparse.Namespace) -> None:
     """Train every arm on both corpora, print bits a byte, and what each part is worth."""
@@ -90,7 +107,7 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
                 _seed(arms, Path(folder), seed, seconds, parts, junk=junk)
         _print(book, arms, label, parts, seconds)
     if arguments.quick:
-        book.leave_out("three seeds and their intervals; the parts on the corpus without junk; trainings of 90 seconds")
+        book.leave_out("three seeds and their intervals; the parts on the corpus without junk; trainings of 30 seconds")
 
 
 def _seed(arms: Arms, folder: Path, seed: int, seconds: float, parts: Sequence[str], *, junk: bool) -> None:
@@ -110,7 +127,8 @@ def _print(book: Book, arms: Arms, corpus_name: str, parts: Sequence[str], secon
     for name, found in arms.found.items():
         mean, half = interval(arms.bits(name))
         trained = statistics.fmean(arm.seconds for arm in found)
-        setup = f"± {half:.4f} over {len(found)} seeds; {trained:.1f} s of training"
+        pairs, spread = interval(arms.pairs(name))
+        setup = f"± {half:.4f} over {len(found)} seeds; minimal pairs {pairs:.1f} ± {spread:.1f} %; {trained:.1f} s of training"
         book.add(f"{corpus_name}: ({name})", mean, "bits/byte", setup=setup)
     better = min(("a", "a′"), key=lambda name: statistics.fmean(arms.bits(name)))
     half_time, half = interval([b - a for a, b in zip(arms.bits(better), arms.bits("b at half the time"), strict=True)])
@@ -121,9 +139,12 @@ def _print(book: Book, arms: Arms, corpus_name: str, parts: Sequence[str], secon
         most=0,
         setup=f"± {half:.4f}; of {seconds:g} s",
     )
+    for name in ("b", "b at half the time"):
+        more, half = interval([b - a for a, b in zip(arms.pairs(better), arms.pairs(name), strict=True)])
+        book.add(f"{corpus_name}: minimal pairs, ({name}) − ({better})", more, "points", setup=f"± {half:.2f}")
     for part in parts:
-        worth, half = interval([w - b for b, w in zip(arms.bits("b"), arms.bits(f"b without {part}"), strict=True)])
-        book.add(f"{corpus_name}: {part} is worth", worth, "bits/byte", setup=f"± {half:.4f}")
+        gain, half = interval([w - b for b, w in zip(arms.bits("b"), arms.bits(f"b without {part}"), strict=True)])
+        book.add(f"{corpus_name}: {part} is worth", gain, "bits/byte", setup=f"± {half:.4f}")
     book.add(f"{corpus_name}: the pipeline beside training", statistics.fmean(arm.beside for arm in arms.found["b"]), "s")
 
 
@@ -137,7 +158,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def corpus(seed: int, *, junk: bool) -> tuple[list[str], list[str]]:
     """(text to train on, untouched good documents)."""
     draw = np.random.default_rng(seed)
-    good = [good for good in good_documents(draw) if good.strip()]
+    good = [good for good in good_documents(draw, GOOD) if good.strip()]
     places = draw.permutation(len(good))
     test, train = ([good[i] for i in some] for some in (places[:TEST_DOCUMENTS], places[TEST_DOCUMENTS:]))
     if not junk:
@@ -165,118 +186,127 @@ def _model(tokenizer: Path, seed: int) -> Any:
 
 def defaults(tokenizer: Path, texts: Sequence[str], test: Sequence[str], seconds: float, seed: int) -> Arm:
     """(a): a document a row, cut at the context, padded to the longest of its batch; Trainer's defaults, cut by the clock."""
-    import torch
-
-    rows, draw = [row[:CONTEXT] for row in encoded(tokenizer, texts)], np.random.default_rng(seed)
-    model, pad = _model(tokenizer, seed), read_facts(tokenizer).pad_id
-    total = DEFAULT_EPOCHS * -(-len(rows) // DEFAULT_BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=DEFAULT_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=total)
-    begin, step, order = time.perf_counter(), 0, list[int]()
-    while step < total and time.perf_counter() - begin < seconds:
-        if len(order) < DEFAULT_BATCH:
-            order = draw.permutation(len(rows)).tolist()
-        batch = [rows[order.pop()] for _ in range(min(DEFAULT_BATCH, len(order)))]
-        ids = np.full((len(batch), max(map(len, batch))), pad, np.int64)
-        labels = np.full_like(ids, -100)
-        for place, row in enumerate(batch):
-            ids[place, : len(row)] = labels[place, : len(row)] = row
-        _learn(model, optimizer, torch.from_numpy(ids), torch.from_numpy(labels))
-        schedule.step()
-        step += 1
-    return Arm(bits_per_byte(model, tokenizer, test), time.perf_counter() - begin)
+    rows = [row[:CONTEXT] for row in encoded(tokenizer, texts)]
+    model = _model(tokenizer, seed)
+    _, took = trained(model, rows, seconds, read_facts(tokenizer).pad_id, seed=seed)
+    return Arm(*worth(model, tokenizer, test), took)
 
 
 def step_law(tokenizer: Path, texts: Sequence[str], test: Sequence[str], seconds: float, seed: int) -> Arm:
-    """(a′): documents one behind the other; learning rate and batch by the law, a cosine over the steps that fit."""
-    import torch
-
-    draw = np.random.default_rng(seed)
-    rows = encoded(tokenizer, texts)
-    stream = np.concatenate([rows[i] for i in draw.permutation(len(rows))])
-    data = torch.from_numpy(stream[: len(stream) // CONTEXT * CONTEXT]).view(-1, CONTEXT)
-    trial = _model(tokenizer, seed)
+    """(a′): Trainer, documents one behind the other; learning rate and batch by the law, a cosine over the steps that fit."""
+    draw, pad = np.random.default_rng(seed), read_facts(tokenizer).pad_id
+    documents = encoded(tokenizer, texts)
+    stream = np.concatenate([documents[i] for i in draw.permutation(len(documents))])
+    rows = list(stream[: len(stream) // CONTEXT * CONTEXT].reshape(-1, CONTEXT))
+    most = MOST_PASSES * len(rows) * CONTEXT
+    batch, trial = TRIAL_BATCH, _model(tokenizer, seed)
+    for _ in range(2):  # the speed depends on the batch, the law's batch on the tokens that fit
+        done, took = trained(trial, rows, TRIAL_SECONDS, pad, seed=seed, per_device_train_batch_size=batch, learning_rate=0.0)
+        tokens = min(done * batch * CONTEXT / took * seconds, most)
+        batch = max(round(step_law_batch_tokens(tokens) / CONTEXT), 1)
     parameters = sum(p.numel() for p in trial.parameters()) - trial.get_input_embeddings().weight.numel()
-    speed = _speed(trial, data[:16])
-    tokens = min(speed * seconds, 4.0 * data.numel())  # four passes, as everybody else
-    batch = max(round(step_law_batch_tokens(tokens) / CONTEXT), 1)
-    steps = max(int(tokens // (batch * CONTEXT)), 1)
+    by_law: dict[str, Any] = {
+        "per_device_train_batch_size": batch, "max_steps": max(int(tokens // (batch * CONTEXT)), 1),
+        "learning_rate": min(step_law_learning_rate(parameters, tokens), MOST_RATE), "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05, "adam_beta2": 0.95, "weight_decay": 0.1,
+    }  # fmt: skip
     model = _model(tokenizer, seed)
-    rate = min(step_law_learning_rate(parameters, tokens), 0.005)  # the law was fitted far above these sizes
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
-    begin, places = time.perf_counter(), list[int]()
-    for _ in range(steps):
-        if time.perf_counter() - begin > 1.2 * seconds:  # the speed was measured for seconds only
-            break
-        while len(places) < batch:
-            places = [*draw.permutation(len(data)).tolist(), *places]
-        rows_now = data[[places.pop() for _ in range(batch)]]
-        _learn(model, optimizer, rows_now, rows_now)
-        schedule.step()
-    return Arm(bits_per_byte(model, tokenizer, test), time.perf_counter() - begin)
+    _, took = trained(model, rows, 1.2 * seconds, pad, seed=seed, **by_law)  # the speed was measured for seconds only
+    return Arm(*worth(model, tokenizer, test), took)
 
 
-def _speed(model: Any, rows: Any) -> float:
-    """Tokens/s of training, from a second of it."""
+def trained(model: Any, rows: Sequence[Tokens], seconds: float, pad: int, **settings: Any) -> tuple[int, float]:
+    """Train by transformers' Trainer, its defaults but for the settings, at most so many seconds after the first step.
+
+    Nothing is saved, logged to a file or evaluated. Returns the steps after the first one, and the seconds they took.
+    """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    _learn(model, optimizer, rows, rows)
-    begin, done = time.perf_counter(), 0
-    while time.perf_counter() - begin < 1.0:
-        _learn(model, optimizer, rows, rows)
-        done += rows.numel()
-    return done / (time.perf_counter() - begin)
+    marks: list[float] = []
 
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            marks.append(time.perf_counter())
+            control.should_training_stop |= marks[-1] - marks[0] >= seconds
 
-def _learn(model: Any, optimizer: Any, ids: Any, labels: Any) -> None:
-    import torch
+    def batch(some: Sequence[Any]) -> dict[str, Any]:
+        tensors = [torch.from_numpy(one["input_ids"]) for one in some]
+        found = {
+            name: pad_sequence(parts, batch_first=True, padding_value=value)
+            for name, parts, value in (
+                ("input_ids", tensors, pad),
+                ("labels", tensors, -100),
+                ("attention_mask", [torch.ones_like(one) for one in tensors], 0),
+            )
+        }
+        return found if not bool(found["attention_mask"].all()) else {name: found[name] for name in ("input_ids", "labels")}
 
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    model(input_ids=ids, labels=labels).loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), DEFAULT_NORM)
-    optimizer.step()
+    with tempfile.TemporaryDirectory(prefix="millrace-trainer-") as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, report_to="none",
+            save_strategy="no", disable_tqdm=True, **settings,
+        )  # fmt: skip
+        data: Any = [{"input_ids": row} for row in rows]
+        trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=batch, callbacks=[Clock()])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return len(marks) - 1, marks[-1] - marks[0]
 
 
 def pipeline(workspace: Workspace, folder: Path, test: Sequence[str], seconds: float, seed: int, changed: dict[str, Any]) -> Arm:
-    """(b): everything, with as many steps as the seconds hold by the run's own calibration; the batch is the law's, which the
-    plan tells, as in (a′)."""
+    """(b): everything, with as many steps as the seconds hold by the speed of a short training before; the batch is the law's, as
+    in (a′)."""
     from pipeline_lib.pretrained import read_model
 
     sections: dict[str, dict[str, Any]] = {
         "resources": {"max_hours": 2.0, "margin_minutes": 1.0, "search_share": 0.02},
         "ingest": {"sources": [{"name": "text", "kind": "files", "path": str(folder / "text.jsonl"), "licence": "MIT"}]},
         "tokenizer": {"vocabulary_size": VOCABULARY}, "pack": {"sequence_length": CONTEXT}, "model": MODEL.model_dump(),
-        "calibrate": {"seconds": 3.0}, "tune": {"trials": 3, "steps": 20},
-        "train": {"samples": {"prompts": []}}, "validation": {"language_tokens": 5000, "bootstrap": 100},
-        "tracking": {"enabled": False},
+        "calibrate": {"seconds": 3.0}, "tune": {"trials": 6, "steps": 60},
+        "train": {"optimizer": "muon", "samples": {"prompts": []}}, "validation": {"language_tokens": 5000, "bootstrap": 100},
+        "suites": {"level": "smoke"}, "tracking": {"enabled": False},
     }  # fmt: skip
     for name, values in changed.items():
         sections[name] = {**sections.get(name, {}), **values}
     begin = time.perf_counter()
     config = {"name": "effect", "seed": seed, **sections}
-    measured = run_plain(workspace, PipelineConfig.model_validate(config), until="calibrate")
-    speed = float(_manifest(workspace, measured, "calibrate").metrics["tokens_per_second"])
-    by_law = max(round(step_law_batch_tokens(seconds * speed) / CONTEXT), 1) * CONTEXT
-    train_settings = {"batch_tokens": by_law, **sections["train"]}
-    steps = max(int(seconds * speed / train_settings["batch_tokens"]), 2)
-    config["train"] = {**train_settings, "max_steps": steps}
-    record = run_plain(workspace, PipelineConfig.model_validate(config))
-    whole, train = time.perf_counter() - begin, _manifest(workspace, record, "train")
-    artifact = workspace.store.artifact(train.key)
-    model = read_model(artifact.folder / "model")
+    train = sections["train"]
+
+    def run_it(until: str, **more: Any) -> RunRecord:
+        return run_plain(workspace, PipelineConfig.model_validate({**config, **more}), until=until)
+
+    calibrated = _manifest(workspace, run_it("calibrate"), "calibrate").metrics["tokens_per_second"]
+    train = {"batch_tokens": max(round(step_law_batch_tokens(seconds * calibrated) / CONTEXT), 1) * CONTEXT, **train}
+    pilot = run_it("train", train={**train, "max_steps": PILOT_STEPS}, tune={"trials": 0})
+    speed = float(_manifest(workspace, pilot, "train").metrics["tokens_per_second"])
+    steps = max(int(seconds * speed / train["batch_tokens"]), 2)
+    record = run_it("", train={**train, "max_steps": steps})
+    whole, made = time.perf_counter() - begin, _manifest(workspace, record, "train")
+    model = read_model(workspace.store.artifact(made.key).folder / "model")
     pack = workspace.store.artifact(_manifest(workspace, record, "pack").key)
-    bits = bits_per_byte(model, pack.folder / "tokenizer", test)
-    trained = steps * train_settings["batch_tokens"] / float(train.metrics["tokens_per_second"])
-    return Arm(bits, trained, whole - trained)
+    trained = steps * train["batch_tokens"] / float(made.metrics["tokens_per_second"])
+    return Arm(*worth(model, pack.folder / "tokenizer", test), trained, whole - trained)
 
 
 def _manifest(workspace: Workspace, record: RunRecord, stage: str) -> Any:
     ref = record.ref(stage)
     assert ref is not None, f"the run has no {stage}"
     return workspace.store.manifest(ref.key)
+
+
+def worth(model: Any, tokenizer: Path, test: Sequence[str]) -> tuple[float, float]:
+    """Bits a byte of the test text, and the share of minimal pairs in which the right sentence is the likelier one."""
+    from pipeline_lib.training.model import export_model
+
+    with tempfile.TemporaryDirectory(prefix="millrace-model-") as name:
+        folder = Path(name)
+        export_model(model, folder)
+        copy_tokenizer(tokenizer, folder)
+        rows, _ = answer([asdict(item) for item in BUILT_IN[SUITE]("standard", 0)], Scorer(folder, batch_tokens=2048))
+    return bits_per_byte(model, tokenizer, test), float(pc.mean(rows["score"]).as_py())
 
 
 def bits_per_byte(model: Any, tokenizer: Path, test: Sequence[str]) -> float:

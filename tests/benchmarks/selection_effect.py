@@ -149,8 +149,8 @@ def _junk(rows: list[dict[str, Any]]) -> float:
     return sum(n for n, row in zip(characters, rows, strict=True) if row["source"] == "junk") / max(1, sum(characters))
 
 
-def good_documents(rng: np.random.Generator) -> list[str]:
-    """Textbook sections where the real data is; else the doc strings of the standard library."""
+def good_documents(rng: np.random.Generator, most: int = GOOD) -> list[str]:
+    """Textbook sections where the real data is; else the doc strings of the standard library. At most so many."""
     pages: Iterator[str]
     if data := bench_data():
         with gzip.open(data / "text" / "openstax" / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
@@ -159,7 +159,7 @@ def good_documents(rng: np.random.Generator) -> list[str]:
         files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
         pages = (doc_strings(path.read_bytes())[0].decode("utf-8", "replace") for path in files)
     pieces = [piece for page in pages for piece in _pieces(page)]
-    return [pieces[i] for i in sorted(rng.permutation(len(pieces))[:GOOD].tolist())]
+    return [pieces[i] for i in sorted(rng.permutation(len(pieces))[:most].tolist())]
 
 
 def _pieces(page: str) -> Iterator[str]:
