@@ -30,7 +30,7 @@ from pipeline_lib.errors import ConfigError, RefusedError
 from pipeline_lib.extensions import check_extensions, check_modules
 from pipeline_lib.metrics import training_log
 from pipeline_lib.planning.graded import grade, in_metrics
-from pipeline_lib.promotion import decide, in_office, promote
+from pipeline_lib.promotion import ChampionChangedError, decide, in_office, promote
 from pipeline_lib.reporting.report import write_report
 from pipeline_lib.run import close_run, open_run, outcome_of, reconcile, resume_run, supply, supply_recorded
 from pipeline_lib.secrets import mask, told
@@ -170,9 +170,16 @@ def settle(run: LiveRun) -> None:
         decision, by = "promote", entry["by"]
     elif run.config.gate.approval:
         decision, by = ask(run, verdict)
-    if decision == "promote":
-        promote(run.workspace, run.record, verdict, by=by)
-        logger.info("run %s is the champion now (decided by %s)", run.record.run_id, by)
+    while decision == "promote":
+        try:
+            promote(run.workspace, run.record, verdict, by=by)
+            logger.info("run %s is the champion now (decided by %s)", run.record.run_id, by)
+            break
+        except ChampionChangedError as error:  # while a person was asked, or at the same moment
+            verdict = decide(run.workspace, run.record, services=run.services)
+            logger.info("%s; against that one the gate says %s", error.what, verdict["outcome"])
+            decision = "promote" if by == "gate" and verdict["outcome"] == "pass" else "keep"  # a person was asked about another
+            by = "gate"
     run.record.verdict = {**verdict, "decision": decision, "decided_by": by}
 
 
@@ -217,7 +224,8 @@ def _open(workspace: Workspace, config: PipelineConfig, options: RunOptions) -> 
         record = resume_run(workspace, known.run_id)
         force = {name for name in chosen.force if record.stage(name).state != "made"}
     else:
-        record = open_run(workspace, config, parent=book.load(options.parent).run_id if options.parent else "")
+        parent = book.load(options.parent).run_id if options.parent else ""
+        record = open_run(workspace, config, parent=parent, stages=chosen.stages)
         force = set(chosen.force)
     record.prefect = {"flow_run_id": flow_run.get_id() or "", "url": _address(), "options": options.model_dump_json()}
     book.save(record)

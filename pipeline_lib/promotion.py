@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError, RefusedError
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.validation.compare import forgotten
-from pipeline_lib.validation.gate import GATE_VERSION, against_champion, against_chance
+from pipeline_lib.validation.gate import GATE_VERSION, against_champion, against_chance, against_earlier
 from pipeline_lib.workspace.artifact import Artifact, ArtifactRef
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import read_json, write_json
 from pipeline_lib.workspace.identity import fingerprint_of
+from pipeline_lib.workspace.lease import lock_of
 from pipeline_lib.workspace.resolve import read_champion, write_champion
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.services import Services, now
 from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
 
-HISTORY = 50  # former champions that are remembered
+HISTORY = 400  # former champions that are remembered: more than a year of nights
+
+
+class ChampionChangedError(RefusedError):
+    """A verdict is over another champion than the present one: it says nothing."""
 
 
 def decide(workspace: Workspace, record: RunRecord, *, services: Services | None = None) -> dict[str, Any]:
@@ -61,7 +67,9 @@ def decide(workspace: Workspace, record: RunRecord, *, services: Services | None
     elif champion["digest"] == train.digest:
         verdict = {"outcome": "same", "metric": config.gate.metric, "reasons": ["the model is the champion"]}
     else:
-        verdict = _against(workspace, record, config, champion=champion, candidate=candidate, services=services, attempt=attempt)
+        other, learned = _scored(workspace, record, config, champion, services=services)
+        verdict = against_champion(candidate, other, config, selection=learned, attempt=attempt)
+        verdict["forgotten"] = forgotten(candidate, other)
         verdict = _not_worse_than_earlier(workspace, record, config, verdict, candidate=candidate, services=services)
     verdict |= {"decided": now().isoformat(), **about}
     write_json(paths[-1], verdict)
@@ -86,24 +94,15 @@ def _tried(workspace: Workspace, champion: str) -> set[str]:
     return {path.name.partition("-")[0] for path in verdicts if read_json(path)["outcome"] != "same"}
 
 
-def _against(
-    workspace: Workspace,
-    record: RunRecord,
-    config: PipelineConfig,
-    *,
-    champion: Mapping[str, Any],
-    candidate: Artifact,
-    services: Services | None,
-    attempt: int = 1,
-) -> dict[str, Any]:
-    """Score a former or present champion on tonight's items and compare."""
-    reference = ArtifactRef("train", champion["train"], champion["digest"])
+def _scored(
+    workspace: Workspace, record: RunRecord, config: PipelineConfig, entry: Mapping[str, Any], *, services: Services | None
+) -> tuple[Artifact, Sequence[Path]]:
+    """A former or present champion, scored on tonight's items; and what it was trained on."""
+    reference = ArtifactRef("train", entry["train"], entry["digest"])
     inputs = {name: ref for name in BY_NAME["validate"].reads if (ref := record.ref(name))} | {"train": reference}
     scored = execute(workspace, BY_NAME["validate"], config, inputs, services=services)
-    selection = workspace.store.artifact(champion["select"]).files("selection") if "select" in champion else []
-    other = workspace.store.artifact(scored.key)
-    verdict = against_champion(candidate, other, config, selection=selection, attempt=attempt)
-    return {**verdict, "forgotten": forgotten(candidate, other)}
+    learned = workspace.store.artifact(entry["select"]).files("selection") if "select" in entry else []
+    return workspace.store.artifact(scored.key), learned
 
 
 def _not_worse_than_earlier(
@@ -119,14 +118,17 @@ def _not_worse_than_earlier(
     earlier = champion_of(read_champion(workspace), now() - timedelta(days=config.gate.lookback_nights))
     if verdict["outcome"] != "pass" or not config.gate.lookback_nights or not earlier:
         return verdict
+    nights = config.gate.lookback_nights
     try:
-        found = _against(workspace, record, config, champion=earlier, candidate=candidate, services=services)
+        other, learned = _scored(workspace, record, config, earlier, services=services)
     except NotFoundError:
-        told = f"the champion of {config.gate.lookback_nights} nights ago is no longer here to compare with"
-        return {**verdict, "reasons": [*verdict["reasons"], told]}
-    told = f"against the champion of {config.gate.lookback_nights} nights ago: {found['reasons'][0]}"
-    outcome = "fail" if found["outcome"] == "fail" else verdict["outcome"]
-    return {**verdict, "outcome": outcome, "earlier_champion": earlier["train"], "reasons": [*verdict["reasons"], told]}
+        gone = f"the champion of {nights} nights ago is no longer here to compare with"
+        return {**verdict, "reasons": [*verdict["reasons"], gone]}
+    rules = against_earlier(candidate, other, config, selection=learned)
+    lost = [rule["reason"] for rule in rules if rule["outcome"] == "fail"]
+    told = [f"against the champion of {nights} nights ago: {reason}" for reason in lost or [rules[0]["reason"]]]
+    outcome = "fail" if lost else verdict["outcome"]
+    return {**verdict, "outcome": outcome, "earlier_champion": earlier["train"], "reasons": [*verdict["reasons"], *told]}
 
 
 def champion_of(state: Mapping[str, Any], moment: datetime) -> dict[str, Any]:
@@ -141,8 +143,11 @@ def champion_of(state: Mapping[str, Any], moment: datetime) -> dict[str, Any]:
 def promote(workspace: Workspace, record: RunRecord, verdict: Mapping[str, Any], *, by: str = "gate") -> dict[str, Any]:
     """Make the run's model the champion; the former one stays as `previous`. `champion.json` is the truth, aliases follow it.
 
+    The former one's entry in `history` says how long its model is compared with (`gate.lookback_nights`): so long it stays.
+
     Raises:
         RefusedError: the verdict is no pass and nobody (`by`) took the decision.
+        ChampionChangedError: another run's model became the champion after the verdict.
     """
     train = record.ref("train")
     if train is None:
@@ -151,20 +156,29 @@ def promote(workspace: Workspace, record: RunRecord, verdict: Mapping[str, Any],
         raise RefusedError(
             f"the gate's verdict is {verdict.get('outcome')!r}", fix=f"`millrace promote {record.run_id} --force` decides over it"
         )
-    state = read_champion(workspace)
-    former = state.get("champion", {})
-    if former.get("digest") == train.digest:
+    with lock_of(workspace.lease_path("champion")):
+        state = read_champion(workspace)
+        former = state.get("champion", {})
+        if former.get("digest") == train.digest:
+            return state
+        if verdict.get("champion_model", former.get("train", "")) != former.get("train", ""):
+            raise ChampionChangedError(
+                "another model has become the champion since the verdict", fix=f"`millrace promote {record.run_id}` decides anew"
+            )
+        entry = {
+            "digest": train.digest, "run_id": record.run_id, "promoted": now().isoformat(), "by": by,
+            **{name: ref.key for name in ("train", "pack", "select") if (ref := record.ref(name))},
+            "forgot": verdict.get("forgotten", {}).get("share", 0.0),
+        }  # fmt: skip
+        fault_point("promote.before_champion")
+        history = state.get("history", [])
+        if former:
+            nights = PipelineConfig.model_validate(record.config).gate.lookback_nights
+            history = [*history, {**former, "compared_until": (now() + timedelta(days=nights)).isoformat()}][-HISTORY:]
+        state = {"champion": entry, "previous": former, "history": history}
+        write_champion(workspace, state)
+        fault_point("promote.after_champion")
         return state
-    entry = {
-        "digest": train.digest, "run_id": record.run_id, "promoted": now().isoformat(), "by": by,
-        **{name: ref.key for name in ("train", "pack", "select") if (ref := record.ref(name))},
-        "forgot": verdict.get("forgotten", {}).get("share", 0.0),
-    }  # fmt: skip
-    fault_point("promote.before_champion")
-    state = {"champion": entry, "previous": former, "history": [*state.get("history", []), former][-HISTORY:] if former else []}
-    write_champion(workspace, state)
-    fault_point("promote.after_champion")
-    return state
 
 
 def rollback(workspace: Workspace) -> dict[str, Any]:
@@ -173,12 +187,13 @@ def rollback(workspace: Workspace) -> dict[str, Any]:
     Raises:
         NotFoundError: there is no previous champion, or its model is gone.
     """
-    state = read_champion(workspace)
-    previous = state.get("previous", {})
-    if not previous:
-        raise NotFoundError("there is no previous champion to go back to")
-    workspace.store.manifest(previous["train"])
-    back = {name: value for name, value in previous.items() if name != "rolled_back"}
-    state = {**state, "champion": back, "previous": {**state["champion"], "rolled_back": now().isoformat()}}
-    write_champion(workspace, state)
-    return state
+    with lock_of(workspace.lease_path("champion")):
+        state = read_champion(workspace)
+        previous = state.get("previous", {})
+        if not previous:
+            raise NotFoundError("there is no previous champion to go back to")
+        workspace.store.manifest(previous["train"])
+        back = {name: value for name, value in previous.items() if name != "rolled_back"}
+        state = {**state, "champion": back, "previous": {**state["champion"], "rolled_back": now().isoformat()}}
+        write_champion(workspace, state)
+        return state

@@ -103,7 +103,7 @@ def compare(
     cells: list[list[show.Cell]] = [
         [
             row["suite"], row[by], round(row["before"], 4), round(row["now"], 4),
-            f"{row['change']['low']:+.4f} to {row['change']['high']:+.4f}", round(row["detectable"], 4),
+            f"{row['change']['low']:+z.4f} to {row['change']['high']:+z.4f}", round(row["detectable"], 4),
             row["lost"], row["won"], row["items"],
         ]
         for row in tasks

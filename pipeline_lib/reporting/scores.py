@@ -58,7 +58,7 @@ def robustness_table(facts: Facts) -> SummaryTable:
     """What small changes of the wording do."""
     rows: Rows = [
         [suite, variant, round(flips["value"], 4), f"{flips['low']:.3f} to {flips['high']:.3f}", round(drop["value"], 4),
-         f"{drop['low']:+.3f} to {drop['high']:+.3f}", flips["n"]]
+         f"{drop['low']:+z.3f} to {drop['high']:+z.3f}", flips["n"]]
         for suite, variant, flips, drop in (
             (row["suite"], row["variant"], row["flips"], row["drop"]) for row in facts.validation.get("robustness", [])
         )

@@ -127,7 +127,7 @@ def _changed(pairs: pa.Table, lower_is_better: bool, level: float) -> dict[str, 
     sums = [np.bincount(facts, weights=values).astype(np.float64) for values in (now - before, weight)]
     change = estimate(sums[0], sums[1], n_resamples=1000, level=level)
     sign = -1.0 if lower_is_better or bool(pairs["preference"][0].as_py()) else 1.0
-    gain = sign * (now - before)
+    gain = sign * (now - before) + 0.0  # of 0 no -0
     return {
         "items": len(gain), "before": float(before.sum() / weight.sum()), "now": float(now.sum() / weight.sum()),
         "change": change.to_json(), "detectable": round(detectable(change, level=level), 6),

@@ -21,7 +21,7 @@ from pipeline_lib.tables.schemas import OVERLAP, SELECTION
 from pipeline_lib.validation.intervals import LEVEL, Estimate, detectable, estimate, relative_difference
 from pipeline_lib.workspace.artifact import Artifact
 
-GATE_VERSION = 6  # of the rules in this module: a verdict by other rules is no verdict
+GATE_VERSION = 7  # of the rules in this module: a verdict by other rules is no verdict
 CHANCE_ITEMS = 30  # a suite with fewer is no evidence: with several small suites one is easily lucky
 PAIRED_ITEMS = 20  # with fewer pairs the percentile bootstrap's interval is too narrow to be called 95 %
 
@@ -99,6 +99,12 @@ def _suite_of(metric: str) -> str:
     return "language" if suite == "bits_per_byte" else suite
 
 
+def _why_not(model: Artifact, metric: str) -> str:
+    """Why a model has no score, as the end of a sentence."""
+    why = [lost["reason"] for lost in model.details.get("not_scored", []) if lost["suite"] == _suite_of(metric)]
+    return f": {why[0]}" if why else ""
+
+
 def _paired(candidate: Artifact, champion: Artifact, metric: str, learned: Sequence[Path]) -> pa.Table:
     """Scores of both models side by side, the wordings of a fact together; `learned`: the champion was trained on the text;
     `given_away`: the candidate's training text contains one of them (overlap.py).
@@ -143,8 +149,7 @@ def against_champion(
     metric = config.gate.metric
     scores, others = candidate.details["scores"], champion.details["scores"]
     if metric in others and metric not in scores:
-        why = [lost["reason"] for lost in candidate.details.get("not_scored", []) if lost["suite"] == _suite_of(metric)]
-        reason = f"{metric} was not scored{': ' + why[0] if why else ''}; without it nothing is promoted"
+        reason = f"{metric} was not scored{_why_not(candidate, metric)}; without it nothing is promoted"
         return {"outcome": "fail", "metric": metric, "champion": others[metric], "reasons": [reason]}
     if metric not in others:
         raise NotFoundError(
@@ -191,27 +196,53 @@ def against_champion(
     }
 
 
+def against_earlier(
+    candidate: Artifact, earlier: Artifact, config: PipelineConfig, *, selection: Sequence[Path] = ()
+) -> list[dict[str, Any]]:
+    """Whether a model lost to a former champion: what decides, and what the rules hold, must not have fallen surely.
+
+    Args:
+        candidate: of `validate`.
+        earlier: of `validate`, over the same items: the former champion.
+        config: metric and rules. No gain is asked for.
+        selection: what the former champion was trained on.
+
+    Returns:
+        Of the metric and of each rule on a fall what `keeps` says, at a level that all of them share.
+    """
+    falls = [rule.model_copy(update={"at_least": None}) for rule in config.gate.rules if rule.most_fall is not None]
+    rules = [GateRule(score=config.gate.metric, most_fall=0.0), *falls]
+    shared = config.model_copy(update={"gate": config.gate.model_copy(update={"rules": rules})})
+    return [keeps(rule, candidate, earlier, shared, selection) for rule in rules]
+
+
 def keeps(
     rule: GateRule, candidate: Artifact, champion: Artifact | None, config: PipelineConfig, selection: Sequence[Path] = ()
 ) -> dict[str, Any]:
     """Whether a model keeps a rule: `fail` when it surely does not, at a level shared by all rules (Bonferroni), else `pass`.
 
-    Without a champion only `at_least` can be asked. What was not scored is `not_scored`, and told: it holds nobody up. Of
-    preferences, where no answer is right, the score is the share of stereotyped ones: a fall is a rise of it, `at_least` a limit
-    from above.
+    Refusals are corrected over the rules, not over nights: each night's candidate is another one, and a false refusal (at most in
+    2.5 of 100 nights, all rules together) costs that night and no more, while an interval that widened from night to night would
+    let ever larger harm pass. What no single night shows adds up to `against_earlier`.
+
+    Without a champion only `at_least` can be asked. What was scored of neither is `not_scored`, and told: it holds nobody up. A
+    model that gives no number where the champion does has lost what it knew. Of preferences, where no answer is right, the score
+    is the share of stereotyped ones: a fall is a rise of it, `at_least` a limit from above.
     """
     score = candidate.details["scores"].get(rule.score)
     if score is None:
-        return {"score": rule.score, "outcome": "not_scored", "reason": f"rule on {rule.score}: not scored"}
-    level = 1 - (1 - LEVEL) / len(config.gate.rules)
+        broken = champion is not None and rule.score in champion.details["scores"]
+        told = f"rule on {rule.score}: not scored{_why_not(candidate, rule.score)}" + "; the champion was" * broken
+        return {"score": rule.score, "outcome": "fail" if broken else "not_scored", "reason": told}
+    level = 1 - (1 - LEVEL) / sum((one.most_fall is not None) + (one.at_least is not None) for one in config.gate.rules)
     lower_is_better = score["lower_is_better"] or not score.get("judged", True)
     sign = -1.0 if lower_is_better else 1.0
-    failed, told = False, []
+    failed, limits = False, []
     if rule.at_least is not None:
         own = _own(candidate, rule.score, config, level)
         failed |= sign * (own.low if lower_is_better else own.high) < sign * rule.at_least
         limit = f"asked for {'at most' if lower_is_better else 'at least'} {rule.at_least:g}"
-        told.append(f"{own.value:.4g} ({own.low:.4g} to {own.high:.4g}), {limit}")
+        limits.append(f"{own.value:.4g} ({own.low:.4g} to {own.high:.4g}), {limit}")
     if rule.most_fall is not None and champion is not None:
         pairs = _paired(candidate, champion, rule.score, selection)
         pairs = _fair(pairs)
@@ -219,15 +250,15 @@ def keeps(
         enough = pairs.num_rows >= PAIRED_ITEMS
         change = _change(pairs, lower_is_better, config, level, relative=relative) if enough else None
         if change is None:
-            told.append(f"{pairs.num_rows} items are too few to compare")
+            limits.append(f"{pairs.num_rows} items are too few to compare")
         else:
             failed |= change.high < -rule.most_fall
-            interval = f"{change.low:+.2%} to {change.high:+.2%}"
+            interval = f"{change.low:+z.2%} to {change.high:+z.2%}"
             smallest = detectable(change, level=level)
-            told.append(
-                f"changed by {change.value:+.2%} ({interval}; detectable {smallest:.2%}), may fall by {rule.most_fall:.2%}"
+            limits.append(
+                f"changed by {change.value:+z.2%} ({interval}; detectable {smallest:.2%}), may fall by {rule.most_fall:.2%}"
             )
-    return {"score": rule.score, "outcome": "fail" if failed else "pass", "reason": f"rule on {rule.score}: " + "; ".join(told)}
+    return {"score": rule.score, "outcome": "fail" if failed else "pass", "reason": f"rule on {rule.score}: " + "; ".join(limits)}
 
 
 def _columns(table: pa.Table) -> list[NDArray[np.float64]]:
@@ -253,7 +284,7 @@ def _change(pairs: pa.Table, lower_is_better: bool, config: PipelineConfig, leve
 
 
 def _negative(found: Estimate) -> Estimate:
-    return replace(found, value=-found.value, low=-found.high, high=-found.low)
+    return replace(found, value=0.0 - found.value, low=0.0 - found.high, high=0.0 - found.low)  # of 0 no -0
 
 
 def _own(candidate: Artifact, metric: str, config: PipelineConfig, level: float) -> Estimate:
@@ -267,7 +298,7 @@ def judge(gain: Estimate, usual: Estimate, *, level: float, min_gain: float) -> 
     evidence; and the reason, with the gain that such a comparison finds in 80 of 100 cases (`intervals.detectable`).
     """
     told = (
-        f"gain {gain.value:+.2%} ({100 * level:.4g} % interval {gain.low:+.2%} to {gain.high:+.2%}) over {gain.n} items, "
+        f"gain {gain.value:+z.2%} ({100 * level:.4g} % interval {gain.low:+z.2%} to {gain.high:+z.2%}) over {gain.n} items, "
         f"asked for {min_gain:+.2%}; detectable is {min_gain + detectable(gain, level=level):+.2%}"
     )
     if gain.low > min_gain:

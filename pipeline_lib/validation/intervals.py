@@ -30,7 +30,7 @@ class Estimate:
 
     def to_json(self) -> dict[str, float | int]:
         """As plain JSON values."""
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return {k: round(v, 6) + 0.0 if isinstance(v, float) else v for k, v in asdict(self).items()}  # of 0 no -0
 
 
 def spelled(found: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 **What stays.** Artifacts named by the champion, the previous champion, pinned runs, the newest runs, young runs and running runs;
 artifacts that living processes use; and whatever these were made from: inputs, segments called home, artifacts named in their
-parameters. Packed chunks stay while their `pack` artifact does. Run records stay always: they are small, and memory learns from
-them.
+parameters. Of former champions that the gate still compares with, the model and the selection stay, without these. Packed chunks
+stay while their `pack` artifact does. Run records stay always: they are small, and memory learns from them.
 
 **Why it is safe beside a run.**
 1. A process puts an artifact's key into its use file before it relies on it: when it reuses or reads one, takes over a segment,
@@ -172,6 +172,7 @@ def _plan(workspace: Workspace, keep: KeepConfig) -> GcPlan:
         except MillraceError:
             unreadable.add(key)  # quarantine is for the stage that wants it; here it stays
     kept = _reachable(_roots(workspace, keep), manifests)
+    kept = _reachable(_former(workspace), manifests, inputs=False) | kept
     doomed = [
         Doomed("artifact", key, _own_bytes(manifest), "no kept run, champion or process needs it")
         for key, manifest in manifests.items()
@@ -227,6 +228,14 @@ def _roots(workspace: Workspace, keep: KeepConfig) -> dict[str, str]:
     return roots
 
 
+def _former(workspace: Workspace) -> dict[str, str]:
+    """Models and selections of former champions that a candidate may still be compared with."""
+    today = datetime.now(UTC)
+    entries = [entry for entry in read_champion(workspace).get("history", []) if entry.get("compared_until")]
+    compared = [entry for entry in entries if datetime.fromisoformat(entry["compared_until"]) > today]
+    return {entry[name]: "a former champion" for entry in compared for name in ("train", "select") if name in entry}
+
+
 def _keys_of_run(record: RunRecord) -> Iterator[str]:
     for entry in record.stages.values():
         if entry.ref:
@@ -249,8 +258,8 @@ def keys_in(value: Any) -> Iterator[str]:
             yield from keys_in(item)
 
 
-def _reachable(roots: Mapping[str, str], manifests: Mapping[str, Manifest]) -> dict[str, str]:
-    """The roots and everything they were made from."""
+def _reachable(roots: Mapping[str, str], manifests: Mapping[str, Manifest], *, inputs: bool = True) -> dict[str, str]:
+    """The roots and everything they were made from; without `inputs` only what holds files of theirs."""
     kept: dict[str, str] = {}
     todo = list(roots.items())
     while todo:
@@ -259,9 +268,9 @@ def _reachable(roots: Mapping[str, str], manifests: Mapping[str, Manifest]) -> d
             continue
         kept[key] = why
         if manifest := manifests.get(key):
-            needed = {str(read["key"]) for read in manifest.inputs.values()}
-            needed |= {entry.home for entry in manifest.files if entry.home}
-            needed |= set(keys_in(manifest.parameters))
+            needed = {entry.home for entry in manifest.files if entry.home}
+            if inputs:
+                needed |= {str(read["key"]) for read in manifest.inputs.values()} | set(keys_in(manifest.parameters))
             todo += [(other, f"needed by {key}, kept for: {why}" if " kept for: " not in why else why) for other in needed]
     return kept
 

@@ -8,28 +8,34 @@ A champion is trained on real text, and what every model answers to the test sid
 - memorised test: one model trained on the test side, too; from case to case another part of the test side, a tenth to all of it,
   was in its training text, and only there its answers are its own. What of the test side is in the training text is taken as
   found: that the search finds it is shown by `tests/unit/validation/test_validate.py`
-- equal: another seed of the same training, and each answer of it and of the champion exchanged by a coin: no true difference
+- equal: another seed of the same training, made exactly as good as the champion (its bits on all documents times one factor; two
+  seeds of a short training can be a tenth apart: no noise, but a better model), and each answer of the two exchanged by a
+  coin: no true difference, and as much noise as seeds make on a document
 - better: the same with 2 % less loss on every document
-Cases differ by seed, and each draws its own documents and items from the real ones, with replacement.
+Cases differ by seed, and each draws its own documents and items from the real ones, with replacement. The test side is what a
+night of the default configuration scores (`validation.language_tokens`).
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline_lib.config.model import KEPT
+from pipeline_lib.config.model import KEPT, ValidationConfig
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.tables.schemas import OVERLAP
 from pipeline_lib.validation.answers import answer
@@ -48,6 +54,7 @@ from tests.published import publish
 WORSE, BETTER = 0.02, 0.02  # relative change of the loss
 OF_PEOPLE = ("people_pairs", "pronouns")
 NIGHT = {"steps": 120, "rate": 2e-3}  # on planted text
+TOKENS = ValidationConfig().language_tokens  # of the test side: what a night scores
 PIECE = 400  # characters of a training text: what a context of 128 tokens holds
 Make = Callable[[np.random.Generator], tuple[pa.Table, pa.Table, pa.Table]]  # candidate's and champion's rows, overlap
 
@@ -55,18 +62,25 @@ Make = Callable[[np.random.Generator], tuple[pa.Table, pa.Table, pa.Table]]  # c
 def options(parser: argparse.ArgumentParser) -> None:
     """How many cases of each kind."""
     parser.add_argument("--cases", type=int, default=0, help="seeded cases of each kind (default 100, quick 20)")
+    parser.add_argument(
+        "--keep", type=Path, default=None, help="keep models and answers in this folder, and take over what it holds"
+    )
 
 
 def run(book: Book, arguments: argparse.Namespace) -> None:
     """Train, score, and ask the gate."""
     cases = arguments.cases or (20 if arguments.quick else 100)
     with tempfile.TemporaryDirectory(prefix="millrace-gate-") as name:
-        folder = Path(name)
+        folder = (arguments.keep or Path(name)) / ("quick" if arguments.quick else "whole")
         begin = time.perf_counter()
         world = World.of(folder, quick=arguments.quick)
         book.add("time to train and score the models", time.perf_counter() - begin, "s")
         rise, noisy = world.noisy(4 if arguments.quick else cases)
         setup = f"loss raised by {min(rise):.2%} to {max(rise):.2%}, {len(noisy)} models, each scored on the test side"
+        twins = (
+            f"another seed, answers exchanged; {len(world.documents)} documents, on which the two differ by {world.spread():.2%} "
+            f"(standard deviation) after {world.apart:+.2%} on all of them is taken away"
+        )
         kinds: list[tuple[str, Make, str, float, str]] = [
             ("bad, noise: refused", lambda draw: world.case(draw, noisy[int(draw.integers(len(noisy)))]), "pass", 0.99, setup),
             (
@@ -77,15 +91,16 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
                 "loss 2 % below the champion's",
             ),
             ("bad, memorised test: refused", world.memorised_case, "pass", 0.99, "a tenth to all of the test side"),
-            ("equal: not promoted", lambda draw: world.exchanged(draw, 1.0), "pass", 0.95, "another seed, answers exchanged"),
+            ("equal: not promoted", lambda draw: world.exchanged(draw, 1.0), "pass", 0.95, twins),
         ]
-        workspace = Workspace.open(folder / "workspace")
+        workspace = Workspace.open(Path(name) / "workspace")
         for kind, make, never, least, told in kinds:
-            outcomes = _outcomes(workspace, make, cases)
+            outcomes, _ = _outcomes(workspace, make, cases)
             share = 1 - outcomes[never] / cases
             book.add(kind, share, "share", least=least, setup=f"{_told(outcomes)}; {told}")
-        outcomes = _outcomes(workspace, lambda draw: world.exchanged(draw, 1 - BETTER), cases)
-        book.add("better by 2 %: promoted", outcomes["pass"] / cases, "share", least=0.80, setup=_told(outcomes))
+        outcomes, detectable = _outcomes(workspace, lambda draw: world.exchanged(draw, 1 - BETTER), cases)
+        told = f"{_told(outcomes)}; a gain of {detectable:.2%} would be found in 80 of 100"
+        book.add("better by 2 %: promoted", outcomes["pass"] / cases, "share", least=0.80, setup=told)
     if arguments.quick:
         book.leave_out("100 cases of each kind, and as many noisy models")
 
@@ -94,15 +109,19 @@ def _told(outcomes: Counter[str]) -> str:
     return ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in sorted(outcomes.items()))
 
 
-def _outcomes(workspace: Workspace, make: Make, cases: int) -> Counter[str]:
+def _outcomes(workspace: Workspace, make: Make, cases: int) -> tuple[Counter[str], float]:
+    """How often each outcome, and the median detectable gain."""
     found: Counter[str] = Counter()
+    detectable = []
     for case in range(cases):
         candidate, champion, overlap = make(np.random.default_rng([7, case]))
         artifact, other = (
             _artifact(workspace, f"{side}-{case}", rows, overlap) for side, rows in (("a", candidate), ("b", champion))
         )
-        found[against_champion(artifact, other, PipelineConfig(seed=case))["outcome"]] += 1
-    return found
+        verdict = against_champion(artifact, other, PipelineConfig(seed=case))
+        found[verdict["outcome"]] += 1
+        detectable.append(verdict.get("difference", {}).get("detectable", np.nan))
+    return found, float(np.median(detectable))
 
 
 def _artifact(workspace: Workspace, name: str, rows: pa.Table, overlap: pa.Table) -> Artifact:
@@ -119,18 +138,23 @@ def _artifact(workspace: Workspace, name: str, rows: pa.Table, overlap: pa.Table
 
 @dataclass
 class World:
-    """Real answers: `champion`, `twin` (another seed), `biased`, `memorised`, as rows of `scores` in the same order."""
+    """Real answers: `champion`, `twin` (another seed, made as good), `biased`, `memorised`, as rows of `scores` in one order.
 
-    model: Path
+    `apart` is by what share the twin's loss was higher before it was made as good; `folder` holds the models.
+    """
+
+    folder: Path
     texts: pa.Table
     champion: pa.Table
     twin: pa.Table
     biased: pa.Table
     memorised: pa.Table
+    apart: float
 
     @classmethod
     def of(cls, folder: Path, *, quick: bool) -> World:
-        """Train four models and score them on the test side and on the suites that the gate holds."""
+        """Train four models and score them on the test side and on the suites that the gate holds, where that is not done yet."""
+        folder.mkdir(parents=True, exist_ok=True)
         documents = good_documents(np.random.default_rng(0))[: 320 if quick else None]
         test, train = documents[::4], [text for place, text in enumerate(documents) if place % 4]
         pieces = [part for text in train for part in _pieces(text)]
@@ -139,7 +163,9 @@ class World:
         seen = pieces + 10 * even
         levels: dict[str, Level] = {name: "smoke" if quick and name not in OF_PEOPLE else "standard" for name in KEPT}
         items = [asdict(item) for name in KEPT for item in BUILT_IN[name](levels[name], 0)]
-        tokenizer = tokenizer_of(seen, 1024, folder / "tokenizer")
+        tokenizer = folder / "tokenizer"
+        if not tokenizer.exists():
+            tokenizer_of(seen, 1024, folder / "making").rename(tokenizer)
         texts = pa.table({"item": [f"{n:032x}" for n in range(len(test))], "domain": ["prose"] * len(test), "text": test})
         texts = texts.append_column("year", pa.nulls(len(test), pa.int32()))
         learned: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -148,40 +174,53 @@ class World:
             "biased": (planted, {**NIGHT, "start": folder / "champion"}),
             "memorised": (seen + [part for text in test for part in _pieces(text)] * 4, {"steps": steps}),
         }
-        rows = {}
-        for name, (texts_of, how) in learned.items():
+
+        def answers(name: str) -> pa.Table:
+            texts_of, how = learned[name]
+            shutil.rmtree(folder / name, ignore_errors=True)  # of a run that ended early
             scorer = Scorer(taught(tokenizer, texts_of, folder / name, **how), batch_tokens=1024)
-            rows[name] = pa.concat_tables([language(texts, scorer, 10**9)[0], answer(items, scorer)[0]])
-        return cls(folder / "champion", texts, **rows)
+            return pa.concat_tables([language(texts, scorer, TOKENS)[0], answer(items, scorer)[0]])
+
+        rows = {name: _kept(folder / f"{name}.parquet", partial(answers, name)) for name in learned}
+        rows["twin"], apart = _as_good(rows["twin"], rows["champion"])
+        return cls(folder, texts, **rows, apart=apart)
 
     @property
     def documents(self) -> NDArray[np.int64]:
         """Which rows are documents."""
         return np.flatnonzero(np.asarray(pc.equal(self.champion["suite"], "language")))
 
+    def spread(self) -> float:
+        """Standard deviation of how much a document's bits differ between the twins, as a share."""
+        one, other = (rows["score"].to_numpy()[self.documents] for rows in (self.champion, self.twin))
+        return float(np.std(other / one - 1))
+
     def noisy(self, count: int) -> tuple[list[float], list[pa.Table]]:
         """Rises of the loss, and rows, of the champion's weights with noise; its size is found once, for a rise by `WORSE`."""
         import torch
 
-        scorer = Scorer(self.model, batch_tokens=1024)
+        scorer = Scorer(self.folder / "champion", batch_tokens=1024)
         weights = {name: value.clone() for name, value in scorer.model.state_dict().items()}
         before = pc.sum(self.champion["score"].take(pa.array(self.documents))).as_py()
 
-        def scored(size: float, seed: int) -> tuple[float, pa.Table]:
+        def scored(size: float, seed: int) -> pa.Table:
             draw = torch.Generator().manual_seed(seed)
             with torch.no_grad():
                 for name, value in scorer.model.named_parameters():
                     noise = torch.randn(value.shape, generator=draw) * weights[name].std()
                     value.copy_(weights[name] + (size * noise if value.dim() > 1 else 0.0))
-            rows = language(self.texts, scorer, 10**9)[0]
-            return pc.sum(rows["score"]).as_py() / before - 1, rows
+            return language(self.texts, scorer, TOKENS)[0]
+
+        def risen(rows: pa.Table) -> float:
+            return float(pc.sum(rows["score"]).as_py() / before - 1)
 
         size = 0.05
-        for _ in range(2):  # the loss rises with the square of small noise
-            size *= float(np.sqrt(WORSE / max(scored(size, 0)[0], WORSE / 100)))
+        for step in range(2):  # the loss rises with the square of small noise
+            rows = _kept(self.folder / f"size-{step}.parquet", partial(scored, size, 0))
+            size *= float(np.sqrt(WORSE / max(risen(rows), WORSE / 100)))
         rest = self.champion.filter(pc.not_equal(self.champion["suite"], "language"))
-        found = [scored(size, seed) for seed in range(1, count + 1)]
-        return [rise for rise, _ in found], [pa.concat_tables([rows, rest]) for _, rows in found]
+        found = [_kept(self.folder / f"noisy-{seed}.parquet", partial(scored, size, seed)) for seed in range(1, count + 1)]
+        return [risen(rows) for rows in found], [pa.concat_tables([rows, rest]) for rows in found]
 
     def case(self, draw: np.random.Generator, candidate: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
         """The candidate's and the champion's answers to items drawn with replacement."""
@@ -228,6 +267,23 @@ class World:
             "contaminated": [True] * len(found),
         }
         return candidate, champion, pa.table(overlap, schema=OVERLAP)
+
+
+def _as_good(rows: pa.Table, as_these: pa.Table) -> tuple[pa.Table, float]:
+    """Rows whose bits together are those of others, each times the same factor; and by what share they were more."""
+    asked, scores = _language(rows), rows["score"].to_numpy()
+    factor = float(as_these["score"].to_numpy()[asked].sum() / scores[asked].sum())
+    place = rows.column_names.index("score")
+    return rows.set_column(place, "score", pa.array(np.where(asked, factor, 1.0) * scores)), 1 / factor - 1
+
+
+def _kept(path: Path, make: Callable[[], pa.Table]) -> pa.Table:
+    """The table in a file, made where there is none."""
+    if not path.exists():
+        beside = path.with_suffix(".part")
+        pq.write_table(make(), beside)
+        beside.rename(path)
+    return pq.read_table(path)
 
 
 def _language(rows: pa.Table) -> NDArray[np.bool_]:

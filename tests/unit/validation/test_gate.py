@@ -14,7 +14,8 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.promotion import champion_of, decide
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.tables.schemas import OVERLAP, SCORES, SELECTION
-from pipeline_lib.validation.gate import against_champion, against_chance
+from pipeline_lib.validation.compare import forgetting
+from pipeline_lib.validation.gate import against_champion, against_chance, against_earlier
 from pipeline_lib.workspace.artifact import Artifact
 from pipeline_lib.workspace.runs import RunRecord, StageRecord
 from pipeline_lib.workspace.stage import Outcome, Stage, StageRun, execute
@@ -165,6 +166,59 @@ def test_a_rule_holds_up_a_better_model_only_when_it_surely_breaks_it(tmp_path: 
     assert [rule["outcome"] for rule in against_chance(candidate, strict)["rules"]] == ["fail"]
 
 
+def test_harm_is_refused_on_every_night_alike(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    bits, noise = draw.normal(200, 10, DOCUMENTS), draw.normal(0, 0.06, DOCUMENTS)
+    champion, config = scores(tmp_path / "a", bits.tolist())
+    candidate, _ = scores(tmp_path / "b", (bits * (1.032 + noise - noise.mean())).tolist())
+    config = config.model_copy(update={"gate": GateConfig(rules=[GateRule(most_fall=0.02)])})
+    first, late = (against_champion(candidate, champion, config, attempt=attempt) for attempt in (1, 300))
+    assert first["difference"]["detectable"] < late["difference"]["detectable"], "a pass asks for more evidence"
+    assert first["rules"] == late["rules"]
+    assert [rule["outcome"] for rule in late["rules"]] == ["fail"], "a refusal does not: else harm would pass later"
+
+
+def test_a_former_champion_asks_for_no_gain_and_shares_a_level_with_the_rules(tmp_path: Path) -> None:
+    draw = np.random.default_rng(2)
+    bits = draw.normal(200, 10, DOCUMENTS)
+    earlier, config = scores(tmp_path / "a", bits.tolist())
+    noise = draw.normal(0, 0.06, DOCUMENTS)
+    asked = GateConfig(min_gain=0.1, rules=[GateRule(at_least=9.0), GateRule(most_fall=0.5)])
+    config = config.model_copy(update={"gate": asked})
+    for loss, outcomes in ((0.0, ["pass", "pass"]), (0.013, ["fail", "pass"])):
+        candidate, _ = scores(tmp_path / str(loss), (bits * (1 + noise - noise.mean() + loss)).tolist())
+        told = against_earlier(candidate, earlier, config)
+        assert [rule["outcome"] for rule in told] == outcomes, told
+    assert "may fall by 0.00%" in told[0]["reason"]
+    alone = against_earlier(candidate, earlier, config.model_copy(update={"gate": GateConfig(rules=[])}))
+    assert alone[0]["reason"] != told[0]["reason"], "wider where more is asked"
+
+
+def test_a_suite_that_only_the_champion_could_answer_is_lost(tmp_path: Path) -> None:
+    champion, config = scores(tmp_path / "a", [210.0] * DOCUMENTS)
+    rows = [
+        {"suite": "language", "task": "prose", "item": doc_id(n).hex(), "variant": "", "score": 200.0, "weight": 100.0}
+        for n in range(DOCUMENTS)
+    ]
+    details = {
+        "scores": {"bits_per_byte": {"value": 2.0, "lower_is_better": True}},
+        "not_scored": [{"suite": "grammar", "items": 100, "reason": "the model gives no number"}],
+    }
+    workspace = Workspace.open(tmp_path / "b")
+    ref = publish(workspace, "validate", {"scores": pa.Table.from_pylist(rows, schema=SCORES)}, details)
+    verdict = against_champion(workspace.store.artifact(ref.key), champion, config)
+    assert verdict["outcome"] == "fail"
+    assert "rule on grammar: not scored: the model gives no number; the champion was" in verdict["reasons"]
+
+
+def test_two_models_that_answer_alike_differ_by_nothing(tmp_path: Path) -> None:
+    bits = np.random.default_rng(3).normal(200, 10, DOCUMENTS).tolist()
+    (one, config), (other, _) = scores(tmp_path / "a", bits), scores(tmp_path / "b", bits)
+    verdict = against_champion(one, other, config)
+    assert "gain +0.00% (97.5 % interval +0.00% to +0.00%)" in verdict["reasons"][0]
+    assert "-0" not in json.dumps([verdict["difference"], forgetting(one, other)])
+
+
 def contaminated(folder: Path, bits: list[float], known: int) -> Artifact:
     workspace = Workspace.open(folder)
     rows = [
@@ -177,7 +231,8 @@ def contaminated(folder: Path, bits: list[float], known: int) -> Artifact:
     ]
     tables = {"scores": pa.Table.from_pylist(rows, schema=SCORES), "overlap": pa.Table.from_pylist(overlap, schema=OVERLAP)}
     language = {"value": 1.0, "low": 0.9, "high": 1.1, "chance": 5.0, "lower_is_better": True, "n": len(bits)}
-    details = {"scores": {"bits_per_byte": {**language, "contaminated_items": known}}}
+    grammar = {"value": 0.9, "low": 0.8, "chance": 0.5, "lower_is_better": False, "n": 100}
+    details = {"scores": {"bits_per_byte": {**language, "contaminated_items": known}, "grammar": grammar}}
     return workspace.store.artifact(publish(workspace, "validate", tables, details).key)
 
 

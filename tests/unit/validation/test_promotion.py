@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -13,14 +14,14 @@ from mlflow.exceptions import MlflowException
 from flows.tracking import mirror_aliases, reconcile_tracking, tell_of_killed, tell_what_was_made
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError, RefusedError
-from pipeline_lib.promotion import decide, in_office, promote, rollback
+from pipeline_lib.promotion import ChampionChangedError, decide, in_office, promote, rollback
 from pipeline_lib.stages import BY_NAME
 from pipeline_lib.tables.schemas import DOCUMENTS, SELECTION
 from pipeline_lib.tracking.run import Run
 from pipeline_lib.tracking.server import database
 from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.validation.items import Item, items_table
-from pipeline_lib.workspace.resolve import read_champion
+from pipeline_lib.workspace.resolve import read_champion, write_champion
 from pipeline_lib.workspace.runs import RunBook, RunRecord, StageRecord
 from pipeline_lib.workspace.stage import execute
 from pipeline_lib.workspace.workspace import Workspace
@@ -183,3 +184,34 @@ def test_pass_fail_rollback_and_a_kill_in_between(
     assert read_champion(workspace)["champion"]["forgot"] == verdict["forgotten"]["share"]
     assert decide(workspace, records["little"])["difference"]["attempt"] == 1
     assert decide(workspace, records["better"])["difference"]["attempt"] == 2, "the second that is tried against this champion"
+
+
+def test_a_new_champion_does_not_lose_to_the_one_thirty_nights_back(nights: tuple[Workspace, dict[str, RunRecord]]) -> None:
+    workspace, records = nights
+    better, before = records["better"].ref("train"), datetime.now(UTC) - timedelta(days=40)
+    assert better is not None
+    entry = {"train": better.key, "digest": better.digest, "run_id": RUNS["better"], "promoted": before.isoformat(), "by": "gate"}
+    write_champion(workspace, {"champion": entry})
+    promote(workspace, records["nothing"], {}, by="a person")
+    nothing, (former,) = (read_champion(workspace)[name] for name in ("champion", "history"))
+    assert timedelta(days=29) < datetime.fromisoformat(former["compared_until"]) - datetime.now(UTC) <= timedelta(days=30)
+
+    def judged(lookback: int, **gate: Any) -> dict[str, Any]:
+        changed = {"gate": CONFIG.gate.model_copy(update={"lookback_nights": lookback, **gate})}
+        candidate = RunRecord("later", "nights", config=CONFIG.model_copy(update=changed).model_dump(mode="json"))
+        candidate.stages = records["little"].stages
+        return decide(workspace, candidate)
+
+    assert judged(0)["outcome"] == judged(41)["outcome"] == "pass", "better than the champion; 41 nights ago there was none"
+    lost = judged(39)
+    assert lost["outcome"] == "fail"
+    assert "39 nights ago: rule on bits_per_byte" in lost["reasons"][-1], lost["reasons"]
+    won = judged(0)
+    write_champion(workspace, {"champion": entry})
+    with pytest.raises(ChampionChangedError, match="since the verdict"):
+        promote(workspace, records["little"], won)
+    gone = {"champion": nothing, "history": [{**former, "train": "train/" + "0" * 64}]}
+    write_champion(workspace, gone)
+    kept = judged(38)
+    assert kept["outcome"] == "pass"
+    assert "no longer here" in kept["reasons"][-1]

@@ -103,6 +103,19 @@ def test_champion_and_previous_stay_and_what_a_run_resolved(workspace):
     assert plan.kept[second.key] == "previous"
 
 
+def test_former_champions_stay_alone_while_the_gate_compares_with_them(workspace):
+    made, compared = night(workspace, "ash")
+    older, past = night(workspace, "oak")
+    history = [
+        {"train": ref.key, "compared_until": f"{year}-01-01T00:00:00+00:00"} for ref, year in ((past, 2020), (compared, 2999))
+    ]
+    write_champion(workspace, {"history": [{}, *history]})
+    forget()
+    plan = plan_gc(workspace, KEEP)
+    assert names(plan) == {made.key, older.key, past.key}
+    assert plan.kept[compared.key] == "a former champion"
+
+
 def test_segments_that_others_call_home_stay(workspace):
     first = make(workspace, config("a", "b"))
     second = make(workspace, config("b", "c"))
