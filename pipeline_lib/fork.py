@@ -192,7 +192,7 @@ def _schedule(entry: Entry, parent: PipelineConfig) -> Iterator[tuple[str, str, 
 def _differences(before: Any, after: Any, place: str = "") -> Iterator[tuple[str, str, str]]:
     """Settings that differ, dotted, with both values."""
     if isinstance(before, dict) and isinstance(after, dict):
-        for name in before.keys() | after.keys():
+        for name in sorted(before.keys() | after.keys()):
             yield from _differences(before.get(name), after.get(name), f"{place}.{name}" if place else name)
     elif before != after:
         yield place, str(before), str(after)

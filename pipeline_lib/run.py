@@ -22,6 +22,7 @@ from pipeline_lib.errors import ConfigError, MillraceError, NotFoundError, Stopp
 from pipeline_lib.memory.keep import remember
 from pipeline_lib.planning.graded import grade, slowed_down
 from pipeline_lib.planning.replay import course_of, exported_course
+from pipeline_lib.possible import check_possible
 from pipeline_lib.secrets import hide_passwords, mask, told
 from pipeline_lib.stages import BY_NAME, STAGES
 from pipeline_lib.workspace.artifact import ArtifactRef
@@ -190,10 +191,22 @@ def _lend(workspace: Workspace, record: RunRecord, refs: dict[str, ArtifactRef])
     RunBook(workspace.runs_folder).save(record)
 
 
-def open_run(workspace: Workspace, config: PipelineConfig, *, parent: str = "", started: datetime | None = None) -> RunRecord:
-    """Start a run: mutable names are resolved, the deadline is fixed, the record is written."""
+def open_run(
+    workspace: Workspace,
+    config: PipelineConfig,
+    *,
+    parent: str = "",
+    started: datetime | None = None,
+    stages: Collection[str] = (),
+) -> RunRecord:
+    """Start a run of these stages: mutable names are resolved, the deadline is fixed, the record is written.
+
+    Raises:
+        ConfigError: one of the stages could not be done here, whatever comes before it (`possible.py`).
+    """
     started = started or datetime.now(UTC)
     resolved_config, resolved = resolve(config, workspace)
+    check_possible(resolved_config, stages)
     record = RunRecord(
         run_id=new_run_id(),
         pipeline=config.name,
@@ -331,7 +344,7 @@ def run_plain(
     services = services or Services()
     chosen = selection(from_stage=from_stage, only=only, until=until, force=force, recorded=bool(recorded))
     reconcile(workspace)
-    record = resume_run(workspace, resume) if resume else open_run(workspace, config, parent=parent)
+    record = resume_run(workspace, resume) if resume else open_run(workspace, config, parent=parent, stages=chosen.stages)
     try:
         with _stoppable():
             if chosen.supplied:

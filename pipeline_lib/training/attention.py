@@ -22,12 +22,7 @@ def use_attention(model: Any, name: str) -> None:
         ConfigError: the family cannot, it would compute something else, or it is flex_attention without a GPU.
     """
     family = model.config.model_type
-    if name == "flex_attention" and model.device.type == "cpu":
-        raise ConfigError(
-            "flex_attention has no backward pass on processors",
-            where="train.attention",
-            fix="set train.attention to auto or sdpa",
-        )
+    require_device(name, model.device)
     if name == varlen.NAME:
         varlen.register()
     before = _seen(model)
@@ -41,6 +36,20 @@ def use_attention(model: Any, name: str) -> None:
     for kind, wanted in before.items():
         if not float((after[kind] - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12)) <= AGREEMENT[kind]:
             raise _refusal(f"{family} computes something else with attention {name}")
+
+
+def require_device(name: str, device: torch.device) -> None:
+    """Refuse an attention that a device cannot train with.
+
+    Raises:
+        ConfigError: it is flex_attention without a GPU.
+    """
+    if name == "flex_attention" and device.type == "cpu":
+        raise ConfigError(
+            "flex_attention has no backward pass on processors",
+            where="train.attention",
+            fix="set train.attention to auto or sdpa",
+        )
 
 
 def _seen(model: Any) -> dict[torch.dtype, Tensor]:

@@ -83,18 +83,11 @@ def export_model(model: Any, folder: Path) -> None:
 
 
 def _from_numbers(model: ModelConfig, vocabulary_size: int, sequence_length: int) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if maker := _registered(model.family):
         return maker(model, vocabulary_size=vocabulary_size, sequence_length=sequence_length)
-    if model.family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or model.family not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(model.family, sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), n=3)
-        raise ConfigError(
-            f"{model.family!r} is not a causal language model of transformers, and no extension registers it",
-            where="model.family",
-            fix=f"did you mean {', '.join(near)}?" if near else "llama, qwen3, gpt2 and mistral are good beginnings",
-        )
+    check_family(model.family)
     default = AutoConfig.for_model(model.family)
     head_width = model.width // model.heads
     wanted = {
@@ -123,6 +116,24 @@ def _from_numbers(model: ModelConfig, vocabulary_size: int, sequence_length: int
     values = {key: value for key, value in wanted.items() if hasattr(default, key)}
     config = AutoConfig.for_model(model.family, **values, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-untyped-call]
+
+
+def check_family(family: str) -> None:
+    """Refuse a family that transformers cannot build.
+
+    Raises:
+        ConfigError: with the nearest names.
+    """
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or family not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(family, sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), n=3)
+        raise ConfigError(
+            f"{family!r} is not a causal language model of transformers, and no extension registers it",
+            where="model.family",
+            fix=f"did you mean {', '.join(near)}?" if near else "llama, qwen3, gpt2 and mistral are good beginnings",
+        )
 
 
 def _registered(family: str) -> Callable[..., Any] | None:

@@ -54,7 +54,7 @@ class Objective:
         self._balancing = _balancing(model)
         self.chunked = _plain_head(model) and self._agrees()
         if compile:
-            _require_compiler(model.device)
+            require_compiler(model.device)
             (model.base_model if self.chunked else model).compile()
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -130,7 +130,12 @@ class Objective:
         return abs(sums[0] - sums[1]) <= AGREEMENT * abs(sums[0])
 
 
-def _require_compiler(device: torch.device) -> None:
+def require_compiler(device: torch.device) -> None:
+    """Refuse to compile where nothing can.
+
+    Raises:
+        ConfigError: a processor's compiler is missing.
+    """
     if device.type == "cpu" and not has_compiler():
         raise ConfigError(
             "torch.compile needs a C++ compiler for processors, and neither g++ nor clang++ is here", where="train.compile",

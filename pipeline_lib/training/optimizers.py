@@ -6,7 +6,6 @@ brought to the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM train
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,15 +13,9 @@ import torch
 from torch import nn
 
 from pipeline_lib.config.model import TrainConfig
-from pipeline_lib.errors import ConfigError
+from pipeline_lib.training.libraries import load_library
 from pipeline_lib.training.plan import TrainingPlan
 
-EXTRAS = {
-    "adamw_8bit": ("bitsandbytes", "eightbit"),
-    "lars": ("pytorch_optimizer", "optimizers"),
-    "lamb": ("pytorch_optimizer", "optimizers"),
-}
-"""Optimizers that need a library of their own: its module, and the extra that installs it."""
 EPSILON = 1e-8
 MOMENTUM = 0.9  # first moment of every optimizer but Muon, which has 0.95
 
@@ -34,7 +27,7 @@ def make_optimizer(model: nn.Module, plan: TrainingPlan, config: TrainConfig) ->
         ConfigError: it needs a library that is not installed.
     """
     name, rate, betas = config.optimizer, plan.learning_rate, (MOMENTUM, config.beta2)
-    library: Any = _library(name)
+    library = load_library(name)
     groups = parameter_groups(model, plan.weight_decay)
     if name == "adafactor":
         return torch.optim.Adafactor(groups, lr=rate, weight_decay=plan.weight_decay)
@@ -55,19 +48,6 @@ def make_optimizer(model: nn.Module, plan: TrainingPlan, config: TrainConfig) ->
             torch.optim.AdamW([g for g in others if g["params"]], lr=rate, betas=betas, eps=EPSILON, fused=True),
         ])  # fmt: skip
     return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=EPSILON, fused=True)
-
-
-def _library(name: str) -> Any:
-    if name not in EXTRAS:
-        return None
-    module, extra = EXTRAS[name]
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"the optimizer {name} needs {module}, which is not installed ({error})", where="train.optimizer",
-            fix=f"pip install 'millrace[{extra}]', or set train.optimizer to adamw, muon or adafactor",
-        ) from error  # fmt: skip
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ CONTRACT = (ROOT / "pipeline_lib" / "README.md").read_text("utf-8")
 # modules beside the subjects
 TOP = {
     "stages", "run", "status", "preview", "trace", "metrics", "trainings", "fork", "export", "promotion", "extensions", "errors",
-    "hub", "pretrained", "secrets", "terminal",
+    "hub", "possible", "pretrained", "secrets", "terminal",
 }  # fmt: skip
 FOR_ALL = {"errors", "extensions", "hub", "pretrained", "secrets", "terminal"}  # what every subject may import
 
