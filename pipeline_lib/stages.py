@@ -33,7 +33,7 @@ STAGES: tuple[Stage, ...] = (
           reads={"ingest": ("documents",), "pack": ("rows", "ranges", "chunks", "tombstones", "tokenizer", "details")},
           sections=("fill_gaps",), intact="pipeline_lib.packing.fill:intact"),
     Stage(
-        "calibrate", 2, "recorded", "pipeline_lib.planning.calibrate:calibrate",
+        "calibrate", 3, "recorded", "pipeline_lib.planning.calibrate:calibrate",
         sections=("calibrate", "model", "train.optimizer", "train.precision", "train.attention", "train.isolation",
                   "train.compile", "train.activation_checkpointing", "train.lora", "pack.sequence_length", "tokenizer"),
         machine=True, extends=("model",), outside="pipeline_lib.planning.calibrate:file_digests",
@@ -42,7 +42,7 @@ STAGES: tuple[Stage, ...] = (
           reads={"fill_gaps": ("chunks", "details"), "pack": ("tokenizer",), "calibrate": ("details",)},
           sections=("tune", "model", "train", "resources"), seeded=True, stoppable=True, extends=("model",),
           outside="pipeline_lib.training.start:file_digests"),
-    Stage("plan", 1, "recorded", "pipeline_lib.planning.plan:plan",
+    Stage("plan", 2, "recorded", "pipeline_lib.planning.plan:plan",
           reads={"fill_gaps": ("chunks", "details"), "calibrate": ("details",), "tune": ("details",)},
           sections=("plan", "model", "train", "resources", "validation.language_tokens", "suites.level"),
           outside="pipeline_lib.training.start:file_digests"),

@@ -15,6 +15,7 @@ LOG_WORDS = frozenset(
 )  # fmt: skip
 # Fastest dense bf16 rate of one accelerator today (2.25e15, NVIDIA B200 data sheet) × 8 in a machine.
 MOST_FLOPS_PER_SECOND = 1.8e16
+MOST_OFF = 10.0  # times: an estimate of memory that is further off was of something else
 
 
 def logarithmic(name: str) -> bool:
@@ -34,6 +35,8 @@ def doubts(features: Mapping[str, float | str]) -> tuple[str, ...]:
             found.append(f"{name} = {value:g} is not positive")
         elif name.endswith("loss") and value < 0:
             found.append(f"{name} = {value:g} is negative")
+        elif name == "memory_share" and not 1 / MOST_OFF <= value <= MOST_OFF:
+            found.append(f"memory_share = {value:g} is no share of an estimate")
     rate, parameters = features.get("tokens_per_second"), features.get("parameters")
     if isinstance(rate, int | float) and isinstance(parameters, int | float) and 6 * rate * parameters > MOST_FLOPS_PER_SECOND:
         found.append(f"tokens_per_second = {rate:g} at {parameters:g} parameters is more than any machine computes")

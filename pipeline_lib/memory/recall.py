@@ -23,8 +23,8 @@ SMALLEST_LOG_SPREAD = 1.0
 TEXT_WEIGHT = 2.0  # what a goal says counts as much as two features: it says what people meant by the numbers
 
 # A guess: slopes over log features, drawn to a prior as hard as this many runs. Of the first slope, that over parameters, the
-# prior is known for a rate (operations a token are 6·N).
-SLOPE_PRIOR_RUNS = 0.05
+# prior is known for a rate (operations a token are 6·N), which follows size closely; what else is guessed does so less.
+SLOPE_PRIOR_RUNS, SLOPE_PRIOR_RUNS_ELSE = 0.05, 1.0
 SLOPE_OVER_PARAMETERS = {"tokens_per_second": -1.0}
 SLOPES_OVER = ("parameters", "width", "depth", "sequence_length", "vocabulary_size", "batch_tokens", "cores")
 CLOSE = 0.1  # added to distances before they are weights: runs nearer than this count alike
@@ -47,12 +47,13 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Guess:
-    """A number guessed from past runs: the median, the range seen, and which runs said so."""
+    """A number guessed from past runs: the median, the range seen, which runs said so, and what each let expect."""
 
     value: float
     low: float
     high: float
     runs: tuple[str, ...] = field(default=())
+    values: tuple[float, ...] = field(default=())
 
 
 def nearest(features: Features, k: int, records: Iterable[RunRecord]) -> list[Neighbour]:
@@ -84,9 +85,11 @@ def nearest_in(frame: Frame, features: Features, k: int, *, likeness: NDArray[np
     ]  # fmt: skip
 
 
-def guess_in(frame: Frame, features: Features, *, of: str = "tokens_per_second", k: int = 5) -> Guess | None:
-    """What a training will reach (a positive feature: its rate, its peak memory), from up to k past runs on the same processor
-    and accelerator.
+def guess_in(
+    frame: Frame, features: Features, *, of: str = "tokens_per_second", k: int = 5, far: float = math.inf
+) -> Guess | None:
+    """What a training will reach (a positive feature: its rate, its memory as a share of the estimate), from up to k past runs on
+    the same processor and accelerator, none of them further away than `far`.
 
     What the nearest runs reached is carried over to the features that are asked for: a rate falls like the number of parameters,
     unless the runs of this machine say otherwise (a fit over the logs, weighted by nearness and drawn to that law). None when no
@@ -98,16 +101,21 @@ def guess_in(frame: Frame, features: Features, *, of: str = "tokens_per_second",
         same, known = frame.same(name, str(features.get(name, "")))
         usable &= same | (~known if not features.get(name) else False)
     distances, missing = _distances(frame, features, None)
-    rows = np.flatnonzero(usable & ~missing)
+    rows = np.flatnonzero(usable & ~missing & (distances <= far))
     if not len(rows):
         return None
     asked, seen = _design(frame, features, rows)
     weights = 1 / (distances[rows] + CLOSE) ** 2
-    slopes = _slopes(seen - asked, np.log(rates[rows]), weights, first=SLOPE_OVER_PARAMETERS.get(of, 0.0))
+    first = SLOPE_OVER_PARAMETERS.get(of)
+    slopes = _slopes(
+        seen - asked, np.log(rates[rows]), weights, first=first or 0.0,
+        prior_runs=SLOPE_PRIOR_RUNS if first else SLOPE_PRIOR_RUNS_ELSE,
+    )  # fmt: skip
     carried = rates[rows] * np.exp((asked - seen) @ slopes)
     best = np.lexsort((-rows, distances[rows]))[:k]
     values = [float(carried[row]) for row in best]
-    return Guess(statistics.median(values), min(values), max(values), tuple(frame.run_ids[int(rows[row])] for row in best))
+    runs = tuple(frame.run_ids[int(rows[row])] for row in best)
+    return Guess(statistics.median(values), min(values), max(values), runs, tuple(values))
 
 
 def _design(frame: Frame, features: Features, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -120,14 +128,16 @@ def _design(frame: Frame, features: Features, rows: NDArray[np.int64]) -> tuple[
     return np.where(unknown, 0.0, asked), np.where(unknown | np.isnan(columns), np.where(unknown, 0.0, asked), columns)
 
 
-def _slopes(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64], *, first: float) -> NDArray[np.float64]:
+def _slopes(
+    x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64], *, first: float, prior_runs: float
+) -> NDArray[np.float64]:
     """Weighted ridge regression with the prior `first` for the first column and 0 for the others; the intercept is free."""
     prior = np.zeros(x.shape[1])
     prior[0] = first
     weights = weights / weights.max()
     middle_x, middle_y = np.average(x, axis=0, weights=weights), np.average(y, weights=weights)
     left, right = x - middle_x, y - middle_y - (x - middle_x) @ prior
-    gram = (left * weights[:, None]).T @ left + SLOPE_PRIOR_RUNS * np.eye(len(prior))
+    gram = (left * weights[:, None]).T @ left + prior_runs * np.eye(len(prior))
     return prior + np.asarray(np.linalg.solve(gram, (left * weights[:, None]).T @ right), np.float64)
 
 

@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         *((name, pa.float64()) for name in NUMBERS),
         ("more", _VALUES),  # further features
         ("scores", _VALUES),  # of validation
-        ("tuned", _VALUES),  # what a search found best, and its gain
+        ("tuned", _VALUES),  # what a search found best, its gain, and what luck of the seed may be of that
         ("failures", pa.list_(_EVENT)),  # what went wrong, what was done, and whether that was enough
         ("doubts", pa.list_(pa.string())),  # what of it cannot be true
         ("format", pa.int64()),
@@ -229,7 +229,7 @@ def _tuned(record: RunRecord, workspace: Workspace | None) -> dict[str, float]:
     told = _details(record, workspace, "tune")
     if not (best := told.get("best")):
         return {}
-    found = {**best, "gain": told.get("gain", 0.0)}
+    found = {**best, "gain": told.get("gain", 0.0), "noise": told.get("noise", 0.0)}
     for name, value in best.get("point", {}).items():
         found[f"{POINT}{name}={value}" if isinstance(value, str) else f"{POINT}{name}"] = 1.0 if isinstance(value, str) else value
     return {name: float(value) for name, value in found.items() if _finite(value)}

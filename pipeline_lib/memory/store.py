@@ -227,9 +227,9 @@ class MemoryStore:
             self._texts = self._view, Goals(_texts(table), embedding_model=model)
         return self._texts[1]
 
-    def guess(self, features: Features, *, of: str = "tokens_per_second", k: int = 5) -> Guess | None:
-        """What to expect of such a training on this machine (rate, or `peak_memory_bytes`); None where no past run can tell."""
-        return guess_in(self.frame(), features, of=of, k=k)
+    def guess(self, features: Features, *, of: str = "tokens_per_second", k: int = 5, far: float = math.inf) -> Guess | None:
+        """What to expect of such a training on this machine; see `recall.guess_in`."""
+        return guess_in(self.frame(), features, of=of, k=k, far=far)
 
     def cures(self, signal: str) -> list[tuple[str, int]]:
         """What was enough in past runs when this went wrong: (action, how often), most often first."""

@@ -22,6 +22,7 @@ from pipeline_lib.errors import ConfigError, RefusedError, StageFailedError
 from pipeline_lib.hardware.machine import resident_bytes, training_device, training_memory_bytes
 from pipeline_lib.memory.keep import caught_up
 from pipeline_lib.planning.memory import Device, count_parameters, estimate_memory, nearest_that_fits
+from pipeline_lib.planning.peak import Share, remembered_share
 from pipeline_lib.planning.profiles import GIB, USABLE_SHARE, Point
 from pipeline_lib.planning.recalled import features_asked, first_guess
 from pipeline_lib.tokens import load as tokens
@@ -75,9 +76,15 @@ def calibrate(
         entries = tokens.read_facts(tokens.source_folder(tokenizer.source, run.workspace)).vocabulary_size
     real, rows = start.real_numbers(model, entries, run.workspace.store.artifact)
     device: Device = "cuda" if training_device().type == "cuda" else "cpu"
+    asked = features_asked(
+        real, TrainConfig(optimizer=optimizer), {"vocabulary_size": rows, "sequence_length": sequence_length},
+        count_parameters(real, rows).total,
+    )  # fmt: skip
+    memory = caught_up(run.workspace)
+    guess, share = first_guess(memory, asked), remembered_share(memory, asked)
     bench = Bench(
         run, calibrate, model, real, entries, rows, sequence_length, optimizer, lora, usable_cores(),
-        "" if attention == "auto" else attention, isolation, compile, device,
+        "" if attention == "auto" else attention, isolation, compile, device, share,
     )  # fmt: skip
     points = [
         bench.point(micro, kind, again=activation_checkpointing)
@@ -87,11 +94,6 @@ def calibrate(
     _refuse_too_large([*points, leanest], bench)
     imported = _import_everything(precisions)
     bench.program_bytes = resident_bytes() if device == "cpu" else 0
-    asked = features_asked(
-        real, TrainConfig(optimizer=optimizer), {"vocabulary_size": rows, "sequence_length": sequence_length},
-        count_parameters(real, rows).total,
-    )  # fmt: skip
-    guess = first_guess(caught_up(run.workspace), asked)
     bench.begin()
     for index, point in enumerate(points):
         run.progress(index, len(points), "points", f"micro-batch {point['micro_batch']}, {point['precision']}")
@@ -125,6 +127,7 @@ class Bench:
     isolation: Isolation
     compile: bool
     device: Device
+    share: Share  # of its estimate that such a training was measured at before
     program_bytes: int = 0
     slowest: float = 0.0  # seconds around the steps of a point
     started: float = 0.0
@@ -140,16 +143,16 @@ class Bench:
         return time.monotonic() - self.started
 
     def point(self, micro_batch: int, precision: str, *, again: bool) -> Point:
-        """A point with its estimate; marked when this machine cannot hold it."""
+        """A point with its estimate, as past runs correct it; marked when this machine cannot hold it."""
         estimate = estimate_memory(
             self.real, vocabulary_size=self.rows, sequence_length=self.sequence_length, micro_batch=micro_batch,
             precision=precision, optimizer=self.optimizer, lora=self.lora, checkpointing=again, device=self.device,
         )  # fmt: skip
-        usable = USABLE_SHARE * training_memory_bytes()
-        error = f"needs about {estimate.total / GIB:.1f} GiB" if estimate.total > usable else ""
+        usable, foreseen = USABLE_SHARE * training_memory_bytes(), round(self.share.value * estimate.total)
+        error = f"needs about {foreseen / GIB:.1f} GiB" if foreseen > usable else ""
         return {
             "micro_batch": micro_batch, "precision": precision, "activation_checkpointing": again, "error": error,
-            "estimated_bytes": estimate.total, "memory_terms": estimate.terms,
+            "estimated_bytes": foreseen, "formula_bytes": estimate.total, "memory_terms": estimate.terms,
         }  # fmt: skip
 
     def measure(self, point: Point, *, share: float, must: bool = False, threads: int = 0, attention: str | None = None) -> None:
@@ -196,6 +199,7 @@ class Bench:
             "estimated_bytes": sum(terms.values()),
             "memory_terms": terms,
             "memory_error": round(sum(terms.values()) / seen.peak_memory_bytes - 1, 4),
+            "memory_share": round(seen.peak_memory_bytes / point["formula_bytes"], 4),
             "parameters": seen.parameters,
             "flops_per_token": seen.flops_per_token,
             "evaluate_tokens_per_second": round(seen.evaluate_tokens_per_second, 1),
@@ -225,11 +229,12 @@ def _refuse_too_large(points: list[Point], bench: Bench) -> None:
     if all(point["error"] for point in points):
         least, machine = min(point["estimated_bytes"] for point in points), USABLE_SHARE * training_memory_bytes()
         nearest = nearest_that_fits(
-            bench.real, machine, vocabulary_size=bench.rows, sequence_length=bench.sequence_length,
+            bench.real, machine / bench.share.value, vocabulary_size=bench.rows, sequence_length=bench.sequence_length,
             precision=points[0]["precision"], lora=bench.lora, device=bench.device,
         )  # fmt: skip
         raise RefusedError(
-            f"training needs about {least / GIB:.1f} GiB even with the smallest profile, this machine gives {machine / GIB:.1f}",
+            f"training needs about {least / GIB:.1f} GiB even with the smallest profile ({bench.share.words()}), "
+            f"this machine gives {machine / GIB:.1f}",
             where="stage calibrate",
             fix=f"the nearest that would fit: {nearest}"
             if nearest
@@ -274,7 +279,8 @@ def _variants(bench: Bench, leanest: Point, fastest: Point, *, auto_attention: b
         bench.measure(trial, share=1 / left, **changes)
         if trial.get("tokens_per_second", 0.0) * CLEARLY_SLOWER > fastest["tokens_per_second"]:
             bench.threads, bench.attention = changes.get("threads", bench.threads), changes.get("attention", bench.attention)
-            fastest |= {name: trial[name] for name in ("tokens_per_second", "interval", "peak_memory_bytes")}
+            seen = ("tokens_per_second", "interval", "peak_memory_bytes", "estimated_bytes", "memory_error", "memory_share")
+            fastest |= {name: trial[name] for name in seen}
         bench.run.event("variant", what=what, **{k: trial[k] for k in ("tokens_per_second", "error") if k in trial})
     return variants
 
@@ -320,6 +326,7 @@ def _outcome(
         "attention": bench.attention,
         "sequence_length": bench.sequence_length,
         "guess": guess,
+        "guessed_memory_share": bench.share.to_json(),
         "seconds": round(bench.taken, 3),
         "seconds_allowed": round(bench.allowed, 3),
     }
@@ -338,6 +345,7 @@ def _outcome(
             "precision": chosen["precision"],
             "parameters": chosen["parameters"],
             "memory_error": chosen["memory_error"],
+            "memory_share": chosen["memory_share"],
             "measuring_seconds": round(bench.taken, 2),
         },
         summary=SummaryTable(columns, rows, "What this machine does with this model"),

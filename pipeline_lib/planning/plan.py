@@ -14,10 +14,12 @@ from pipeline_lib.errors import RefusedError
 from pipeline_lib.hardware.machine import training_device
 from pipeline_lib.memory.keep import caught_up
 from pipeline_lib.planning import laws
+from pipeline_lib.planning.cures import known_cures
 from pipeline_lib.planning.earlier import earlier_ends
 from pipeline_lib.planning.forecast import Earlier, Promise, forecast_from, forecast_loss, widened
 from pipeline_lib.planning.graded import after_factors, coverage
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
+from pipeline_lib.planning.peak import Share
 from pipeline_lib.planning.profiles import choose_profile, profile_table
 from pipeline_lib.planning.recalled import features_asked, in_words, recall
 from pipeline_lib.planning.searched import at_size, with_search
@@ -91,9 +93,9 @@ def plan(
         earlier=earlier_ends(memory, model, train, data=data, digest=run.input("fill_gaps").manifest.digest),
     )
     details["chosen"] = dict(tuned["best"].get("chosen", {}))
-    details["recalled"] = recall(
-        run, memory, features_asked(real, train, data, count_parameters(real, rows).total), float(profile["tokens_per_second"])
-    )
+    asked = features_asked(real, train, data, count_parameters(real, rows).total)
+    details["recalled"] = recall(run, memory, asked, float(profile["tokens_per_second"]))
+    details["cures"] = known_cures(memory.table(), asked, train.recovery.table())
     for words in details["gave_up"]:
         run.event("gave_up", what=words)
     for words in details["warnings"]:
@@ -225,6 +227,7 @@ def compose(
         "warnings": [short] if short else [],
         "window": [[part, round(seconds, 3)] for part, seconds in window_parts(window, draft).items()],
         "memory_terms": estimate.terms,
+        "memory": _memory(estimate.total, profile, calibrated),
         "promises": {name: promise.to_json() | {"kept": (kept or {}).get(name, {})} for name, promise in promises.items()},
     }
     return details | _counted_on(source.step, details) if source else details
@@ -416,10 +419,9 @@ def _promises(
         end_high = min(end_high, window.total)
         basis += ", the controller keeps the window"
     expected = min(expected, end_high)
-    peak = float(profile["peak_memory_bytes"])
     promises = {
         "expected_end_seconds": Promise(expected, end_low, end_high, "s", basis),
-        "peak_memory_bytes": Promise(peak, 0.9 * peak, 1.25 * peak, "bytes", "measured in calibration"),
+        "peak_memory_bytes": _peak(profile, calibrated),
     }
     from_earlier = forecast_from(earlier, tokens) if earlier and (earlier.same_data or not tuned.get("curve")) else None
     if promised := from_earlier or forecast_loss(tuned.get("curve", []), tokens):
@@ -433,6 +435,26 @@ def _promises(
         price = [an_hour * h for h in hours]
         promises["price"] = _promise(price, resources.currency, f"{an_hour:.4g} {resources.currency}/h")
     return promises
+
+
+def _peak(profile: Mapping[str, Any], calibrated: Mapping[str, Any]) -> Promise:
+    """Peak memory: what calibration measured; where it had no time for this profile, its estimate as past runs correct it."""
+    peak = float(profile["peak_memory_bytes"])
+    if profile.get("measured", True):
+        return Promise(peak, 0.9 * peak, 1.25 * peak, "bytes", "measured in calibration")
+    share = Share.from_json(calibrated.get("guessed_memory_share", {}))
+    return Promise(peak, peak * share.low / share.value, peak * share.high / share.value, "bytes", share.words())
+
+
+def _memory(estimated: int, profile: Mapping[str, Any], calibrated: Mapping[str, Any]) -> dict[str, Any]:
+    """How the plan's peak memory came about: the formula's, what past runs make of it, and what was measured here."""
+    share = Share.from_json(calibrated.get("guessed_memory_share", {}))
+    foreseen = {name: round(estimated * getattr(share, name)) for name in ("value", "low", "high")}
+    measured = int(profile["peak_memory_bytes"]) if profile.get("measured", True) else None
+    return {
+        "estimated_bytes": estimated, "share": share.to_json(), "foreseen_bytes": foreseen, "measured_bytes": measured,
+        "words": share.words() + ("; the measurement of the calibration counts" if measured else ""),
+    }  # fmt: skip
 
 
 def _promise(numbers: list[float], unit: str, basis: str) -> Promise:
@@ -476,6 +498,6 @@ def _summary(details: Mapping[str, Any]) -> SummaryTable:
         f"{details['steps']} steps of {details['batch_sequences']} sequences, {details['epochs']:.2f} epochs, "
         f"learning rate {details['learning_rate']:.2e}; limit: {details['limit']}"
     )
-    if words := in_words(details["recalled"]):
+    if words := in_words(details["recalled"], details["memory"]):
         title += f"; {words}"
     return SummaryTable(("part", "seconds"), rows, title)

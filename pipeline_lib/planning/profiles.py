@@ -37,7 +37,7 @@ def choose_profile(
     Returns:
         The point with `profile`, the name of the one that was taken; `instead_of`: the one that was asked for and does not fit,
         or ""; `wanted_tokens_per_second`: what the one asked for would reach if memory had no limit; `peak_memory_bytes`:
-        measured, else estimated.
+        measured, else estimated; `measured`: which of the two.
 
     Raises:
         ConfigError: there is no such profile.
@@ -52,6 +52,7 @@ def choose_profile(
     for name in dict.fromkeys((asked, *WAY_DOWN)):
         if point := become(known[name], calibrated, limit):
             told = {"profile": name, "instead_of": "" if name == asked else asked, "peak_memory_bytes": _memory(point)}
+            told["measured"] = "peak_memory_bytes" in point
             return {**point, **wanted, **told}
     least = min(_points(calibrated), key=_memory)
     raise RefusedError(

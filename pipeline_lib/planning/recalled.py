@@ -90,8 +90,28 @@ def recall(run: StageRun, memory: MemoryStore, asked: Mapping[str, float | str],
     return found
 
 
-def in_words(found: Mapping[str, Any]) -> str:
-    """One clause for the plan's summary; "" when no past run can tell."""
+def in_words(found: Mapping[str, Any], memory: Mapping[str, Any]) -> str:
+    """A clause or two for the plan's summary; "" when no past run can tell.
+
+    Args:
+        found: see `recall`.
+        memory: `memory` of the plan's details.
+    """
+    return "; ".join(words for words in (_speed(found), _peak(memory)) if words)
+
+
+def _peak(memory: Mapping[str, Any]) -> str:
+    if not (share := memory["share"])["runs"]:
+        return ""
+    gib, seen, measured = 2**30, memory["foreseen_bytes"], memory["measured_bytes"]
+    beside = f", {measured / gib:.2f} measured now" if measured else ""
+    return (
+        f"memory {memory['estimated_bytes'] / gib:.2f} GiB by the formula × {share['value']:.2f} of {', '.join(share['runs'])}: "
+        f"{seen['low'] / gib:.2f} to {seen['high'] / gib:.2f}{beside}"
+    )
+
+
+def _speed(found: Mapping[str, Any]) -> str:
     if not (rate := found["tokens_per_second"]):
         return ""
     seen = f"{rate['value']:,.0f} tokens/s ({rate['low']:,.0f} to {rate['high']:,.0f})"

@@ -10,10 +10,19 @@ from pipeline_lib.config.recovery import Policy
 
 
 class Ledger:
-    """Counts what each row has done. A row of a signal acts until it is used up; then the next one does."""
+    """Counts what each row has done. A row of a signal acts until it is used up; then the next one does.
 
-    def __init__(self, table: Iterable[Policy]) -> None:
+    Args of `__init__`:
+        table: the policies.
+        begins: signal → name of the row that acts first; those before it are passed over. A row that is not there counts as none.
+    """
+
+    def __init__(self, table: Iterable[Policy], begins: Mapping[str, str] | None = None) -> None:
         self.table = tuple(table)
+        self.passed_over: set[str] = set()  # names of rows
+        for signal, first in (begins or {}).items():
+            rows = [policy.name for policy in self.table if policy.signal == signal]
+            self.passed_over |= set(rows[: rows.index(first)] if first in rows else [])
         self.used: dict[str, list[int]] = {}  # row → steps at which it acted
         self.quiet_until: dict[str, int] = {}  # signal → step up to which it asks for nothing
 
@@ -36,6 +45,8 @@ class Ledger:
         return next((policy for policy in self.table if policy.signal == signal and self._left(policy, step)), None)
 
     def _left(self, policy: Policy, step: int) -> bool:
+        if policy.name in self.passed_over:
+            return False
         if policy.at_most is None:
             return True
         used = self.used.get(policy.name, [])

@@ -85,6 +85,7 @@ class Recovery(TrainerCallback):
         quarantine: where damaged ones of them are.
         wait: until none of them is under way.
         notes: what the checkpoint that the session was restored from keeps of this; None: a beginning.
+        cures: what the plan knows of runs like this one (`planning.cures`): by signal {"begin", "passed_over", "run"}.
         event: told of every action, with evidence and cost.
     """
 
@@ -101,10 +102,12 @@ class Recovery(TrainerCallback):
         wait: Callable[[], None],
         notes: Mapping[str, Any] | None,
         event: Callable[..., None],
+        cures: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.session, self.monitor, self.dev_loss, self.memory, self.event = session, monitor, dev_loss, memory, event
         self.checkpoints, self.quarantine, self.wait = checkpoints, quarantine, wait
-        self.ledger = Ledger(table)
+        self.cures = cures or {}
+        self.ledger = Ledger(table, {signal: cure["begin"] for signal, cure in self.cures.items()})
         self.decays = [float(group.get("weight_decay", 0.0)) for group in session.optimizer.param_groups]
         if notes:
             self._restore(notes)
@@ -182,8 +185,17 @@ class Recovery(TrainerCallback):
     def _tell(self, policy: Policy, signal: Signal, **cost: Any) -> None:
         self.event(
             "recovery", step=signal.step, policy=policy.name, action=policy.action, signal=signal.signal,
-            evidence=dict(signal.evidence), cost=cost,
+            evidence=dict(signal.evidence), cost=cost, **self._why(policy),
         )  # fmt: skip
+
+    def _why(self, policy: Policy) -> dict[str, str]:
+        """Where the ladder begins further up for what helped before, which run that was."""
+        cure = self.cures.get(policy.signal)
+        if not cure or cure["begin"] != policy.name:
+            return {}
+        rate = f", rate × {policy.rate:g}" if policy.rate != 1 else ""
+        rest = f"; {', '.join(cure['passed_over'])} did not help there"
+        return {"why": f"{policy.name}{rate}, as in run {cure['run']}, where it cured the same{rest}"}
 
     def _confirmed(self, signal: Signal) -> bool:
         """Whether the dev loss, evaluated now, is worse than at the checkpoint that a roll-back would lead to.

@@ -95,6 +95,7 @@ def _attempt(run: StageRun, train: TrainConfig, model: ModelConfig) -> Outcome:
     recovery = Recovery(
         session, monitor, dev_loss, table=train.recovery.table(), memory=memory, checkpoints=checkpoints, wait=writer.wait,
         quarantine=run.workspace.quarantine_folder, notes=before.notes["recovery"] if before else None, event=event,
+        cures=material.planned.get("cures"),
     )  # fmt: skip
     keeper = Keeper(
         session, writer, monitor=monitor, recovery=recovery, dev_loss=dev_loss, controller=controller,

@@ -28,6 +28,7 @@ METRICS = {
     "trained_tokens": (("train", "tokens"),),
     "tokens_per_second": (("train", "tokens_per_second"), ("calibrate", "tokens_per_second")),
     "mfu": (("train", "mfu"),),
+    "memory_share": (("calibrate", "memory_share"),),  # measured peak memory / what was estimated before
     "train_loss": (("train", "train_loss"),),
     "dev_loss": (("train", "dev_loss"),),
     "test_loss": (("validate", "test_loss"),),

@@ -125,6 +125,8 @@ def test_a_real_calibration_keeps_its_time_and_says_how_good_its_estimates_are(t
     assert sum(told["memory_terms"].values()) == told["estimated_bytes"]
     assert told["memory_error"] == pytest.approx(told["estimated_bytes"] / told["peak_memory_bytes"] - 1, abs=1e-3)
     assert told["memory_terms"]["program"] > 200 << 20
+    assert told["memory_share"] == pytest.approx(told["peak_memory_bytes"] / told["formula_bytes"], abs=1e-3)
+    assert details["guessed_memory_share"]["runs"] == []
     (lean,) = details["variants"]
     assert lean["activation_checkpointing"]
     assert details["threads"] >= 1

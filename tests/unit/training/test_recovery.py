@@ -80,6 +80,20 @@ def test_a_step_that_is_not_finite_is_skipped(broken: Any, kind: str) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in weights_of(made).values())
 
 
+def test_the_ladder_begins_with_what_cured_the_same_before_and_a_kill_changes_nothing(broken: Any) -> None:
+    """The plan says so: the skips that did not help there are passed over, and the rest of the ladder is as ever."""
+    cures = {"non_finite": {"begin": "non_finite_again", "passed_over": ["non_finite"], "run": "20260101-000000-aa"}}
+    fault = {"kind": "nan_loss", "steps": [8]}
+    made = broken(fault, steps=14, save_every=4, cures=cures)
+    (told,) = recoveries(made)
+    assert (told["policy"], told["action"], told["cost"]["to_step"]) == ("non_finite_again", "roll_back", 4)
+    assert told["why"] == (
+        "non_finite_again, rate × 0.5, as in run 20260101-000000-aa, where it cured the same; non_finite did not help there"
+    )
+    with pytest.raises(StageFailedError, match=r"Tried: roll_back \(2 times\)"):
+        broken({**fault, "steps": list(range(8, 99)), "once": False}, steps=14, save_every=4, cures=cures, root="ends")
+
+
 def test_steps_that_stay_bad_roll_back_and_then_give_up_with_a_report(broken: Any) -> None:
     with pytest.raises(StageFailedError) as report:
         broken({"kind": "nan_loss", "steps": list(range(8, 99)), "once": False}, steps=30, save_every=4)
