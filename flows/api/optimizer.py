@@ -14,7 +14,7 @@ from flows.api.models import made_by, run_of_model
 from flows.api.monitor import MONITORED, look
 from flows.api.results import Monitored, Optimized, PreparedData, Training, Validated
 from flows.api.scores import VALIDATION, validated
-from flows.api.words import known, number
+from flows.api.words import count, known, number, several
 from pipeline_lib.errors import ConfigError, NotFoundError
 from pipeline_lib.memory.keep import store_of
 from pipeline_lib.memory.record import remembered
@@ -119,9 +119,9 @@ class LLMTrainingOptimizer:
 
         Raises: as `prepare_training_data`.
         """
-        wanted = [known(name, OPTIMIZATION, "optimization_metrics") for name in optimization_metrics]
+        wanted = [known(name, OPTIMIZATION, "optimization_metrics") for name in several(optimization_metrics)]
         self._model(model_config or {})
-        self.settings |= {"tune.trials": int(number(max_trials, "max_trials")), "plan.profile": asked.profile(wanted)}
+        self.settings |= {"tune.trials": count(max_trials, "max_trials"), "plan.profile": asked.profile(wanted)}
         record = await self._run("run", "--config", "CONFIG", "--until", "plan")
         tuned, plan = self._output(record, "tune").details, self._output(record, "plan").details
         best = {
@@ -171,7 +171,7 @@ class LLMTrainingOptimizer:
             NotFoundError: there is no such training; names the nearest.
             ConfigError: a metric is unknown.
         """
-        wanted = [known(name, MONITORED, "metrics") for name in metrics]
+        wanted = [known(name, MONITORED, "metrics") for name in several(metrics)]
         return look(self.workspace, self._job(training_id), wanted, rows=self.store.config.hot_memory_size)
 
     async def wait(self, training_id: str) -> Training:
@@ -221,10 +221,14 @@ class LLMTrainingOptimizer:
             ConfigError: a metric is unknown, or accuracy has nothing to be measured on.
             MillraceError: what the run had to tell.
         """
-        wanted = [known(name, VALIDATION, "validation_metrics") for name in validation_metrics]
+        wanted = [known(name, VALIDATION, "validation_metrics") for name in several(validation_metrics)]
         files = {name: Path(path).expanduser().absolute() for name, path in (validation_data or {}).items()}
         if gone := [path for path in files.values() if not path.exists()]:
             raise NotFoundError("there is no such file", where=str(gone[0]), fix="correct validation_data")
+        if len({path.stem for path in files.values()}) < len(files):
+            raise ConfigError(
+                "two files have one name: their scores could not be told apart", where="validation_data", fix="rename one of them"
+            )
         if "accuracy" in wanted and not files:
             raise ConfigError(
                 "accuracy needs files to measure it on", where="validation_data", fix='{"general": "general.jsonl"}'
@@ -237,7 +241,7 @@ class LLMTrainingOptimizer:
 
     def read_from(self, data_sources: Sequence[str | Path | Mapping[str, Any]], **more: Any) -> None:
         """Name what is read from now on; `more` are further settings of every source."""
-        named = [asked.source(source, at) for at, source in enumerate(data_sources)]
+        named = [asked.source(source, at) for at, source in enumerate(several(data_sources, (str, Path, Mapping)))]
         self.settings["ingest.sources"] = [{**row, **more} for row, _ in named]
         self.files += [path for _, path in named if path]
 
@@ -267,7 +271,7 @@ class LLMTrainingOptimizer:
             self.store.tidy()
 
     def _job(self, training_id: str) -> Job:
-        return self._jobs.get(training_id) or find(self.workspace, training_id)
+        return self._jobs.get(str(training_id)) or find(self.workspace, str(training_id))
 
     def _output(self, record: RunRecord, stage: str) -> Artifact:
         ref = record.ref(stage)

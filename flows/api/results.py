@@ -96,7 +96,7 @@ class Monitored(Result):
 class Validated(Result):
     """Scores of a model on a person's own files and on what is built in."""
 
-    overall_score: float = 0.0  # mean of the metrics that were asked for, 0 to 1
+    overall_score: float | None = None  # mean of the metrics that were asked for, 0 to 1; None: none could be measured
     category_scores: dict[str, float] = field(default_factory=dict)  # by the names of `validation_data`
     metrics: dict[str, float | None] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %

@@ -33,7 +33,7 @@ def validated(artifact: Artifact, record: RunRecord, files: Mapping[str, Path], 
     measured = [value for value in found.values() if value is not None]
     return Validated(
         record.run_id, record.report, tuple(lost),
-        overall_score=statistics.fmean(measured) if measured else 0.0,
+        overall_score=statistics.fmean(measured) if measured else None,
         category_scores=categories,
         metrics=found,
         intervals={name: (float(score["low"]), float(score["high"])) for name, score in own.items()},

@@ -81,7 +81,7 @@ def selection(criteria: Mapping[str, Any]) -> Settings:
     """Settings of `selection_criteria`.
 
     Raises:
-        ConfigError: a name is unknown, or a value is no share.
+        ConfigError: a name is unknown, a value is no share, or `domain_balance` neither true nor false.
     """
     where = "selection_criteria"
     told = {known(name, SELECTION, where): value for name, value in criteria.items()}
@@ -95,6 +95,8 @@ def selection(criteria: Mapping[str, Any]) -> Settings:
         weight = min(shares["recency_weight"], 0.999)
         found["select.recency_half_life_days"] = HALF_LIFE_DAYS * (1 - weight) / weight if weight else 0.0
     if "domain_balance" in told:
+        if not isinstance(told["domain_balance"], bool):
+            raise ConfigError(f"{told['domain_balance']!r} cannot be used", where=f"{where}.domain_balance", fix="True or False")
         found["select.domain_balance"] = "temperature" if told["domain_balance"] else "none"
     return found
 

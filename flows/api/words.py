@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from pipeline_lib.config.explain import nearest
 from pipeline_lib.errors import ConfigError
 
+T = TypeVar("T")
 BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 HOURS = {"s": 1 / 3600, "m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}
@@ -26,6 +28,16 @@ def known(name: str, names: Iterable[str], where: str) -> str:
     near = nearest(str(name), every)
     fix = (f"did you mean {near}? " if near else "") + f"There are {', '.join(every)}"
     raise ConfigError(f"{name!r} is not known", where=where, fix=fix)
+
+
+def several(told: T | Sequence[T], kinds: type | tuple[type, ...] = str) -> list[T]:
+    """What was named, also where one thing was named without a list around it (whose letters nobody means).
+
+    Args:
+        told: one or many.
+        kinds: what one thing may be.
+    """
+    return [told] if isinstance(told, kinds) else list(told)  # type: ignore[list-item, arg-type]
 
 
 def size_in(value: object, units: Mapping[str, float], where: str, example: str) -> float:
@@ -47,6 +59,17 @@ def size_in(value: object, units: Mapping[str, float], where: str, example: str)
         named = ", ".join(unit for unit in units if unit)
         raise ConfigError(f"{value!r} is no size", where=where, fix=f'such as "{example}"; units: {named}')
     return float(match[1]) * units[match[2].lower()]
+
+
+def count(value: object, where: str) -> int:
+    """A whole number from 0.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or value % 1:
+        raise ConfigError(f"{value!r} cannot be used", where=where, fix="a whole number from 0")
+    return int(value)
 
 
 def number(value: object, where: str, *, least: float = 0.0, most: float = math.inf) -> float:

@@ -39,6 +39,11 @@ class Frame(Protocol):
         """Everything that is known of one."""
 
 
+def believed(table: pa.Table) -> pa.ChunkedArray:
+    """Which rows of the memory's table hold nothing that cannot be true."""
+    return pc.equal(pc.fill_null(pc.list_value_length(table["doubts"]), 0), 0)
+
+
 class RecordFrame:
     """Run records as columns; those without features are left out."""
 
@@ -76,7 +81,7 @@ class TableFrame:
     @functools.cached_property
     def doubted(self) -> NDArray[np.bool_]:
         """See `Frame`."""
-        return np.asarray(pc.greater(pc.list_value_length(self.table["doubts"]), 0), bool)
+        return ~np.asarray(believed(self.table), bool)
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """See `Frame`."""

@@ -100,8 +100,8 @@ class Remembered:
                     fix="install the version of millrace that wrote it, or newer",
                 )
             made = cls(**value)
-            made.row()
-        except (TypeError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:
+            _check_kinds(made.row())
+        except (TypeError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:  # ValueError: also of text
             raise DamagedError(f"no memory of a run ({type(error).__name__}: {error})") from None
         if not made.run_id or not all(c.isalnum() or c == "-" for c in made.run_id):
             raise DamagedError(f"{made.run_id!r} is no run id")
@@ -109,15 +109,17 @@ class Remembered:
 
     def row(self) -> dict[str, Any]:
         """As a row of `SCHEMA`; a value that is of another kind than its column is left out, and doubted."""
-        numbers = {name: value for name, value in self.features.items() if _number(value)}
+        numbers = {name: _float(value) for name, value in self.features.items() if _number(value)}
         words = {name: value for name, value in self.features.items() if isinstance(value, str)}
         wrong = [f"{n} = {words[n]} is not a number" for n in sorted(words) if n in NUMBERS]
+        wrong += [f"{n} = {self.features[n]} is not a word" for n in sorted(numbers) if n in WORDS]
+        wrong += [f"{n} is neither number nor word" for n in sorted(self.features.keys() - numbers.keys() - words.keys())]
         return {
             **{name: getattr(self, name) for name in (*PLAIN, "format")},
             "config": json.dumps(self.config, ensure_ascii=False, sort_keys=True),
             **{name: words.get(name) for name in WORDS},
             **{name: numbers.get(name) for name in NUMBERS},
-            "more": [(name, float(value)) for name, value in numbers.items() if name not in NUMBERS],
+            "more": [(name, value) for name, value in numbers.items() if name not in NUMBERS],
             "scores": [(name, float(value)) for name, value in self.scores.items()],
             "tuned": [(name, float(value)) for name, value in self.tuned.items()],
             "failures": [{**failure, "detail": str(failure.get("detail", ""))} for failure in self.failures],
@@ -128,11 +130,11 @@ class Remembered:
 def from_row(row: Mapping[str, Any]) -> Remembered:
     """The memory of which `Remembered.row` made this."""
     features: dict[str, float | str] = {name: row[name] for name in (*WORDS, *NUMBERS) if row[name] is not None}
-    features |= dict(row["more"])
+    features |= dict(row["more"] or ())
     plain = {name: row[name] or "" for name in PLAIN}
     return Remembered(
-        **plain, config=json.loads(row["config"] or "{}"), features=features, scores=dict(row["scores"]),
-        tuned=dict(row["tuned"]), failures=list(row["failures"]), format=row["format"],
+        **plain, config=json.loads(row["config"] or "{}"), features=features, scores=dict(row["scores"] or ()),
+        tuned=dict(row["tuned"] or ()), failures=list(row["failures"] or ()), format=row["format"] or FORMAT,
     )  # fmt: skip
 
 
@@ -172,6 +174,34 @@ def remembered(record: RunRecord, workspace: Workspace | None = None) -> Remembe
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: float) -> float:
+    """A number; JSON may hold a larger integer than there are floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _check_kinds(row: Mapping[str, Any]) -> None:
+    """One row of a wrong kind would spoil the table of all.
+
+    Raises:
+        TypeError: text is none, or an event is not one.
+        UnicodeEncodeError: text cannot be written.
+    """
+    texts = [row[name] for name in (*PLAIN, "config")]
+    for failure in row["failures"]:
+        texts += [failure.get(name) for name in ("signal", "action", "detail")]
+        if not isinstance(failure.get("cured"), bool):
+            raise TypeError(f"cured = {failure.get('cured')!r}")
+    for text in texts:
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
+        (text or "").encode()
+    if not isinstance(row["format"], int):
+        raise TypeError(f"format = {row['format']!r}")
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -76,7 +76,7 @@ def _counted(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
     An n-gram is hashed by FNV-1a, folded; one that would span two words is none.
     """
-    marked = [f"<{text.replace(' ', '><')}>".encode() if text else b"" for text in texts]
+    marked = [f"<{text.replace(' ', '><')}>".encode(errors="replace") if text else b"" for text in texts]
     data = np.frombuffer(b"".join(marked), np.uint8)
     places = np.repeat(np.arange(len(texts), dtype=np.int64), [len(part) for part in marked])
     ends = np.concatenate([data == ord(">"), np.ones(LONGEST, bool)])

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline_lib.config.recovery import LADDER_ENDS, Policy
-from pipeline_lib.memory.frame import TableFrame
+from pipeline_lib.memory.frame import TableFrame, believed
 from pipeline_lib.memory.recall import nearest_in
 
 LOOKED_AT = 3  # nearest runs that got over a trouble; the mildest of what cured it there is where the ladder begins
@@ -34,7 +34,8 @@ def known_cures(table: pa.Table, asked: Mapping[str, float | str], policies: Seq
     """
     if not len(table):
         return {}
-    table = table.filter(pc.and_(pc.equal(table["outcome"], "completed"), pc.greater(pc.list_value_length(table["failures"]), 0)))
+    ended = pc.and_(pc.equal(table["outcome"], "completed"), believed(table))
+    table = table.filter(pc.and_(ended, pc.greater(pc.list_value_length(table["failures"]), 0)))
     wanted = {name: asked[name] for name in COMPARED if name in asked}
     found: dict[str, dict[str, Any]] = {}
     for signal in dict.fromkeys(policy.signal for policy in policies if policy.action == "roll_back"):
@@ -53,6 +54,6 @@ def known_cures(table: pa.Table, asked: Mapping[str, float | str], policies: Seq
 
 def _cure(failures: Sequence[Mapping[str, Any]], signal: str) -> str:
     """The row of the policy table that was enough; "" where none was, or its name is not known."""
-    told = next((one["detail"] for one in failures if one["signal"] == signal and one["cured"]), "")
+    told = next((one["detail"] or "" for one in failures if one["signal"] == signal and one["cured"]), "")
     named = _POLICY.search(told)
     return named[1] if named else ""

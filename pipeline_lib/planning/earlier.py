@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from pipeline_lib.config.model import ModelConfig, TrainConfig
+from pipeline_lib.memory.frame import believed
 from pipeline_lib.memory.store import MemoryStore
 from pipeline_lib.planning.forecast import Earlier
 
@@ -46,6 +47,7 @@ def _rows(table: pa.Table, alike: Mapping[str, float]) -> list[dict[str, Any]]:
     told_itself = pc.map_lookup(table["more"], "trained_tokens", "first")
     tokens = pc.coalesce(told_itself, pc.multiply(table["steps"], table["batch_tokens"]))
     told = pc.and_(pc.equal(table["outcome"], "completed"), pc.and_(pc.greater(table["dev_loss"], 0.0), pc.greater(tokens, 0.0)))
+    told = pc.and_(told, believed(table))  # what cannot be true promises nothing
     for name, value in alike.items():
         told = pc.and_(told, pc.equal(table[name], float(value)))
     columns = ["started", "config", "data_fingerprint", "dev_loss"]

@@ -199,6 +199,14 @@ def test_who_stops_waiting_stops_the_job_and_the_loop_goes_on_meanwhile(tmp_path
     assert turns > 3
 
 
+def same_names(home: Path) -> dict[str, Path]:
+    files = {name: home / name / "general.jsonl" for name in "ab"}
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+    return files
+
+
 @pytest.mark.parametrize(
     ("what", "says"),
     [
@@ -224,11 +232,37 @@ def test_who_stops_waiting_stops_the_job_and_the_loop_goes_on_meanwhile(tmp_path
             "max_cost: 'much' cannot be used",
         ),
         (lambda home: Config(home, hot_memory_size=0), "keeps nothing"),
+        (
+            lambda home: wait_for(
+                LLMTrainingOptimizer(workspace=home).prepare_training_data(selection_criteria={"domain_balance": "no"})
+            ),
+            "domain_balance: 'no' cannot be used",
+        ),
+        (
+            lambda home: wait_for(LLMTrainingOptimizer(workspace=home).optimize_hyperparameters(max_trials=2.5)),
+            "2.5 cannot be used",
+        ),
+        (
+            lambda home: wait_for(LLMTrainingOptimizer(workspace=home).optimize_hyperparameters({}, "speed")),
+            "'speed' is not known",
+        ),
+        (
+            lambda home: wait_for(LLMTrainingOptimizer(workspace=home).validate_model("latest", same_names(home))),
+            "two files have one name",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_nearest_that_can(tmp_path: Path, what: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         what(tmp_path)
+
+
+def test_an_id_that_is_no_text_and_one_source_without_a_list(tmp_path: Path) -> None:
+    optimizer = LLMTrainingOptimizer(workspace=tmp_path)
+    with pytest.raises(NotFoundError, match="there is no training '5'"):
+        wait_for(optimizer.monitor_training(5))  # type: ignore[arg-type]
+    optimizer.read_from(str(tmp_path))
+    assert [row["path"] for row in optimizer.settings["ingest.sources"]] == [str(tmp_path)]
 
 
 def test_sizes_are_read_in_their_units() -> None:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from memory_toy import memory, store
 
@@ -112,6 +113,43 @@ def test_what_cannot_be_read_is_set_aside_and_a_newer_record_is_left_alone(tmp_p
     assert len(list(made.aside.iterdir())) == 3
     assert newer.exists()
     assert made.table()["run_id"].to_pylist() == [memory(0).run_id]
+
+
+@pytest.mark.parametrize(
+    ("change", "doubt"),
+    [
+        ({"ended": 5}, None),
+        ({"goal": 5}, None),
+        ({"goal": "\ud800"}, None),
+        ({"run_id": 7}, None),
+        ({"failures": [{"signal": 5, "action": "x", "cured": True, "detail": ""}]}, None),
+        ({"failures": [{"signal": "a", "action": "x", "cured": "yes", "detail": ""}]}, None),
+        ({"features": {"parameters": 10**400}}, "parameters = inf is not a number"),
+        ({"features": {"parameters": [1]}}, "parameters is neither number nor word"),
+        ({"features": {"family": 3}}, "family = 3 is not a word"),
+    ],
+)
+def test_a_record_of_wrong_kinds_spoils_no_other(tmp_path, change, doubt):
+    """What cannot be a row is set aside; a feature that makes no sense is kept out, and doubted."""
+    made = store(tmp_path)
+    made.add(memory(1))
+    told = {**memory(0).to_json(), "run_id": "20260101-000009-zz", **change}
+    (made.warm / "20260101-000009-zz.json").write_text(json.dumps(told))
+    assert len(made.recall({"parameters": 2e6}, goal="mails")) == (1 if doubt is None else 2)
+    assert made.guess(ASKED).runs == (memory(1).run_id,)
+    assert len(made.unreadable()) == (doubt is None)
+    assert [row["doubts"] for row in made.table().to_pylist()[1:]] == ([] if doubt is None else [[doubt]])
+
+
+def test_a_cold_file_of_an_older_version_lacks_columns_and_is_read_all_the_same(tmp_path):
+    made = store(tmp_path)
+    made.add_all([memory(0)])
+    (part,) = made.cold.glob("*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns(["doubts", "more", "failures", "tuned", "scores", "format"]), part)
+    again = store(tmp_path)
+    assert again.get(memory(0).run_id).features["parameters"] == 1e6
+    assert again.guess(ASKED).runs == (memory(0).run_id,)
+    assert again.cures("loss_spike") == []
 
 
 def test_absurd_values_are_kept_and_marked_and_back_no_guess(tmp_path):
