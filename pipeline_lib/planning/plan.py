@@ -20,7 +20,7 @@ from pipeline_lib.planning.forecast import Earlier, Promise, forecast_from, fore
 from pipeline_lib.planning.graded import after_factors, coverage
 from pipeline_lib.planning.memory import count_parameters, estimate_memory
 from pipeline_lib.planning.peak import Share
-from pipeline_lib.planning.profiles import choose_profile, profile_table
+from pipeline_lib.planning.profiles import at_batch, choose_profile, profile_table
 from pipeline_lib.planning.recalled import features_asked, in_words, recall
 from pipeline_lib.planning.searched import at_size, with_search
 from pipeline_lib.planning.window import (
@@ -155,6 +155,10 @@ def compose(
     Raises:
         RefusedError: window or money do not allow it; the fix names the nearest plan that would.
     """
+    micro = split_batch(
+        train.batch_tokens, sequence_length=int(data["sequence_length"]), micro_batch=int(profile["micro_batch"])
+    )[1]
+    profile = at_batch(profile, calibrated, micro)
     draft = draft_plan(data, calibrated, profile, window, plan=plan, train=train, source=source)
     parameters = count_parameters(real, rows)
     tokens = draft.fit.steps * draft.batch_sequences * data["sequence_length"]

@@ -130,6 +130,29 @@ def profile_table(
     return table
 
 
+def at_batch(profile: Mapping[str, Any], calibrated: Mapping[str, Any], micro_batch: int) -> Point:
+    """A profile for passes of fewer sequences than it was measured with: the nearest smaller point that was measured.
+
+    Args:
+        profile: of `choose_profile`.
+        calibrated: details of `calibrate`.
+        micro_batch: sequences in a pass.
+    """
+    kind = (profile["precision"], _again(profile))
+    alike = sorted((p for p in _points(calibrated) if (p["precision"], _again(p)) == kind), key=lambda p: int(p["micro_batch"]))
+    if micro_batch >= profile["micro_batch"] or not alike:
+        return dict(profile)
+    point = [alike[0], *(p for p in alike if p["micro_batch"] <= micro_batch)][-1]
+    told = {"peak_memory_bytes": _memory(point), "measured": "peak_memory_bytes" in point}
+    return {**at_speed(profile, point["tokens_per_second"] / profile["tokens_per_second"]), **told}
+
+
+def at_speed(profile: Mapping[str, Any], share: float) -> Point:
+    """A profile whose speeds are multiplied by `share`."""
+    rates = ("tokens_per_second", "wanted_tokens_per_second")
+    return {**profile, **{name: profile[name] * share for name in rates if name in profile}}
+
+
 def _policies(calibrated: Mapping[str, Any]) -> dict[str, ProfileConfig]:
     own = {name: ProfileConfig.model_validate(policy) for name, policy in calibrated.get("policies", {}).items()}
     return all_profiles(own)

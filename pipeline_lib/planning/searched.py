@@ -8,6 +8,7 @@ from typing import Any
 from pipeline_lib.config.choice import taken
 from pipeline_lib.config.model import ModelConfig, PlanConfig, TrainConfig
 from pipeline_lib.planning.memory import ParameterCount
+from pipeline_lib.planning.profiles import at_speed
 
 MOST_WARMUP = 0.5  # share of the steps, whatever factor was best
 
@@ -29,6 +30,4 @@ def with_search(
 
 def at_size(profile: Mapping[str, Any], configured: ParameterCount, chosen: ParameterCount) -> dict[str, Any]:
     """A calibrated profile for a model of another size: operations a token are 6·N, so speed goes with 1/N."""
-    share = configured.total / chosen.total
-    rates = ("tokens_per_second", "wanted_tokens_per_second")
-    return {**profile, **{name: profile[name] * share for name in rates if name in profile}}
+    return at_speed(profile, configured.total / chosen.total)

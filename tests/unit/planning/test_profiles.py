@@ -15,7 +15,7 @@ from pipeline_lib.config.profiles import ProfileConfig, built_in_profiles
 from pipeline_lib.config.resources import ResourcesConfig
 from pipeline_lib.errors import ConfigError, RefusedError
 from pipeline_lib.planning.calibrate import seconds_allowed
-from pipeline_lib.planning.profiles import become, choose_profile, profile_table
+from pipeline_lib.planning.profiles import at_batch, become, choose_profile, profile_table
 from pipeline_lib.workspace.services import Services
 
 GIB = 1 << 30
@@ -37,6 +37,17 @@ MEASURED = {
     "variants": [point(4, "bf16", 6_500.0, 0.6, again=True)],
     "sequence_length": 256, "threads": 2,
 }  # fmt: skip
+
+
+def test_a_batch_smaller_than_a_pass_goes_at_the_speed_and_in_the_memory_of_the_nearest_smaller_one(tmp_path: Path) -> None:
+    fast = choose_profile(MEASURED, ResourcesConfig(memory_gib=4), profile="fast")
+    assert at_batch(fast, MEASURED, 8) == fast
+    assert {at_batch(fast, MEASURED, micro)["peak_memory_bytes"] for micro in (6, 4, 2)} == {GIB}
+    large, small = (make_plan(tmp_path, train=TrainConfig(batch_tokens=n * 256)).details for n in (8, 5))
+    assert (large["tokens_per_second"], small["tokens_per_second"]) == (10_000, pytest.approx(8_000))
+    assert small["seconds_per_step"] == pytest.approx(5 * 256 / 8_000)
+    peaks = [made["promises"]["peak_memory_bytes"]["value"] for made in (large, small)]
+    assert peaks == pytest.approx([2 * GIB, GIB], rel=1e-4)
 
 
 @pytest.mark.parametrize(
