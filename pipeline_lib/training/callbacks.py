@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from pipeline_lib.errors import StoppedError
@@ -15,6 +16,7 @@ from pipeline_lib.training.evaluate import Evaluation, evaluate
 from pipeline_lib.training.hooks import Controller
 from pipeline_lib.training.loop import Session
 from pipeline_lib.training.monitor import Monitor
+from pipeline_lib.training.saving import load_weights, weights_of
 
 POINTS = 500  # of a curve that goes to the tracker
 TELL_SECONDS = 1.0
@@ -52,9 +54,22 @@ class DevLoss(TrainerCallback):
         if (every and self.session.step % every == 0) or self.session.finished:
             self.now()
 
-    def at(self, step: int) -> float:
-        """The latest dev loss that was known at a step; infinite where none was."""
-        return next((loss for seen, loss in reversed(self.curve) if seen <= step), math.inf)
+    def at(self, step: int) -> float | None:
+        """The dev loss of a step, where it was evaluated."""
+        return next((loss for seen, loss in self.curve if seen == step), None)
+
+    def of(self, weights: Mapping[str, Tensor]) -> float:
+        """The dev loss of a checkpoint's weights; then the model is as it was, and the curve has no point of it."""
+        session = self.session
+        with session.pause():
+            own = {name: tensor.clone() for name, tensor in weights_of(session.model).items()}
+            try:
+                load_weights(session.model, weights)
+                return evaluate(session.model, session.objective, self.batches).loss
+            finally:
+                with torch.no_grad():
+                    for name, tensor in weights_of(session.model).items():
+                        tensor.copy_(own[name])
 
     def now(self) -> float:
         """The dev loss at the session's step, evaluated now if it was not yet (a controller may have ended the schedule)."""

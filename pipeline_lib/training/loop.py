@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from pipeline_lib.training.schedule import Schedule
 from pipeline_lib.training.world import World, world
 from pipeline_lib.workspace.faults import fault_point
 
+OF_ACCELERATE = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")  # variables
 ENDLESS = 2**40  # Trainer's own step limit; the schedule in effect says when training ends
 
 
@@ -176,6 +178,17 @@ def set_random_states(states: Mapping[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
+@contextlib.contextmanager
+def _told_by_nobody_else() -> Iterator[None]:
+    """Trainer takes precision, sharding and more from what `accelerate launch` leaves in the environment; here plan and
+    configuration say all that."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(OF_ACCELERATE)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 def fit(session: Session, callbacks: Sequence[TrainerCallback]) -> None:
     """Train until the schedule in effect ends or a callback stops it. A finished session returns at once."""
     if session.finished:
@@ -183,11 +196,12 @@ def fit(session: Session, callbacks: Sequence[TrainerCallback]) -> None:
     quiet()
     _exempt_imports()
     generators = random_states()
-    trainer = _PackedTrainer(session, callbacks)
-    trainer.remove_callback(PrinterCallback)
-    if session.step:  # Trainer has seeded the generators; a training that goes on draws what it would have drawn
-        set_random_states(generators)
-    trainer.train()
+    with _told_by_nobody_else():
+        trainer = _PackedTrainer(session, callbacks)
+        trainer.remove_callback(PrinterCallback)
+        if session.step:  # Trainer has seeded the generators; a training that goes on draws what it would have drawn
+            set_random_states(generators)
+        trainer.train()
 
 
 @cache

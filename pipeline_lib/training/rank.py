@@ -1,4 +1,5 @@
-"""One process of a training over several: `python -m pipeline_lib.training.rank FOLDER`, with torchrun's RANK and WORLD_SIZE.
+"""One process of a training over several: `python -m pipeline_lib.training.rank FOLDER`, with torchrun's RANK and WORLD_SIZE, or
+what mpirun has for them.
 
 FOLDER/order.json says what to train. The process says what happens as lines of JSON in a file of FOLDER (the first rank
 everything, the others only that they live), and stops at the next step when it gets a SIGTERM or FOLDER/stop is there. It ends
@@ -33,6 +34,14 @@ LOST_SECONDS = 20.0  # without a sign of life of the launcher, which may be on a
 ORDER, STOP, LAUNCHER = "order.json", "stop", "launcher"  # files of a launch: what to do, stop asked for, the launcher's pulse
 OF_A_LAUNCHER = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 """What torchrun tells its ranks in the environment."""
+OF_MPI = {
+    "RANK": ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK"),
+}
+"""The same as mpirun tells it (Open MPI, MPICH and Intel's, MVAPICH), alone or for `accelerate launch --mpirun_hostfile`."""
+NOBODY_SAID = """nobody told this process which rank it is: it needs RANK and WORLD_SIZE, from torchrun or mpirun. On processors
+`accelerate launch` starts a single process, without --mpirun_hostfile; torchrun starts as many as it is told."""
 Said = Literal["alive", "event", "log", "progress", "metrics", "failed", "done"]
 
 
@@ -137,8 +146,19 @@ def follow(folder: Path) -> None:
     threading.Thread(target=watch, name="follow", daemon=True).start()
 
 
+def take_from_mpi() -> bool:
+    """Put what mpirun tells where torchrun would; whether the process knows its rank now."""
+    for name, others in OF_MPI.items():
+        if told := next((os.environ[other] for other in others if other in os.environ), ""):
+            os.environ.setdefault(name, told)
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
 def main(folder: Path) -> int:
     """Join the others and train; the exit code."""
+    if not take_from_mpi():
+        print(NOBODY_SAID, file=sys.stderr)
+        return ConfigError.exit_code
     follow(folder)
     order = Order(**read_json(folder / ORDER))
     asked = threading.Event()

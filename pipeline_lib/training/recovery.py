@@ -17,13 +17,16 @@ from typing import Any, NoReturn
 from transformers import TrainerCallback
 
 from pipeline_lib.config.recovery import LADDER_ENDS, Policy
+from pipeline_lib.errors import DamagedError
 from pipeline_lib.training.adjustments import Adjustment, Adjustments
 from pipeline_lib.training.callbacks import DevLoss
-from pipeline_lib.training.checkpoints import LEAST_KEPT, DiskLowError, committed, quarantined, record_of
+from pipeline_lib.training.checkpoints import LEAST_KEPT, DiskLowError, checkpoint_at, committed, quarantined, record_of
 from pipeline_lib.training.failure import give_up, tell_failure
+from pipeline_lib.training.forks import NONE
 from pipeline_lib.training.loop import Session
 from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.policies import Ledger
+from pipeline_lib.training.saving import read_part
 from pipeline_lib.training.signals import DIVERGENCE_WINDOW, Signal
 from pipeline_lib.workspace.files import read_json, remove_tree, write_json
 
@@ -198,18 +201,29 @@ class Recovery(TrainerCallback):
         return {"why": f"{policy.name}{rate}, as in run {cure['run']}, where it cured the same{rest}"}
 
     def _confirmed(self, signal: Signal) -> bool:
-        """Whether the dev loss, evaluated now, is worse than at the checkpoint that a roll-back would lead to.
+        """Whether the dev loss is worse now than at the checkpoint that a roll-back would lead to.
 
-        The training loss also rises where the data becomes harder, or what is read again was read long ago; to go back would only
+        The training loss also rises where data becomes harder, or what is read again was read long ago; to go back would only
         undo what was learned since. Where the plan evaluates nothing, the training loss is all that is known.
         """
         if not self.session.plan.evaluate_every:
             return True
         to = self._checkpoint_before(signal)
-        before, now = self.dev_loss.at(to), self.dev_loss.now()
+        before, now = self._dev_loss_at(to), self.dev_loss.now()
         if now <= before:
             self.event("divergence_not_confirmed", step=signal.step, dev_loss=now, dev_loss_before=before, at_step=to)
         return not now <= before
+
+    def _dev_loss_at(self, step: int) -> float:
+        """Of a checkpoint: as it was evaluated then, or else evaluated now, for an older one's would say too much; −inf where
+        nobody can tell."""
+        forked = not step and self.session.config.parent != NONE  # its beginning is another training's checkpoint
+        if not forked and (known := self.dev_loss.at(step)) is not None:
+            return known
+        try:
+            return self.dev_loss.of(read_part(checkpoint_at(self.checkpoints / f"step-{step:08d}"), "model.safetensors"))
+        except (DamagedError, OSError):  # going back will find that, too
+            return -math.inf
 
     def _checkpoint_before(self, signal: Signal) -> int:
         """Step of the newest checkpoint from before the trouble began."""

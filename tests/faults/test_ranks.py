@@ -76,14 +76,25 @@ def test_two_processes_have_the_loss_curve_of_one(
 
 
 @pytest.mark.slow  # torchrun's variables are taken above, too
-def test_processes_that_somebody_starts_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Artifact) -> None:
-    """As the stage says: it waits for them, and publishes what they leave."""
+@pytest.mark.parametrize("by", ["torchrun", "mpirun"])
+def test_processes_that_somebody_starts_by_hand(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Artifact
+) -> None:
+    """As the stage says, with torchrun; or as `accelerate launch --mpirun_hostfile` would, with a precision that is not the
+    plan's. It waits for them, and publishes what they leave."""
     started = []
 
     def start(line: str) -> None:
-        if "waits for 2 processes" in line:
-            started.append(subprocess.Popen(shlex.split(line.partition(": ")[2].partition(": ")[2]), stdout=subprocess.DEVNULL))
+        if "waits for 2 processes" not in line:
+            return
+        words = shlex.split(line.partition(": ")[2].partition(": ")[2])
+        if by == "torchrun":
+            started.append(subprocess.Popen(words, stdout=subprocess.DEVNULL))
+            return
+        for rank in "01":
+            told = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": "2", "ACCELERATE_MIXED_PRECISION": "fp16"}
+            started.append(subprocess.Popen([sys.executable, *words[-3:]], env={**os.environ, **told}))
 
     made = train(tmp_path, monkeypatch, services=Services(log=start), processes=2, launcher="external")
     assert losses(made) == pytest.approx(losses(alone), rel=1e-4)
-    assert started[0].wait(20) == 0
+    assert [process.wait(20) for process in started] == [0] * len(started)

@@ -18,13 +18,21 @@ from pipeline_lib.workspace.artifact import Artifact
 NEVER = {"at_most": 0}  # what would help before is not there
 
 
-def trained(root: Path, patch: pytest.MonkeyPatch, fault: dict[str, Any], policies: dict[str, Any], **settings: Any) -> Artifact:
+def trained(
+    root: Path,
+    patch: pytest.MonkeyPatch,
+    fault: dict[str, Any],
+    policies: dict[str, Any],
+    *,
+    evaluate_every: int = 0,
+    **settings: Any,
+) -> Artifact:
     torch.set_num_threads(1)
     (root / "marks").mkdir()
     patch.setenv("MILLRACE_TEST_FAULTS", json.dumps([fault]))
     patch.setenv("MILLRACE_TEST_MARKS", str(root / "marks"))
     config = Config(
-        plan={**PLAN, "steps": 90, "save_every": 20, "evaluate_every": 0},
+        plan={**PLAN, "steps": 90, "save_every": 20, "evaluate_every": evaluate_every},
         train=TrainConfig(samples=SILENT, recovery=RecoveryConfig.model_validate({"policies": policies}), **settings),
         execution=ExecutionConfig(extensions=["tests.training_faults"]),
     )
@@ -52,3 +60,13 @@ def test_ranks_that_die_again_and_again_end_with_what_they_said(tmp_path: Path, 
     policies = {"worker": {"at_most": 2, "pause_seconds": 0.01}}
     with pytest.raises(StageFailedError, match=r"worker_died at step 0.*no luck.*Tried: relaunch \(2 times\)"):
         trained(tmp_path, monkeypatch, {"kind": "nan_loss", "steps": []}, policies, processes=2)
+
+
+def test_a_divergence_long_after_the_last_evaluation_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Still better than at the beginning, worse than at the checkpoint: that one's own dev loss counts, not an older one's."""
+    fault = {"kind": "diverge", "steps": list(range(40, 70)), "strength": 60.0}
+    made = trained(tmp_path, monkeypatch, fault, {"spike": NEVER, "spike_again": NEVER}, evaluate_every=1000)
+    back = next(event["detail"] for event in made.manifest.events if event["kind"] == "recovery")
+    assert (back["policy"], back["action"], back["cost"]["to_step"]) == ("divergence", "roll_back", 20)
+    assert back["evidence"]["median"] < made.details["dev_curve"][0][1]
+    assert [step for step, _ in made.details["dev_curve"]] == [0, 90]

@@ -124,6 +124,16 @@ def test_a_rank_ends_with_its_parent_and_with_its_launch(tmp_path: Path) -> None
     families[1].wait()
 
 
+def test_a_process_that_nobody_gave_a_rank_says_so(tmp_path: Path) -> None:
+    """As `accelerate launch --cpu --num_processes 2` starts it: alone."""
+    bare = {name: value for name, value in os.environ.items() if not name.endswith(("RANK", "WORLD_SIZE"))}
+    command = [sys.executable, "-m", "pipeline_lib.training.rank", str(tmp_path)]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "torchrun starts as many as it is told" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def gone(process: psutil.Process) -> bool:
     """Whether it ends within ten seconds."""
     end = time.monotonic() + 10

@@ -1,4 +1,5 @@
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_any_micro_batch_is_the_same_step(tmp_path: Path) -> None:
         assert loss == pytest.approx(results[0][0], rel=1e-5)
         for ours, reference in zip(found, results[0][1], strict=True):
             torch.testing.assert_close(ours, reference, rtol=1e-3, atol=2e-5)
+
+
+def test_what_accelerate_launch_leaves_in_the_environment_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer would take the precision from there: gradients scaled for fp16, in a training that is planned in fp32."""
+    calm = session_of(tmp_path, steps=3)
+    fit(calm, [])
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    told = session_of(tmp_path, steps=3)
+    fit(told, [])
+    assert all(torch.equal(a, b) for a, b in zip(weights(calm), weights(told), strict=True))
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "fp16"
 
 
 def test_a_position_in_the_data_is_the_whole_state() -> None:
