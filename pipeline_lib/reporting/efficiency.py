@@ -102,8 +102,9 @@ def recoveries(evidence: Evidence) -> list[tuple[int, str, str, str, str]]:
     rows = []
     for event in evidence.said("recovery"):
         detail = event.detail
+        action = str(detail.get("action", "")).replace("_", " ") + (f" ({detail['why']})" if "why" in detail else "")
         rows.append((
-            event.step, str(detail.get("signal", "")).replace("_", " "), str(detail.get("action", "")).replace("_", " "),
+            event.step, str(detail.get("signal", "")).replace("_", " "), action,
             _pairs(detail.get("evidence", {})), _pairs(detail.get("cost", {})),
         ))  # fmt: skip
     return rows
