@@ -241,7 +241,7 @@ class LLMTrainingOptimizer:
 
     def read_from(self, data_sources: Sequence[str | Path | Mapping[str, Any]], **more: Any) -> None:
         """Name what is read from now on; `more` are further settings of every source."""
-        named = [asked.source(source, at) for at, source in enumerate(several(data_sources, (str, Path, Mapping)))]
+        named = [asked.source(source, at) for at, source in enumerate(several(data_sources))]
         self.settings["ingest.sources"] = [{**row, **more} for row, _ in named]
         self.files += [path for _, path in named if path]
 

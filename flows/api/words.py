@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import TypeVar, cast
 
 from pipeline_lib.config.explain import nearest
 from pipeline_lib.errors import ConfigError
@@ -30,14 +31,9 @@ def known(name: str, names: Iterable[str], where: str) -> str:
     raise ConfigError(f"{name!r} is not known", where=where, fix=fix)
 
 
-def several(told: T | Sequence[T], kinds: type | tuple[type, ...] = str) -> list[T]:
-    """What was named, also where one thing was named without a list around it (whose letters nobody means).
-
-    Args:
-        told: one or many.
-        kinds: what one thing may be.
-    """
-    return [told] if isinstance(told, kinds) else list(told)  # type: ignore[list-item, arg-type]
+def several(told: Sequence[T] | T) -> list[T]:
+    """What was named, also where one thing (a text, path or mapping) was named without a list around it."""
+    return [cast(T, told)] if isinstance(told, str | Path | Mapping) else list(cast(Sequence[T], told))
 
 
 def size_in(value: object, units: Mapping[str, float], where: str, example: str) -> float:

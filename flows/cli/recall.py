@@ -53,7 +53,12 @@ def recall(
         elif cures:
             show.table(["cured by", "times"], [[action, times] for action, times in cures])
         else:
-            show.say(f"no remembered run had {cured!r} and got over it")
+            from pipeline_lib.config.explain import nearest
+            from pipeline_lib.config.recovery import POLICIES
+
+            signals = sorted({policy.signal for policy in POLICIES})
+            near = "" if cured in signals else nearest(cured, signals)
+            show.say(f"no remembered run had {cured!r} and got over it" + (f"; did you mean {near}?" if near else ""))
         return
     asked = features_in(goal)
     found = store.recall(asked, goal=goal, k=k)
@@ -96,11 +101,11 @@ def _leave_pandas_out() -> None:
     import pyarrow as pa
 
     finder = _NoPandas()
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, finder)
     try:
         pa.array([0])
     finally:
-        sys.meta_path.remove(finder)  # type: ignore[arg-type]
+        sys.meta_path.remove(finder)
 
 
 def _told(store: MemoryStore, near: Neighbour) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Remembered:
 
     def row(self) -> dict[str, Any]:
         """As a row of `SCHEMA`; a value that is of another kind than its column is left out, and doubted."""
-        numbers = {name: _float(value) for name, value in self.features.items() if _number(value)}
+        numbers = {name: _float(value) for name, value in self.features.items() if not isinstance(value, str) and _number(value)}
         words = {name: value for name, value in self.features.items() if isinstance(value, str)}
         wrong = [f"{n} = {words[n]} is not a number" for n in sorted(words) if n in NUMBERS]
         wrong += [f"{n} = {self.features[n]} is not a word" for n in sorted(numbers) if n in WORDS]

@@ -31,6 +31,7 @@ from pipeline_lib.memory.frame import Features, TableFrame
 from pipeline_lib.memory.recall import Guess, Neighbour, guess_in, nearest_in
 from pipeline_lib.memory.record import SCHEMA, Remembered, from_row
 from pipeline_lib.memory.text import Goals
+from pipeline_lib.secrets import told
 from pipeline_lib.tables.parquet import write_table
 from pipeline_lib.workspace.faults import fault_point
 from pipeline_lib.workspace.files import read_json, sync_file, sync_folder, write_json
@@ -318,11 +319,21 @@ class MemoryStore:
     # handing on
 
     def export(self, path: Path) -> int:
-        """Write everything as one Parquet file; how many runs it holds."""
+        """Write everything as one Parquet file; how many runs it holds.
+
+        Raises:
+            ConfigError: it cannot be written there.
+        """
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        rows = write_table(self.table(), beside)
-        sync_file(beside)
-        beside.replace(path)
+        try:
+            rows = write_table(self.table(), beside)
+            sync_file(beside)
+            beside.replace(path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise ConfigError(
+                f"it cannot be written ({told(error)})", where=str(path), fix="name a file, where there is room"
+            ) from None
         return rows
 
     def bring_in(self, path: Path) -> tuple[int, int]:
@@ -341,8 +352,8 @@ class MemoryStore:
         taken, lost = [], 0
         for row in rows:
             try:
-                told = row if path.suffix != ".parquet" else from_row({name: row.get(name) for name in SCHEMA.names}).to_json()
-                taken.append(Remembered.from_json(told))
+                value = row if path.suffix != ".parquet" else from_row({name: row.get(name) for name in SCHEMA.names}).to_json()
+                taken.append(Remembered.from_json(value))
             except (MillraceError, ValueError, TypeError, KeyError):
                 lost += 1
         if lost and not taken:

@@ -63,7 +63,7 @@ class Goals:
         told = counts * weights[codes]
         dots = np.bincount(texts, told * wanted[codes], minlength=n - 1)
         norms = np.sqrt(np.bincount(texts, told**2, minlength=n - 1)) * np.sqrt(np.sum(wanted**2))
-        return np.divide(dots, norms, out=np.zeros(n - 1), where=norms > 0)
+        return np.asarray(np.divide(dots, norms, out=np.zeros(n - 1), where=norms > 0), np.float64)
 
 
 @functools.lru_cache(maxsize=1 << 16)  # the goals of all runs, each time one has ended

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from memory_toy import memory, store
 
-from pipeline_lib.errors import DamagedError, NotFoundError
+from pipeline_lib.errors import ConfigError, DamagedError, NotFoundError
 from pipeline_lib.memory.keep import caught_up, remember
 from pipeline_lib.memory.store import NOTHING_YET
 from pipeline_lib.workspace.runs import RunBook, RunRecord, StageRecord
@@ -218,6 +218,9 @@ def test_export_and_import_hand_on_everything_once(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
     with pytest.raises(DamagedError):
         other.bring_in(tmp_path / "bad.parquet")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        one.export(tmp_path)
+    assert [path for path in tmp_path.parent.glob(".*") if tmp_path.name in path.name] == []
 
 
 def test_an_empty_store_says_what_will_be_there_and_an_unknown_run_names_the_nearest(tmp_path):
