@@ -16,7 +16,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from pipeline_lib.config.model import TuneConfig
 from pipeline_lib.errors import ConfigError
 from pipeline_lib.tuning.space import Dimension, Value
 from pipeline_lib.tuning.study import Study
@@ -43,7 +45,7 @@ def open_search(
     name: str,
     space: Mapping[str, Range | Sequence[Value]],
     *,
-    sampler: str = "tpe",
+    sampler: str = "quick_gp",
     seed: int = 0,
     storage: str = "journal",
 ) -> Study:
@@ -58,9 +60,13 @@ def open_search(
         storage: `journal` or `sqlite`.
 
     Raises:
-        ConfigError: nothing can be searched.
+        ConfigError: nothing can be searched; an unknown sampler or storage.
         RefusedError: a search of this name has another space.
     """
+    for asked, field in ((sampler, "sampler"), (storage, "storage")):
+        known = get_args(TuneConfig.model_fields[field].annotation)
+        if asked not in known:
+            raise ConfigError(f"{asked!r} is no {field}", where=name, fix=f"one of {', '.join(known)}")
     found = {}
     for key, one in space.items():
         if isinstance(one, Range):

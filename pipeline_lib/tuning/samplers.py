@@ -1,5 +1,6 @@
 """Who proposes points. Every proposal is a pure function of the seed, the trial's number and what is recorded of the others.
 
+`quick_gp` is our own Gaussian process (`gaussian.py`).
 Optuna's TPE, GP, NSGA-II and NSGA-III see a copy of the study in memory in which a trial that waits at a rung counts with the
 loss it is expected to reach: samplers learn from every reading, not only from what was read to the end. CMA-ES is played again
 from the recorded trials instead of being kept as a pickle; grid and Sobol points follow from the trial's number.
@@ -11,18 +12,20 @@ import itertools
 import math
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from pipeline_lib.tuning.gaussian import proposed
 from pipeline_lib.tuning.space import Space, Value
 
 # Trials before a model of the space is worth anything: pairs with small and large factors, an option a pair. With four random
-# ones, or eight of a Sobol sequence, a search in two never came back to an option whose first trials were unlucky (measured).
+# ones, or eight that vary all at once, a search in two never came back to an option whose first trials were unlucky (measured).
 START_UP = 8
-MODELS = ("tpe", "gp")  # samplers that have one
+MODELS = ("tpe", "gp", "quick_gp")  # samplers that have one
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,30 @@ def propose(
         grid_points: of each factor, for the grid.
         objectives: how many.
     """
-    if name == "grid":
-        return _grid(space, number, grid_points), {}
-    if name == "qmc":
-        return _sobol(space, number, seed), {}
-    if name == "cmaes":
-        return _cmaes(space, number, seen, seed), {}
-    if name == "random":
-        return _from_unit(space, np.random.default_rng([seed, number]).random(len(space)).tolist()), {}
+    simple: dict[str, Callable[[], dict[str, Value]]] = {
+        "grid": lambda: _grid(space, number, grid_points),
+        "qmc": lambda: _sobol(space, number, seed),
+        "cmaes": lambda: _cmaes(space, number, seen, seed),
+        "random": lambda: _from_unit(space, np.random.default_rng([seed, number]).random(len(space)).tolist()),
+    }
+    if name in simple:
+        return simple[name](), {}
     if name in MODELS and number <= START_UP:  # trial 0 is the default as a rule: the eight that belong together follow it
         return _pairs(space, (number - 1) % (START_UP + 1), seed), {}
-    return _optuna(name, space, number, seen, seed=seed, objectives=objectives)
+    if name == "quick_gp" and objectives == 1:
+        return _gaussian(space, number, seen, seed), {}
+    return _optuna("tpe" if name == "quick_gp" else name, space, number, seen, seed=seed, objectives=objectives)
+
+
+def _gaussian(space: Space, number: int, seen: Sequence[Seen], seed: int) -> dict[str, Value]:
+    draw = np.random.default_rng([seed, number])
+    inside = [one for one in seen if all(key in space and space[key].holds(value) for key, value in one.point.items())]
+    inside = [one for one in inside if space.keys() <= one.point.keys()]
+    done = [(one.point, one.values[0] if one.values else math.inf) for one in inside if one.values or one.failed]
+    at_work = [one.point for one in inside if not one.values and not one.failed]
+    if not any(one.values for one in inside):
+        return _from_unit(space, draw.random(len(space)).tolist())
+    return proposed(space, done, at_work, draw, partial(_from_unit, space))
 
 
 def _optuna(
@@ -144,11 +160,20 @@ def _sobol(space: Space, number: int, seed: int) -> dict[str, Value]:
 
 
 def _pairs(space: Space, number: int, seed: int) -> dict[str, Value]:
-    """Two following points of a Sobol sequence lie in different halves of every dimension: they share their options, and the
-    next pair has the next ones."""
+    """A Latin hypercube of `START_UP` points of which two following ones are each other's mirror image, so that they lie in
+    different halves of every factor; they share their options, and the next pair has the next ones. The point after the last is
+    the middle. (Not Sobol's: scipy.stats takes half a second to import, in every search.)
+    """
+    draw, pair = np.random.default_rng([seed, START_UP]), number // 2
     factors = {name: one for name, one in space.items() if not one.options}
-    values = _sobol(factors, number, seed) if factors else {}
-    turn = seed + (number // 2 if factors else number)
+    place = np.full(len(factors), 0.5)
+    if number < START_UP:
+        cells = draw.permuted(np.tile(np.arange(START_UP // 2), (len(factors), 1)), axis=1)
+        inside, flipped = draw.random(cells.shape), draw.random(cells.shape) < 0.5
+        low = ((cells + inside) / START_UP)[:, pair]
+        place = np.where(flipped[:, pair] == (number % 2 == 0), 1 - low, low)
+    values = _from_unit(factors, place.tolist())
+    turn = seed + (pair if factors else number)
     for name, one in space.items():
         if one.options:
             values[name] = one.options[turn % len(one.options)]

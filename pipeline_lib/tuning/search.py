@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -50,6 +51,7 @@ class Search:
     parallel: int
     warm: Sequence[dict[str, Value]]
     values_of: Callable[[Trial, Reading], list[float]]
+    own_seconds: float = 0.0  # beside the jobs: asking, storing, tracking, a job's task; of all workers together
     _tracked: dict[int, Tracker] = field(default_factory=dict)
     _cut: bool = False
 
@@ -84,9 +86,12 @@ class Search:
         def taken() -> Job | None:
             with turn:
                 while not left:
+                    begin = time.perf_counter()
                     if job := self._fitting(following(running), running):
                         running[job.number] = job.memory_bytes
                         self._progress()
+                    self.own_seconds += time.perf_counter() - begin
+                    if job:
                         return job
                     if not running:
                         break
@@ -97,10 +102,15 @@ class Search:
             nonlocal left
             try:
                 while job := taken():
+                    begin = time.perf_counter()
                     reading = self._do(job)
+                    # What an earlier attempt trained took this one no time.
+                    beside = max(time.perf_counter() - begin - reading.seconds, 0.0)
                     with turn:
+                        begin = time.perf_counter()
                         del running[job.number]
                         self._record(job, reading)
+                        self.own_seconds += beside + time.perf_counter() - begin
                         turn.notify_all()
             except BaseException:
                 left = True

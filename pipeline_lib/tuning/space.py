@@ -90,6 +90,12 @@ def checked_space(
         )  # fmt: skip
     for names, known, where in ((space, FACTORS, "tune.space"), (choices, CHOICES, "tune.choices")):
         for name in names:
+            if name == "sequence_length":
+                raise ConfigError(
+                    "sequence_length cannot be searched: the cache that trials and the training read has one length",
+                    where=f"{where}.sequence_length",
+                    fix="take it out; run `--until tune` once with each pack.sequence_length and compare",
+                )
             if name not in known:
                 raise ConfigError(f"{name!r} cannot be searched; {_meant(name, known)}", where=where)
     for name in (*space, *choices):
@@ -223,7 +229,5 @@ def _check_sense(name: str, train: TrainConfig, model: ModelConfig) -> None:
 def _meant(name: str, known: Mapping[str, str]) -> str:
     if name in FACTORS or name in CHOICES:
         return f"it belongs into {'tune.space' if name in FACTORS else 'tune.choices'}"
-    if name == "sequence_length":
-        return "the data is packed for one length; pack a cache of another one and search there"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"did you mean {near[0]}?" if near else f"searchable are {', '.join(known)}"

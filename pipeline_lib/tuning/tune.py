@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -106,7 +106,8 @@ def tune(run: StageRun, *, tune: TuneConfig, model: ModelConfig, train: TrainCon
     best, base = best_of(study.entries()), baseline_of(study.entries())
     if best and base and best["number"] != base["number"] and len(tune.objectives) == 1:
         search.repeat([best["number"], base["number"]], setup.repeats)
-    return _outcome(run, study, setting, tune, fixed["past"])
+    made = _outcome(run, study, setting, tune, fixed["past"])
+    return replace(made, metrics={**made.metrics, "own_seconds": round(search.own_seconds, 3)})
 
 
 def search_seconds(services: Services, resources: ResourcesConfig) -> float | None:

@@ -38,6 +38,13 @@ def test_what_cannot_be_searched_is_refused(tmp_path, space):
         open_search(tmp_path, "empty", space)
 
 
+@pytest.mark.parametrize("option", [{"sampler": "annealing"}, {"storage": "memory"}])
+def test_an_unknown_sampler_or_storage_is_refused(tmp_path, option):
+    with pytest.raises(ConfigError, match=r"is no (sampler|storage)") as refused:
+        open_search(tmp_path, "one", {"rate": Range(0.1, 1.0)}, **option)
+    assert "journal" in refused.value.fix or "quick_gp" in refused.value.fix
+
+
 def test_another_space_under_the_same_name_is_refused(tmp_path):
     open_search(tmp_path, "one", SPACE)
     with pytest.raises(RefusedError, match="another space"):

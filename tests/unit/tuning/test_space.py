@@ -32,6 +32,7 @@ def test_what_is_configured_is_not_searched():
         ({"dropout": (0.5, 2.0)}, "searchable are|did you mean"),
         ({"learning_rate": (1.5, 2.0)}, "does not contain 1"),
         ({"learning_rate": (0.0, 2.0)}, "does not contain 1"),
+        ({"sequence_length": (0.5, 2.0)}, "one length(.|\n)*pack.sequence_length"),
     ],
 )
 def test_a_wrong_space_is_refused(space, words):
