@@ -6,6 +6,7 @@ Format 2 is this file. Format 1 is the run record itself (`runs/<run_id>.json`),
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -100,13 +101,14 @@ class Remembered:
                     fix="install the version of millrace that wrote it, or newer",
                 )
             made = cls(**value)
-            _check_kinds(made.row())
+            _check_kinds(made.row)
         except (TypeError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:  # ValueError: also of text
             raise DamagedError(f"no memory of a run ({type(error).__name__}: {error})") from None
         if not made.run_id or not all(c.isalnum() or c == "-" for c in made.run_id):
             raise DamagedError(f"{made.run_id!r} is no run id")
         return made
 
+    @functools.cached_property
     def row(self) -> dict[str, Any]:
         """As a row of `SCHEMA`; a value that is of another kind than its column is left out, and doubted."""
         numbers = {name: _float(value) for name, value in self.features.items() if not isinstance(value, str) and _number(value)}

@@ -99,7 +99,7 @@ class MemoryStore:
         """Remember many runs at once, in Parquet; the number of those that were not known as they are."""
         known = dict(zip(*(self.table()[name].to_pylist() for name in ("run_id", "ended")), strict=True))
         new = [memory for memory in memories if known.get(memory.run_id) is None or known[memory.run_id] < memory.ended]
-        self._to_cold([memory.row() | {"month": memory.month} for memory in new])
+        self._to_cold([memory.row | {"month": memory.month} for memory in new])
         return len(new)
 
     def tidy(self, now: datetime | None = None) -> int:
@@ -284,14 +284,16 @@ class MemoryStore:
             return False
         except (FileNotFoundError, ConfigError):
             return False
-        self._rows[name] = state, memory.row() | {"month": memory.month}
+        self._rows[name] = state, memory.row | {"month": memory.month}
         return True
 
     def _part(self, path: Path) -> pa.Table:
         """A cold file; columns that it lacks (an older version wrote it) are empty, a damaged one is set aside."""
         if path not in self._parts:
             try:
-                table = pq.read_table(path)
+                table = pq.ParquetFile(path).read(
+                    use_threads=False
+                )  # small files: a data set and threads cost more than they give
                 columns = [
                     table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
                     for field in SCHEMA
