@@ -13,9 +13,12 @@ from pathlib import Path
 from pipeline_lib.config.model import LoraConfig, ModelConfig
 from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import ConfigError
+from pipeline_lib.hub import HUB
 from pipeline_lib.planning.families import layers
 from pipeline_lib.training.libraries import require_library
+from pipeline_lib.training.start import WORDS, check_context, start_folder
 from pipeline_lib.workspace.files import read_json
+from pipeline_lib.workspace.resolve import key_of
 
 TRAINING = {"calibrate", "tune", "train"}  # stages that build a model
 NAMES_KNOWN = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3")  # families whose linear layers `families` names, all of them
@@ -26,17 +29,22 @@ def check_possible(config: PipelineConfig, stages: Collection[str]) -> None:
     """Refuse what none of these stages could do.
 
     Raises:
-        ConfigError: an optimizer's library is not installed, the family or a LoRA target does not exist, or an attention or
-            compiling needs what this machine has not.
+        ConfigError: an optimizer's library is not installed, the family or a LoRA target does not exist, a folder to start from
+            holds no safetensors model or one for shorter sequences, or an attention or compiling needs what this machine has not.
     """
     if not TRAINING & set(stages):
         return
     train, model = config.train, config.model
     require_library(train.optimizer)
-    if model.start == "scratch" and not config.execution.extensions:  # an extension may register any name
-        _check_family(model.family)
+    family = ""  # of a model of this workspace or of the hub: told when it is read
+    if model.start == "scratch":
+        family = model.family
+        if not config.execution.extensions:  # one may register any name
+            _check_family(family)
+    elif model.start not in WORDS and not model.start.startswith(HUB) and not key_of(model.start):
+        family = _check_folder(start_folder(model.start), config.pack.sequence_length)
     if train.lora.rank:
-        _check_targets(model, train.lora)
+        _check_targets(family, model, train.lora)
     if train.attention == "flex_attention" or train.compile:
         _check_machine(flex=train.attention == "flex_attention", compile=train.compile)
 
@@ -50,8 +58,14 @@ def _check_family(family: str) -> None:
     check_family(family)
 
 
-def _check_targets(model: ModelConfig, lora: LoraConfig) -> None:
-    family = model.family if model.start == "scratch" else _family_of(Path(model.start).expanduser())
+def _check_folder(folder: Path, length: int) -> str:
+    """The family of a model in a folder; its context must hold a packed sequence."""
+    told = read_json(folder / "config.json")
+    check_context(told.get("max_position_embeddings"), length)
+    return str(told.get("model_type", ""))
+
+
+def _check_targets(family: str, model: ModelConfig, lora: LoraConfig) -> None:
     if family not in NAMES_KNOWN:
         return
     known = sorted({HEAD}.union(*(layer.linears for layer in layers(model.model_copy(update={"family": family})))))
@@ -62,14 +76,6 @@ def _check_targets(model: ModelConfig, lora: LoraConfig) -> None:
                 f"no module of a {family} is called {target}", where="train.lora.targets",
                 fix=(f"did you mean {near[0]}? " if near else "") + f"its linear modules are {', '.join(known)}",
             )  # fmt: skip
-
-
-def _family_of(folder: Path) -> str:
-    """As a folder's config.json says; "" where there is none: a start that is no folder."""
-    try:
-        return str(read_json(folder / "config.json")["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _check_machine(*, flex: bool, compile: bool) -> None:

@@ -15,7 +15,7 @@ from pipeline_lib.errors import ConfigError, StageFailedError
 from pipeline_lib.pretrained import MAKING, quiet, read_model
 from pipeline_lib.training.attention import use_attention
 from pipeline_lib.training.four_bits import entries, to_four_bits, to_plain
-from pipeline_lib.training.start import Lookup, start_folder
+from pipeline_lib.training.start import Lookup, check_context, start_folder
 from pipeline_lib.workspace.files import read_json, write_json
 
 HYBRIDS = {"lfm2": ("conv", "conv", "full_attention")}
@@ -151,11 +151,7 @@ def _from_folder(folder: Path, vocabulary_size: int, sequence_length: int) -> An
             f"the model has {rows} embeddings, the tokenizer {vocabulary_size} entries", where="model.start",
             fix="set tokenizer.source to the tokenizer that belongs to this model (`champion`, or its folder)",
         )  # fmt: skip
-    if positions and positions < sequence_length:
-        raise ConfigError(
-            f"the model knows {positions} positions, pack.sequence_length is {sequence_length}", where="model.start",
-            fix=f"set pack.sequence_length to at most {positions}",
-        )  # fmt: skip
+    check_context(positions, sequence_length)
     return model
 
 

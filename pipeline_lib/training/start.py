@@ -41,6 +41,19 @@ def start_folder(start: str, store_lookup: Lookup | None = None) -> Path:
     return artifact.files("model")[0].parent
 
 
+def check_context(positions: int | None, sequence_length: int) -> None:
+    """Refuse sequences that are longer than what a model knows.
+
+    Raises:
+        ConfigError: they are.
+    """
+    if positions and positions < sequence_length:
+        raise ConfigError(
+            f"the model knows {positions} positions, pack.sequence_length is {sequence_length}", where="model.start",
+            fix=f"set pack.sequence_length to at most {positions}",
+        )  # fmt: skip
+
+
 def special_ids(packed: Mapping[str, Any]) -> dict[str, int]:
     """Tokens that a model's configuration names, from `pack`'s details; `stop` ends an answer where a chat template has one."""
     stop = (packed["chat"] or {}).get("stop_id")

@@ -52,6 +52,19 @@ def test_targets_are_those_of_the_model_that_is_gone_on_from(tmp_path: Path) -> 
     check_possible(config.model_copy(update={"train": config.train.model_copy(update={"lora": fits})}), NAMES)
 
 
+def test_a_start_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    config = small_config(model={"start": str(tmp_path)})
+    with pytest.raises(ConfigError, match="safetensors") as refusal:
+        check_possible(config, NAMES)
+    assert "save_pretrained" in (refusal.value.fix or "")
+    write_json(tmp_path / "config.json", {"model_type": "llama", "max_position_embeddings": 32})
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ConfigError, match="knows 32 positions") as refusal:
+        check_possible(config, NAMES)
+    assert refusal.value.fix == "set pack.sequence_length to at most 32"
+
+
 def test_it_costs_no_import_of_torch() -> None:
     look = (
         "import sys; from pipeline_lib.possible import check_possible; from tests.pipeline_toys import NAMES, small_config; "
