@@ -51,7 +51,7 @@ STAGES: tuple[Stage, ...] = (
           sections=("train", "model"), seeded=True, stoppable=True,
           uses={"controller": "pipeline_lib.planning.controller:WindowController"}, extends=("model", "callback"),
           outside="pipeline_lib.training.start:file_digests"),
-    Stage("validate", 8, "pure", "pipeline_lib.validation.validate:validate",
+    Stage("validate", 9, "pure", "pipeline_lib.validation.validate:validate",
           reads={"suites": ("suite_items", "details"), "ingest": ("documents",), "select": ("selection", "cuts"),
                  "pack": ("rows",), "train": ("model",)},
           sections=("validation",), seeded=True),

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
-from pipeline_lib.validation.intervals import LEVEL, detectable, estimate
+from pipeline_lib.validation.intervals import LEVEL, detectable, paired_change
 from pipeline_lib.workspace.artifact import Artifact
 
 By = Literal["task", "domain", "source", "fact", "item"]
@@ -125,9 +125,9 @@ def _changed(pairs: pa.Table, lower_is_better: bool, level: float) -> dict[str, 
     now, before, weight = (np.asarray(pairs[name].to_numpy(), np.float64) for name in ("score", "before", "weight"))
     facts = np.unique(pairs["fact"].to_pylist(), return_inverse=True)[1]
     sums = [np.bincount(facts, weights=values).astype(np.float64) for values in (now - before, weight)]
-    change = estimate(sums[0], sums[1], n_resamples=1000, level=level)
+    change = paired_change(sums[0], sums[1], n_resamples=1000, level=level)
     sign = -1.0 if lower_is_better or bool(pairs["preference"][0].as_py()) else 1.0
-    gain = sign * (now - before) + 0.0  # of 0 no -0
+    gain = sign * (now - before)
     return {
         "items": len(gain), "before": float(before.sum() / weight.sum()), "now": float(now.sum() / weight.sum()),
         "change": change.to_json(), "detectable": round(detectable(change, level=level), 6),

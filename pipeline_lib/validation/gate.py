@@ -18,10 +18,10 @@ from pipeline_lib.config.pipeline import PipelineConfig
 from pipeline_lib.errors import NotFoundError
 from pipeline_lib.tables.duck import connect
 from pipeline_lib.tables.schemas import OVERLAP, SELECTION
-from pipeline_lib.validation.intervals import LEVEL, Estimate, detectable, estimate, relative_difference
+from pipeline_lib.validation.intervals import LEVEL, Estimate, detectable, estimate, paired_change, relative_difference
 from pipeline_lib.workspace.artifact import Artifact
 
-GATE_VERSION = 7  # of the rules in this module: a verdict by other rules is no verdict
+GATE_VERSION = 8  # of the rules in this module: a verdict by other rules is no verdict
 CHANCE_ITEMS = 30  # a suite with fewer is no evidence: with several small suites one is easily lucky
 PAIRED_ITEMS = 20  # with fewer pairs the percentile bootstrap's interval is too narrow to be called 95 %
 
@@ -277,14 +277,14 @@ def _change(pairs: pa.Table, lower_is_better: bool, config: PipelineConfig, leve
     if relative:
         found = relative_difference(candidate, champion, weight, **options)
     else:
-        found = estimate(candidate - champion, weight, **options)
+        found = paired_change(candidate - champion, weight, **options)
     if found is None or not lower_is_better:
         return found
     return _negative(found)
 
 
 def _negative(found: Estimate) -> Estimate:
-    return replace(found, value=0.0 - found.value, low=0.0 - found.high, high=0.0 - found.low)  # of 0 no -0
+    return replace(found, value=-found.value, low=-found.high, high=-found.low)
 
 
 def _own(candidate: Artifact, metric: str, config: PipelineConfig, level: float) -> Estimate:

@@ -15,7 +15,7 @@ from pipeline_lib.config.model import ValidationConfig
 from pipeline_lib.errors import StageFailedError
 from pipeline_lib.tables.parquet import read_tables, write_table
 from pipeline_lib.validation.bias import bias
-from pipeline_lib.validation.intervals import Estimate, estimate, spelled
+from pipeline_lib.validation.intervals import Estimate, estimate, paired_change, spelled
 from pipeline_lib.validation.items import FORMS
 from pipeline_lib.validation.language import BITS, byte_entropy, test_texts
 from pipeline_lib.validation.measures import measures, related
@@ -24,7 +24,7 @@ from pipeline_lib.validation.scoring import scored
 from pipeline_lib.workspace.artifact import SummaryTable
 from pipeline_lib.workspace.stage import Outcome, StageRun
 
-Measured = Callable[[pa.Table], Estimate]
+Measured = Callable[..., Estimate]  # of rows, and how where they are changes
 
 
 def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
@@ -45,9 +45,9 @@ def validate(run: StageRun, *, validation: ValidationConfig) -> Outcome:
     n_bytes = float(np.sum(documents["weight"].to_numpy()))
     baseline = min(byte_entropy(texts["text"]), float(np.log2(answers.vocabulary)) * answers.test_tokens / max(n_bytes, 1.0))
 
-    def measured(rows: pa.Table) -> Estimate:
+    def measured(rows: pa.Table, of: Callable[..., Estimate] = estimate) -> Estimate:
         scores, weights = rows["score"].to_numpy(), rows["weight"].to_numpy()
-        return estimate(scores, weights, n_resamples=validation.bootstrap, seed=run.seed, groups=related(rows["fact"]))
+        return of(scores, weights, n_resamples=validation.bootstrap, seed=run.seed, groups=related(rows["fact"]))
 
     rows = pa.concat_tables([documents, answered])
     scores = _scores(rows, measured, baseline, _contaminated(rows, overlaps))
@@ -171,7 +171,7 @@ def _robustness(clean: pa.Table, varied: Sequence[pa.Table], measured: Measured)
             fall = np.array([score for _, score in was]) - part["score"].to_numpy()
             place = part.column_names.index("score")
             changed = measured(part.set_column(place, "score", pa.array(flips)))
-            drop = measured(part.set_column(place, "score", pa.array(fall, pa.float64())))
+            drop = measured(part.set_column(place, "score", pa.array(fall, pa.float64())), paired_change)
             found.append({"suite": suite, "variant": variant, "flips": changed.to_json(), "drop": drop.to_json()})
     return found
 

@@ -75,32 +75,26 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
         begin = time.perf_counter()
         world = World.of(folder, quick=arguments.quick)
         book.add("time to train and score the models", time.perf_counter() - begin, "s")
-        rise, noisy = world.noisy(4 if arguments.quick else cases)
-        setup = f"loss raised by {min(rise):.2%} to {max(rise):.2%}, {len(noisy)} models, each scored on the test side"
+        workspace = Workspace.open(Path(name) / "workspace")
+        outcomes, detectable = _outcomes(workspace, lambda draw: world.exchanged(draw, 1 - BETTER), cases)
+        told = f"{_told(outcomes)}; a gain of {detectable:.2%} would be found in 80 of 100"
+        book.add("better by 2 %: promoted", outcomes["pass"] / cases, "share", least=0.80, setup=told)
+
+        def refused(kind: str, make: Make, least: float, setup: str) -> None:
+            outcomes, _ = _outcomes(workspace, make, cases)
+            book.add(kind, 1 - outcomes["pass"] / cases, "share", least=least, setup=f"{_told(outcomes)}; {setup}")
+
         twins = (
             f"another seed, answers exchanged; {len(world.documents)} documents, on which the two differ by {world.spread():.2%} "
             f"(standard deviation) after {world.apart:+.2%} on all of them is taken away"
         )
-        kinds: list[tuple[str, Make, str, float, str]] = [
-            ("bad, noise: refused", lambda draw: world.case(draw, noisy[int(draw.integers(len(noisy)))]), "pass", 0.99, setup),
-            (
-                "bad, biased data: refused",
-                lambda draw: world.case(draw, world.biased),
-                "pass",
-                0.99,
-                "loss 2 % below the champion's",
-            ),
-            ("bad, memorised test: refused", world.memorised_case, "pass", 0.99, "a tenth to all of the test side"),
-            ("equal: not promoted", lambda draw: world.exchanged(draw, 1.0), "pass", 0.95, twins),
-        ]
-        workspace = Workspace.open(Path(name) / "workspace")
-        for kind, make, never, least, told in kinds:
-            outcomes, _ = _outcomes(workspace, make, cases)
-            share = 1 - outcomes[never] / cases
-            book.add(kind, share, "share", least=least, setup=f"{_told(outcomes)}; {told}")
-        outcomes, detectable = _outcomes(workspace, lambda draw: world.exchanged(draw, 1 - BETTER), cases)
-        told = f"{_told(outcomes)}; a gain of {detectable:.2%} would be found in 80 of 100"
-        book.add("better by 2 %: promoted", outcomes["pass"] / cases, "share", least=0.80, setup=told)
+        refused("equal: not promoted", lambda draw: world.exchanged(draw, 1.0), 0.95, twins)
+        below = "loss 2 % below the champion's"
+        refused("bad, biased data: refused", lambda draw: world.case(draw, world.biased), 0.99, below)
+        refused("bad, memorised test: refused", world.memorised_case, 0.99, "a tenth to all of the test side")
+        rise, noisy = world.noisy(4 if arguments.quick else cases)
+        risen = f"loss raised by {min(rise):.2%} to {max(rise):.2%}, {len(noisy)} models, each scored on the test side"
+        refused("bad, noise: refused", lambda draw: world.case(draw, noisy[int(draw.integers(len(noisy)))]), 0.99, risen)
     if arguments.quick:
         book.leave_out("100 cases of each kind, and as many noisy models")
 

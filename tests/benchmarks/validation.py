@@ -24,7 +24,7 @@ from pipeline_lib.tables.parquet import read_tables
 from pipeline_lib.tables.schemas import DOCUMENTS, SELECTION
 from pipeline_lib.validation.answers import answer
 from pipeline_lib.validation.gate import level_of
-from pipeline_lib.validation.intervals import Estimate, estimate, linearised, relative_difference, wilson
+from pipeline_lib.validation.intervals import Estimate, estimate, linearised, paired_change, relative_difference, wilson
 from pipeline_lib.validation.items import Item
 from pipeline_lib.validation.scorer import Scorer
 from pipeline_lib.validation.suites import Level
@@ -192,7 +192,7 @@ def intervals(book: Book, trials: int) -> None:
         wrong["bits per byte, 300 documents"] += not found_bits.low <= 0 <= found_bits.high
         known_items = draw.random(500)
         pair = [(known_items + draw.normal(0, 0.3, 500) > 0.5).astype(float) for _ in range(2)]
-        found = estimate(pair[0] - pair[1], np.ones(500), n_resamples=1000, seed=trial)
+        found = paired_change(pair[0] - pair[1], np.ones(500), n_resamples=1000, seed=trial)
         wrong["share, 500 items"] += not found.low <= 0 <= found.high
     for name, count in wrong.items():
         _between(book, f"paired comparison of equals, no difference: {name}", 1 - count / trials, trials)

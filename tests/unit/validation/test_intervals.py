@@ -12,9 +12,12 @@ from pipeline_lib.validation.intervals import (
     detectable,
     estimate,
     linearised,
+    paired_change,
+    paired_shares,
     relative_difference,
     resampled_ratios,
     spelled,
+    wilson,
 )
 
 
@@ -135,3 +138,23 @@ def test_a_single_document_tells_nothing_about_others() -> None:
     assert spelled(estimate(np.array([30.0]), np.array([10.0]), n_resamples=100).to_json()) == "unknown"
     assert spelled(estimate(np.ones(1), np.ones(1), n_resamples=100).to_json()) == "0.2065 to 1.0000"
     assert spelled(estimate(np.array([30.0, 30.0]), np.array([10.0, 10.0]), n_resamples=100).to_json()) == "3.0000 to 3.0000"
+
+
+def test_lost_and_won_answers_are_no_sure_change_while_they_are_few() -> None:
+    one_won, one_lost = (paired_change(np.append(one, np.zeros(79)), np.ones(80), n_resamples=10) for one in (1.0, -1.0))
+    assert one_won.low < 0 < one_won.high
+    assert (one_won.low, one_won.high) == pytest.approx((-one_lost.high, -one_lost.low))
+    none = paired_shares(0, 0, 80)
+    z = NormalDist().inv_cdf(0.975)
+    assert (none.low, none.high) == pytest.approx((-(z**2) / (80 + z**2), z**2 / (80 + z**2)))
+    all_won = paired_shares(80, 0, 80)
+    assert (all_won.low, all_won.high) == pytest.approx((wilson(80, 80).low * 2 - 1, 1), abs=0.01)
+
+
+@pytest.mark.parametrize(("n", "won", "lost"), [(30, 0.1, 0.1), (80, 0.02, 0.05), (200, 0.05, 0.01), (400, 0.3, 0.25)])
+def test_intervals_of_paired_answers_cover_the_true_change(n: int, won: float, lost: float) -> None:
+    seen = np.random.default_rng(7).multinomial(n, [won, lost, 1 - won - lost], 800)
+    cases = [(int(more), int(less)) for more, less, _ in seen]
+    found = {case: paired_shares(*case, n) for case in set(cases)}
+    held = [found[case].low <= won - lost <= found[case].high for case in cases]
+    assert 0.93 <= np.mean(held) <= 0.985, "on the cautious side where almost nothing changes"
