@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib.config.pipeline import PipelineConfig
-from pipeline_lib.memory.keep import caught_up
+from pipeline_lib.memory.recall import Guess
 from pipeline_lib.memory.record import Remembered
 from pipeline_lib.memory.store import Config, MemoryStore
 from pipeline_lib.run import run_plain
+from pipeline_lib.tuning.space import Dimension
+from pipeline_lib.tuning.warm import Past, past_points
 from pipeline_lib.workspace.runs import RunRecord
 from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks.figures import Book
@@ -51,7 +54,10 @@ SHAPES = tuple((width, depth, length) for width in (32, 64, 96, 128) for depth i
 QUICK_SHAPES = SHAPES[::2]
 LEAST_RECORDED = 6
 BATCH_TOKENS = 1024
-EARLIER, NEAREST = 10, 4
+EARLIER = 10  # runs that are remembered; each has searched
+SEARCH = {"trials": 6, "steps": 40, "pruner": "none", "repeats": 1, "warm_start": 0, "space": {"learning_rate": [0.25, 8.0]}}
+TARGET = (80, 2, 64)  # the next run: a shape that none of them had
+SEEDS, QUICK_SEEDS = 5, 3
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -63,13 +69,14 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
     folder = Path(tempfile.mkdtemp(prefix="millrace-memory-"))
     try:
         _times(book, folder / "times")
-        records = _recorded(folder / "real", QUICK_SHAPES if arguments.quick else SHAPES)
+        workspace = Workspace.open(folder / "real")
+        records = _recorded(workspace, QUICK_SHAPES if arguments.quick else SHAPES)
         _guesses(book, records)
-        _worth(book, folder, records)
+        _worth(book, workspace, records, seeds=QUICK_SEEDS if arguments.quick else SEEDS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if arguments.quick:
-        book.leave_out(f"{len(SHAPES)} recorded runs (quick: {len(QUICK_SHAPES)})")
+        book.leave_out(f"{len(SHAPES)} recorded runs and {SEEDS} seeds (quick: {len(QUICK_SHAPES)} and {QUICK_SEEDS})")
 
 
 def _made_up() -> Iterator[Remembered]:
@@ -94,6 +101,7 @@ def _made_up() -> Iterator[Remembered]:
 
 def _times(book: Book, folder: Path) -> None:
     """10,000 made-up runs, 1,000 of them warm."""
+    home, folder = folder, folder / "memory"
     store = MemoryStore(Config(folder, warm_memory_size=WARM, warm_days=1e6))
     everything = list(_made_up())
     store.add_all(everything[:-WARM])
@@ -114,6 +122,15 @@ def _times(book: Book, folder: Path) -> None:
     book.add("recall right after another run has ended", 1000 * _seconds(after_a_run), "ms", setup="write included")
     fresh = [float(_python(FRESH, str(folder), goal)) for _ in range(3)]
     book.add("recall in a fresh process, without imports", 1000 * statistics.median(fresh), "ms", setup="reads all files")
+    environment = {**os.environ, "MILLRACE_HOME": str(home)}
+    command = [sys.executable, "-m", "flows.cli.main", "recall", goal]
+    whole = [_seconds(lambda: subprocess.run(command, env=environment, check=True, capture_output=True)) for _ in range(3)]
+    book.add(
+        "millrace recall, the whole command",
+        1000 * statistics.median(whole),
+        "ms",
+        setup="a process of its own, imports included",
+    )
     moving = subprocess.Popen([sys.executable, "-c", MOVE, str(folder)])
     meanwhile, number = [], 0
     while moving.poll() is None:
@@ -129,32 +146,32 @@ def _times(book: Book, folder: Path) -> None:
     book.add("runs lost by moving", len(lost), "runs", most=0)
 
 
-def _recorded(home: Path, shapes: tuple[tuple[int, int, int], ...]) -> list[RunRecord]:
-    """Runs of the whole pipeline, one a shape; data and suites are made once. Those whose speed was not kept are left out."""
-    workspace, records = Workspace.open(home), []
+def _recorded(workspace: Workspace, shapes: tuple[tuple[int, int, int], ...]) -> list[RunRecord]:
+    """Runs of the whole pipeline, one a shape, the first ones with a search; data and suites are made once. Those whose speed was
+    not kept are left out."""
+    records = []
     for number, (width, depth, length) in enumerate(shapes):
-        record = run_plain(workspace, _config(width, depth, length, number=number))
+        record = run_plain(workspace, _config(width, depth, length, tune=SEARCH if number < EARLIER else {"trials": 0}))
         speed = record.features.get("tokens_per_second")
         told = "left out: something else slowed it down" if speed is None else f"{speed:,.0f} tokens/s"
         print(f"  recorded {number + 1} of {len(shapes)}: {told}", flush=True)
         records += [] if speed is None else [record]
     if len(records) < LEAST_RECORDED:
         raise SystemExit("too little was recorded undisturbed: this machine is too busy to measure anything")
-    caught_up(workspace)
     return records
 
 
-def _config(width: int, depth: int, length: int, *, number: int, **train: Any) -> PipelineConfig:
-    """A small run; learning rates differ, so that some of the earlier runs are worth more than others."""
-    rate = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)[number % 6]
+def _config(width: int, depth: int, length: int, *, tune: dict[str, Any], seed: int = 0, **train: Any) -> PipelineConfig:
+    """A small run at the law's learning rate, times what its search finds."""
     return PipelineConfig.model_validate(
         small(
             goal=f"a model of width {width}",
             pack={"sequence_length": length, "range_tokens": 32768},
             model={"width": width, "depth": depth, "heads": 2, "ffn_width": 3 * width},
-            tune={"trials": 0},
+            seed=seed,
+            tune=tune,
             suites={"names": ["zen"]},
-            train={"max_steps": 60, "save_every": 1000, "learning_rate": rate, "batch_tokens": BATCH_TOKENS, **train},
+            train={"max_steps": 60, "save_every": 1000, "learning_rate": 0.0, "batch_tokens": BATCH_TOKENS, **train},
             validation={"language_tokens": 1000, "bootstrap": 100},
             execution={"workers": 1},
         )
@@ -192,35 +209,64 @@ def _guesses(book: Book, records: list[RunRecord]) -> None:
     book.add("error of the guessed speed on held-out runs, median", 100 * statistics.median(errors), "%", most=15, setup=setup)
 
 
-def _worth(book: Book, folder: Path, records: list[RunRecord]) -> None:
-    """The next run with and without the memory of ten: its time estimate, and the tokens to the loss of the one without."""
-    target = (80, 2, 64)
-    store = _store_of(folder / "ten", records[:EARLIER])
-    fresh = Workspace.open(folder / "worth")
-    without = run_plain(fresh, _config(*target, number=0, learning_rate=0.0, evaluate_every=2))
-    real = _speed(fresh, without)
-    guess = store.guess(_features(without))
-    # Without memory, and before anything of the model is measured, there is a rule of thumb: 6·N operations a token, at the rate
-    # of a large matrix product.
+def _worth(book: Book, workspace: Workspace, records: list[RunRecord], *, seeds: int) -> None:
+    """The next run with and without the memory of ten: its time estimate, and the tokens to the same loss at the law's rate and
+    at the point that a search would begin with."""
+    points: list[str] = []
+    tokens: dict[str, list[float]] = {"law": [], "memory": []}
+    width, depth, length = TARGET
+    warm: list[Past] = []
+    for seed in range(seeds):
+        law = run_plain(workspace, _config(width, depth, length, tune={"trials": 0}, seed=seed, evaluate_every=2), until="train")
+        if not warm:
+            asked = _features(law)
+            _time_estimates(book, workspace, law, _store_of(workspace.root / "ten", records[:EARLIER]).guess(asked))
+            warm = past_points(
+                workspace, {"learning_rate": Dimension("learning_rate", *SEARCH["space"]["learning_rate"])}, asked, 1
+            )
+            factor = float(warm[0].point["learning_rate"]) if warm else 1.0
+        rate = float(_details(workspace, law, "plan")["learning_rate"]) * factor
+        config = _config(width, depth, length, tune={"trials": 0}, seed=seed, evaluate_every=2, learning_rate=rate)
+        wiser = law if factor == 1.0 else run_plain(workspace, config, until="train")
+        ends = [_details(workspace, one, "train")["dev_curve"][-1][1] for one in (law, wiser)]
+        for name, one in (("law", law), ("memory", wiser)):
+            tokens[name].append(_tokens_to(workspace, one, max(ends)))
+        points.append(f"{ends[0]:.3f}/{ends[1]:.3f}")
+        print(
+            f"  seed {seed}: {tokens['law'][-1]:,.0f} tokens at the law's rate, {tokens['memory'][-1]:,.0f} from memory",
+            flush=True,
+        )
+    setup = f"learning rate × {factor:g}; {warm[0].why if warm else 'the law, nothing better is remembered'}"
+    book.add(
+        "tokens to the same loss, without memory, median", statistics.median(tokens["law"]), "tokens", setup="the law's rate"
+    )
+    book.add(
+        "tokens to the same loss, first point from memory, median", statistics.median(tokens["memory"]), "tokens", setup=setup
+    )
+    saved = [100 * (1 - with_it / without) for without, with_it in zip(tokens["law"], tokens["memory"], strict=True)]
+    setup = f"{seeds} seeds, {min(saved):.0f} to {max(saved):.0f} %; ends without/with: {', '.join(points)}"
+    book.add("tokens that ten remembered runs save the first point, median", statistics.median(saved), "%", least=0, setup=setup)
+
+
+def _time_estimates(book: Book, workspace: Workspace, law: RunRecord, guess: Guess | None) -> None:
+    """Before anything of the model is measured. Without memory there is a rule of thumb: 6·N operations a token, at the rate of a
+    large matrix product."""
+    real = _speed(workspace, law)
     square = np.ones((512, 512), np.float32)
     flops = 2 * 512**3 / min(_seconds(lambda: square @ square) for _ in range(9))
-    thumb = flops / (6 * float(without.features["parameters"]))
+    thumb = flops / (6 * float(law.features["parameters"]))
     # As shares of the true time: a rate that is guessed twice too high makes the time half of what it is.
     book.add(
         "time estimate before calibration, without memory", 100 * abs(real / thumb - 1), "% off", setup="6·N at a product's rate"
     )
     remembered = 100 * abs(real / guess.value - 1) if guess else math.inf
     book.add("time estimate before calibration, ten runs remembered", remembered, "% off")
-    near = store.recall(_features(without), k=NEAREST)
-    best = min(near, key=lambda one: float(one.features.get("dev_loss", math.inf)))
-    rate = store.get(best.run_id).config["train"]["learning_rate"]
-    wiser = run_plain(fresh, _config(*target, number=0, learning_rate=float(rate), evaluate_every=2))
-    ends = [float(run.features["dev_loss"]) for run in (without, wiser)]
-    tokens = [_tokens_to(fresh, run, max(ends)) for run in (without, wiser)]
-    setup = f"the law's rate; ends at {ends[0]:.3f}, both reach {max(ends):.3f}"
-    book.add("tokens to the same loss, without memory", tokens[0], "tokens", setup=setup)
-    setup = f"rate {rate:g} of the best of the {len(near)} nearest; ends at {ends[1]:.3f}"
-    book.add("tokens to the same loss, first point from memory", tokens[1], "tokens", setup=setup)
+
+
+def _details(workspace: Workspace, record: RunRecord, stage: str) -> Any:
+    ref = record.ref(stage)
+    assert ref is not None
+    return workspace.store.artifact(ref.key).details
 
 
 def _speed(workspace: Workspace, record: RunRecord) -> float:
@@ -232,10 +278,7 @@ def _speed(workspace: Workspace, record: RunRecord) -> float:
 
 def _tokens_to(workspace: Workspace, record: RunRecord, loss: float) -> float:
     """Training tokens until the dev loss is that low, between evaluations by a straight line."""
-    ref = record.ref("train")
-    assert ref is not None
-    curve = workspace.store.artifact(ref.key).details["dev_curve"]
-    for (before, high), (step, low) in itertools.pairwise(curve):
+    for (before, high), (step, low) in itertools.pairwise(_details(workspace, record, "train")["dev_curve"]):
         if low <= loss:
             return float(before + (step - before) * (high - loss) / (high - low)) * BATCH_TOKENS
     return math.inf
