@@ -147,10 +147,11 @@ def follow(folder: Path) -> None:
 
 
 def take_from_mpi() -> bool:
-    """Put what mpirun tells where torchrun would; whether the process knows its rank now."""
+    """Put what mpirun tells where torchrun would, and nowhere else: accelerate looks there too; whether the rank is known now."""
     for name, others in OF_MPI.items():
-        if told := next((os.environ[other] for other in others if other in os.environ), ""):
-            os.environ.setdefault(name, told)
+        told = [os.environ.pop(other) for other in others if other in os.environ]
+        if told:
+            os.environ.setdefault(name, told[0])
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 

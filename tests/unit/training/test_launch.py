@@ -16,7 +16,7 @@ import pytest
 
 from pipeline_lib.errors import RefusedError
 from pipeline_lib.training import launch
-from pipeline_lib.training.rank import LAUNCHER, STOP, said_by
+from pipeline_lib.training.rank import LAUNCHER, STOP, said_by, take_from_mpi
 from pipeline_lib.workspace.services import Services
 
 DONE = """echo '{"say": "done"}' >> $said"""
@@ -132,6 +132,21 @@ def test_a_process_that_nobody_gave_a_rank_says_so(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "torchrun starts as many as it is told" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_mpirun_tells_stands_where_torchrun_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only there: accelerate would make a world of its own of it."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert not take_from_mpi()
+    for name, value in {"RANK": "3", "SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    monkeypatch.setenv("PMI_RANK", "3")
+    assert take_from_mpi()
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "8", "1"]
+    assert not [name for name in os.environ if name.startswith(("OMPI_COMM", "PMI_"))]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        del os.environ[name]  # other tests are in no world
 
 
 def gone(process: psutil.Process) -> bool:
