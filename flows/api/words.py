@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any
 
 from pipeline_lib.config.explain import nearest
 from pipeline_lib.errors import ConfigError
 
-T = TypeVar("T")
 BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 HOURS = {"s": 1 / 3600, "m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
 COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}
@@ -31,9 +30,9 @@ def known(name: str, names: Iterable[str], where: str) -> str:
     raise ConfigError(f"{name!r} is not known", where=where, fix=fix)
 
 
-def several(told: Sequence[T] | T) -> list[T]:
+def several(told: Sequence[Any] | str | Path | Mapping[str, Any]) -> list[Any]:
     """What was named, also where one thing (a text, path or mapping) was named without a list around it."""
-    return [cast(T, told)] if isinstance(told, str | Path | Mapping) else list(cast(Sequence[T], told))
+    return [told] if isinstance(told, str | Path | Mapping) else list(told)
 
 
 def size_in(value: object, units: Mapping[str, float], where: str, example: str) -> float:

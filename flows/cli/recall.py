@@ -57,8 +57,8 @@ def recall(
             from pipeline_lib.config.recovery import POLICIES
 
             signals = sorted({policy.signal for policy in POLICIES})
-            near = "" if cured in signals else nearest(cured, signals)
-            show.say(f"no remembered run had {cured!r} and got over it" + (f"; did you mean {near}?" if near else ""))
+            meant = "" if cured in signals else nearest(cured, signals)
+            show.say(f"no remembered run had {cured!r} and got over it" + (f"; did you mean {meant}?" if meant else ""))
         return
     asked = features_in(goal)
     found = store.recall(asked, goal=goal, k=k)

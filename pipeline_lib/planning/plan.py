@@ -182,7 +182,7 @@ def compose(
         checkpointing=twice,
         device="cuda" if training_device().type == "cuda" else "cpu",
     )
-    fastest = float(profile.get("wanted_tokens_per_second", profile["tokens_per_second"]))
+    fastest = float(profile.get("wanted_tokens_per_second") or profile["tokens_per_second"])
     gave_up = list(draft.gave_up)
     if fastest > profile["tokens_per_second"]:
         limit = f"{resources.memory_gib:g} GiB" if resources.memory_gib else "this machine's memory"
