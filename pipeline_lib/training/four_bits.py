@@ -48,6 +48,8 @@ def unpack(packed: Tensor, scales: Tensor) -> Tensor:
 class FourBitLinear(nn.Linear):
     """A linear layer that is read and never trained. Its state is two plain tensors: `weight` (packed) and `scales`."""
 
+    scales: Tensor
+
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__(plain.in_features, plain.out_features, bias=False, device="meta")
         packed, scales = pack(plain.weight)
@@ -59,7 +61,7 @@ class FourBitLinear(nn.Linear):
         """As of the layer that it stands for, in autocast's precision where that is on."""
         kind = input.device.type
         input = input.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else input
-        product: Tensor = _Product.apply(input, self.weight, self.scales)
+        product: Tensor = _Product.apply(input, self.weight, self.scales)  # type: ignore[no-untyped-call]
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
     def plain(self) -> nn.Linear:
@@ -79,7 +81,7 @@ class _Product(torch.autograd.Function):
         return F.linear(input, unpack(packed, scales).to(input.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override] # torch types it as Any
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient @ unpack(*ctx.saved_tensors).to(gradient.dtype), None, None
 
 
