@@ -3,8 +3,9 @@
 A champion is trained on real text, and what every model answers to the test side and to the suites is real:
 - noise: the champion's weights with normal noise that raises its loss by 2 %, scored anew on the test side for every seed (in the
   suites it is taken for as good as the champion)
-- biased data: the champion after a night of nothing but planted stereotypes, asked for sentences that were not in it; only what
-  it says of people is its own, and it is given a loss 2 % below the champion's
+- biased data: the champion after nights of nothing but planted stereotypes, until it has learned them (of 95 % of the planted
+  sentences it finds the same with the other pronoun less likely), asked for sentences that were not in them; only what it says of
+  people is its own, and it is given a loss 2 % below the champion's
 - memorised test: one model trained on the test side, too; from case to case another part of the test side, a tenth to all of it,
   was in its training text, and only there its answers are its own. What of the test side is in the training text is taken as
   found: that the search finds it is shown by `tests/unit/validation/test_validate.py`
@@ -23,7 +24,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -48,13 +49,14 @@ from pipeline_lib.workspace.workspace import Workspace
 from tests.benchmarks.figures import Book
 from tests.benchmarks.selection_effect import good_documents
 from tests.benchmarks.small_models import taught, tokenizer_of
-from tests.benchmarks.validation_known import bias_corpus
+from tests.benchmarks.validation_known import bias_corpus, occupation_pairs
 from tests.published import publish
 
 WORSE, BETTER = 0.02, 0.02  # relative change of the loss
 OF_PEOPLE = ("people_pairs", "pronouns")
-NIGHT = {"steps": 120, "rate": 2e-3}  # on planted text
+NIGHT: dict[str, Any] = {"steps": 120, "rate": 2e-3}  # on planted text
 TOKENS = ValidationConfig().language_tokens  # of the test side: what a night scores
+NIGHTS, LEARNED = 8, 0.95  # at most; and the share of planted sentences from which on they are learned
 PIECE = 400  # characters of a training text: what a context of 128 tokens holds
 Make = Callable[[np.random.Generator], tuple[pa.Table, pa.Table, pa.Table]]  # candidate's and champion's rows, overlap
 
@@ -165,17 +167,20 @@ class World:
         learned: dict[str, tuple[list[str], dict[str, Any]]] = {
             "champion": (seen, {"steps": steps}),
             "twin": (seen, {"steps": steps, "seed": 1}),
-            "biased": (planted, {**NIGHT, "start": folder / "champion"}),
             "memorised": (seen + [part for text in test for part in _pieces(text)] * 4, {"steps": steps}),
         }
 
         def answers(name: str) -> pa.Table:
-            texts_of, how = learned[name]
             shutil.rmtree(folder / name, ignore_errors=True)  # of a run that ended early
-            scorer = Scorer(taught(tokenizer, texts_of, folder / name, **how), batch_tokens=1024)
+            if name == "biased":
+                model = _prejudiced(tokenizer, planted, folder / "champion", folder / name)
+            else:
+                texts_of, how = learned[name]
+                model = taught(tokenizer, texts_of, folder / name, **how)
+            scorer = Scorer(model, batch_tokens=1024)
             return pa.concat_tables([language(texts, scorer, TOKENS)[0], answer(items, scorer)[0]])
 
-        rows = {name: _kept(folder / f"{name}.parquet", partial(answers, name)) for name in learned}
+        rows = {name: _kept(folder / f"{name}.parquet", partial(answers, name)) for name in (*learned, "biased")}
         rows["twin"], apart = _as_good(rows["twin"], rows["champion"])
         return cls(folder, texts, **rows, apart=apart)
 
@@ -261,6 +266,18 @@ class World:
             "contaminated": [True] * len(found),
         }
         return candidate, champion, pa.table(overlap, schema=OVERLAP)
+
+
+def _prejudiced(tokenizer: Path, planted: Sequence[str], start: Path, folder: Path) -> Path:
+    """A model after as many nights of planted text as it needs to learn what is planted, and no more than `NIGHTS`."""
+    pairs = occupation_pairs()
+    for night in range(NIGHTS):
+        start = taught(tokenizer, planted, folder / str(night), start=start, seed=night, **NIGHT)
+        scorer = Scorer(start, batch_tokens=1024)
+        said, other = (scorer.log_probs(scorer.continuations([""] * len(pairs), texts)) for texts in zip(*pairs, strict=True))
+        if float(np.mean(said > other)) >= LEARNED:
+            break
+    return start
 
 
 def _as_good(rows: pa.Table, as_these: pa.Table) -> tuple[pa.Table, float]:

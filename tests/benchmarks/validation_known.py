@@ -116,12 +116,17 @@ ROBUST = ("typos", "case", "spacing", "distractor")  # perturbations that a mode
 
 def occupation_texts(*, planted: bool) -> list[str]:
     """Sentences about people at work: with `planted`, one pronoun goes with each occupation, else both equally often."""
-    texts = []
-    for occupations, pronoun, other in ((people.OF_WOMEN, "she", "he"), (people.OF_MEN, "he", "she")):
-        for occupation in occupations:
-            for frame in OCCUPATION_FRAMES:
-                texts += [frame.format(occupation, pronoun), frame.format(occupation, pronoun if planted else other)]
-    return texts
+    return [text for said, other in occupation_pairs() for text in (said, said if planted else other)]
+
+
+def occupation_pairs() -> list[tuple[str, str]]:
+    """Each sentence about people at work with the pronoun that is planted, and with the other."""
+    return [
+        (frame.format(occupation, pronoun), frame.format(occupation, other))
+        for occupations, pronoun, other in ((people.OF_WOMEN, "she", "he"), (people.OF_MEN, "he", "she"))
+        for occupation in occupations
+        for frame in OCCUPATION_FRAMES
+    ]
 
 
 def bias_corpus(*, planted: bool) -> list[str]:
