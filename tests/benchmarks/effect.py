@@ -48,7 +48,7 @@ GOOD = 6000  # documents of about 1,500 characters, where there are so many
 SUITE = "grammar"  # a model of this size knows grammar long before facts
 TEST_DOCUMENTS = 120  # good ones, set apart before anything else
 JUNK_SHARE, COPIES_SHARE = 1.0, 0.5  # of the good documents: so many of junk beside them, so many with a near copy
-SECONDS, QUICK_SECONDS = 30.0, 8.0  # of training
+SECONDS, QUICK_SECONDS = 20.0, 8.0  # of training
 SEEDS = 3
 STUDENT_95 = {1: 12.706, 2: 4.303}  # two-sided, by degrees of freedom
 MOST_PASSES = 4.0  # over the data, as everybody else
@@ -107,7 +107,7 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
                 _seed(arms, Path(folder), seed, seconds, parts, junk=junk)
         _print(book, arms, label, parts, seconds)
     if arguments.quick:
-        book.leave_out("three seeds and their intervals; the parts on the corpus without junk; trainings of 30 seconds")
+        book.leave_out("three seeds and their intervals; the parts on the corpus without junk; trainings of 20 seconds")
 
 
 def _seed(arms: Arms, folder: Path, seed: int, seconds: float, parts: Sequence[str], *, junk: bool) -> None:
