@@ -45,8 +45,8 @@ class Policy:
 NOT_FINITE = "the loss or the gradient norm of a step is not a number"
 SPIKE = "a loss is more than 6 standard deviations above the mean of the last 128 steps"
 DIVERGENCE = (
-    "the median of 32 losses is 5 % and 6 standard errors above the lowest such median, and the dev loss is above that of the "
-    "checkpoint before"
+    "the median of 32 losses is 5 % and 12 standard errors above the lowest such median, and the dev loss 2.5 % above that of "
+    "the checkpoint before"
 )
 MEMORY = "a forward or backward pass could not allocate memory"
 DISK = "a checkpoint does not fit on the disk"

@@ -17,7 +17,7 @@ LEAST_STEPS = 96  # fewer say nothing about a course
 FLAT_SHARE = 0.004  # of the loss: a fall in half of the constant part that is surely smaller is a plateau
 LEARNED_SHARE = 0.05  # of the first loss: less was not learned at all
 RISE_SHARE = 0.01  # of the best dev loss: a rise above it by more is overfitting, when the training loss fell meanwhile
-DIVERGED_SHARE = 0.05  # as training/signals.py
+DIVERGED_SHARE, DIVERGED_SIGMA = 0.05, 12.0  # as training/signals.py
 CLIPPED_SHARE = 0.9
 LEAST_SPIKES, SPIKES_A_STEP = 3, 1 / 500  # a long training has a spike now and then
 # Norm of a step's change ÷ norm of the weights: a rule of thumb asks for 1e-3 (A. Karpathy, "makemore" part 3). Healthy trainings
@@ -180,7 +180,8 @@ def _last_before_decay(evidence: Evidence) -> int:
 
 def divergence(evidence: Evidence) -> Iterator[Finding]:
     """The loss went up for good, or was not a number."""
-    seen = evidence.said("divergence", "non_finite")
+    harmless = {event.step for event in evidence.said("divergence_not_confirmed")}
+    seen = [event for event in evidence.said("divergence", "non_finite") if event.step not in harmless]
     before = evidence.loss[evidence.steps <= evidence.schedule.decay_start] if evidence.schedule.kind == "wsd" else evidence.loss
     rise, where = _rise(finite(evidence.loss)), ""
     if rise is None:  # a decay heals a part of it
@@ -214,9 +215,9 @@ def _rise(loss: Floats) -> tuple[float, float] | None:
     if len(loss) < LEAST_STEPS:
         return None
     cut = loss[len(loss) % 32 :].reshape(-1, 32)
-    medians, spread = np.median(cut, axis=1), cut.std(axis=1)
+    medians, spread = np.median(cut, axis=1), np.diff(cut, axis=1).std(axis=1) / math.sqrt(2)  # the course itself left out
     lowest = int(np.argmin(medians))
-    limit = medians[lowest] + max(DIVERGED_SHARE * medians[lowest], 6 * spread[lowest] / math.sqrt(32))
+    limit = medians[lowest] + max(DIVERGED_SHARE * medians[lowest], DIVERGED_SIGMA * spread[lowest] / math.sqrt(32))
     return (float(medians[lowest]), float(medians[-1])) if medians[-1] > limit else None
 
 

@@ -27,11 +27,12 @@ from pipeline_lib.training.loop import Session
 from pipeline_lib.training.monitor import Monitor
 from pipeline_lib.training.policies import Ledger
 from pipeline_lib.training.saving import read_part
-from pipeline_lib.training.signals import DIVERGENCE_WINDOW, Signal
+from pipeline_lib.training.signals import DIVERGENCE_SHARE, DIVERGENCE_WINDOW, Signal
 from pipeline_lib.workspace.files import read_json, remove_tree, write_json
 
 # Where the trouble began before it was seen: a mean over a window rises some steps after the losses do.
 BEGAN_BEFORE = {"divergence": DIVERGENCE_WINDOW}
+WORSE_SHARE = DIVERGENCE_SHARE / 2  # of the dev loss: half of what the training loss has risen by at least
 LEAST_TRIAL = DIVERGENCE_WINDOW  # steps at the lower rate, however few were undone: as many as divergence needs to show
 LOWER_RATE = 3.0  # what a person should try: about the grid of a learning-rate search
 
@@ -201,18 +202,20 @@ class Recovery(TrainerCallback):
         return {"why": f"{policy.name}{rate}, as in run {cure['run']}, where it cured the same{rest}"}
 
     def _confirmed(self, signal: Signal) -> bool:
-        """Whether the dev loss is worse now than at the checkpoint that a roll-back would lead to.
+        """Whether the dev loss is worse now, by `WORSE_SHARE`, than at the checkpoint that a roll-back would lead to.
 
-        The training loss also rises where data becomes harder, or what is read again was read long ago; to go back would only
-        undo what was learned since. Where the plan evaluates nothing, the training loss is all that is known.
+        The training loss also rises where data becomes harder, or what is read again was read long ago, and overfitting raises
+        the dev loss slowly; to go back would only undo what was learned since. Where the plan evaluates nothing, the training
+        loss is all that is known.
         """
         if not self.session.plan.evaluate_every:
             return True
         to = self._checkpoint_before(signal)
         before, now = self._dev_loss_at(to), self.dev_loss.now()
-        if now <= before:
+        limit = (1 + WORSE_SHARE) * before
+        if now <= limit:
             self.event("divergence_not_confirmed", step=signal.step, dev_loss=now, dev_loss_before=before, at_step=to)
-        return not now <= before
+        return not now <= limit
 
     def _dev_loss_at(self, step: int) -> float:
         """Of a checkpoint: as it was evaluated then, or else evaluated now, for an older one's would say too much; −inf where

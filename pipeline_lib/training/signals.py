@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,9 @@ SPIKE_SIGMA, SPIKE_WINDOW = 6.0, 128  # OLMo-core's stability monitor: 6 σ over
 SPIKE_QUIET_STEPS = 20  # after a spike, no second one for so long
 DIVERGENCE_WINDOW = 32  # losses in a median, which a spike of some steps does not move
 DIVERGENCE_SHARE = 0.05  # above the lowest median so far, by this share of it …
-DIVERGENCE_SIGMA = 6.0  # … and by so many standard errors, so that noise is not called divergence
+# … and by so many standard errors of a mean. On a plateau of 10,000 windows the lowest median lies 3.9 of its own below the
+# middle and the highest as far above; a median's is 1.25 of a mean's: 2 × 3.9 × 1.25 = 9.8 is noise.
+DIVERGENCE_SIGMA = 12.0
 PLATEAU_STEPS, PLATEAU_SHARE = 500, 0.1  # no progress for so long, or for this share of the planned steps, whichever is more
 PLATEAU_GAIN = 0.001  # of the loss: less is no progress
 SLOW_STEP, SLOW_STEP_SECONDS = 4.0, 0.1  # times the median of the latest steps, and at least so much longer
@@ -80,7 +82,7 @@ class Losses:
         self.recent: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self.patience = max(PLATEAU_STEPS, round(PLATEAU_SHARE * planned_steps))
         self.last_spike, self.last_divergence = -SPIKE_QUIET_STEPS, -SPIKE_WINDOW
-        self.lowest, self.lowest_sigma = math.inf, 0.0  # median of a window, and the spread of the losses in it
+        self.lowest, self.lowest_sigma = math.inf, 0.0  # median of a window, and the noise of the losses in it
         self.progress_step, self.progress_loss = 0, math.inf  # where the median last fell by PLATEAU_GAIN
 
     def see(self, step: int, loss: float) -> list[Signal]:
@@ -92,7 +94,7 @@ class Losses:
             median = statistics.median(latest)
             found += [signal for signal in (self._divergence(step, median), self._plateau(step, median)) if signal]
             if median < self.lowest:
-                self.lowest, self.lowest_sigma = median, float(np.std(latest))
+                self.lowest, self.lowest_sigma = median, noise_of(latest)
         return found
 
     @property
@@ -178,6 +180,11 @@ class Pace:
                 self.best = now  # said once; from here on this is what is usual
             self.best = min(self.best, now)
         return found
+
+
+def noise_of(losses: Sequence[float]) -> float:
+    """Standard deviation of losses around their course: of the differences of neighbours, over √2 (von Neumann et al. 1941)."""
+    return float(np.std(np.diff(losses))) / math.sqrt(2)
 
 
 def _known(value: float) -> float | None:

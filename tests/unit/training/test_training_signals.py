@@ -28,6 +28,11 @@ def test_an_ordinary_training_says_nothing(seed: int) -> None:
     assert told(falling(1500, seed)) == []
 
 
+def test_a_long_plateau_of_small_batches_is_no_divergence() -> None:
+    losses = np.random.default_rng(0).normal(2.0, 0.22, 12_000)
+    assert [signal for signal in told(losses) if signal.signal == "divergence"] == []
+
+
 def test_a_spike_is_one_signal_and_a_short_one_no_divergence() -> None:
     losses = falling(600)
     losses[400:403] += 3
