@@ -43,6 +43,7 @@ DATA = (
 def options(parser: argparse.ArgumentParser) -> None:
     """Parts may be left out."""
     parser.add_argument("--part", choices=["simulated", "real", "schedules", "calibration"], default=None, help="only this part")
+    parser.add_argument("--first", type=int, default=0, help="begin with this one of the real runs, counted from 0")
 
 
 def run(book: Book, arguments: argparse.Namespace) -> None:
@@ -57,7 +58,7 @@ def run(book: Book, arguments: argparse.Namespace) -> None:
         if "schedules" in wanted:
             schedules(book, Workspace.open(home), steps=160 if arguments.quick else 600)
         if "real" in wanted:
-            real(book, home, QUICK_REAL if arguments.quick else REAL)
+            real(book, home, QUICK_REAL if arguments.quick else REAL, first=arguments.first)
     if "calibration" in wanted:
         memory_figures(book, quick=arguments.quick)
         cost_figures(book, quick=arguments.quick)
@@ -91,7 +92,7 @@ def simulated(book: Book, nights: int) -> None:
     book.add("simulated: 95th percentile of the unused share", 100 * sorted(unused)[int(0.95 * nights)], "%")
 
 
-def real(book: Book, home: Path, windows: Sequence[float]) -> None:
+def real(book: Book, home: Path, windows: Sequence[float], *, first: int = 0) -> None:
     """Whole runs through the command line, each with a trouble of its own, and of another size: each calibrates anew."""
     rng = random.Random(11)
     workspace = Workspace.open(home)
@@ -117,6 +118,8 @@ def real(book: Book, home: Path, windows: Sequence[float]) -> None:
             "tune.trials=0", "train.max_epochs=1000", f"train.batch_tokens={rng.choice([1024, 2048, 4096])}", f"seed={number}",
             "validation.language_tokens=5000", f"execution.extensions=[{TROUBLE}]",
         )  # fmt: skip
+        if number < first:
+            continue
         begun = time.time()
         code = _millrace(home, "run", *_set(*overrides), trouble=told, must=False)
         killed = code == -signal.SIGKILL
@@ -139,7 +142,8 @@ def real(book: Book, home: Path, windows: Sequence[float]) -> None:
             f"{_parts(record)}; the command took {time.time() - begun:.0f} s",
             flush=True,
         )
-    setup = f"{len(windows)} whole runs of {', '.join(f'{m:g}' for m in sorted(set(windows)))} minutes, margin {MARGIN:.0%}"
+    done = windows[first:]
+    setup = f"{len(done)} whole runs of {', '.join(f'{m:g}' for m in sorted(set(done)))} minutes, margin {MARGIN:.0%}"
     book.add("real runs that do not come to their end", undone, "runs", most=0, setup=setup)
     if not records:
         return
