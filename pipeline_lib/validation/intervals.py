@@ -90,7 +90,7 @@ def estimate(
         groups: int64 [items], the same for related items (one fact in several wordings), which count together; None: all alone.
         level: of the interval.
     """
-    together = None if groups is None or len(np.unique(groups)) == len(groups) else np.unique(groups, return_inverse=True)[1]
+    together = _together(groups)
     if (weights == 1).all() and np.isin(scores, (0, 1)).all():
         share, n = float(scores.mean()), len(scores)
         effective = n if together is None else n / design_effect(scores, together)
@@ -112,10 +112,18 @@ def paired_change(
     Of answers that were lost (−1), kept (0) and won (1) the score interval of `paired_shares`: one answer won and none lost is no
     sure gain, and no change at all in few items no proof that there is none. Other changes as `estimate` has them.
     """
-    together = None if groups is None or len(np.unique(groups)) == len(groups) else np.unique(groups, return_inverse=True)[1]
+    together = _together(groups)
     if together is None and (weights == 1).all() and np.isin(changes, (-1, 0, 1)).all():
         return paired_shares(int((changes > 0).sum()), int((changes < 0).sum()), len(changes), level=level)
     return _ratio(changes, weights, together, n_resamples=n_resamples, seed=seed, level=level)
+
+
+def _together(groups: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """Groups numbered from 0, None where every item is alone."""
+    if groups is None:
+        return None
+    names, numbers = np.unique(groups, return_inverse=True)
+    return None if len(names) == len(groups) else numbers
 
 
 def _ratio(
