@@ -48,6 +48,8 @@ from pipeline_lib.workspace.services import Services
 from pipeline_lib.workspace.stage import Outcome, StageRun
 from pipeline_lib.workspace.workspace import Workspace
 
+MOST_BATCH = 3.0  # times the law's, from which on the plan warns
+
 
 def plan(
     run: StageRun,
@@ -164,6 +166,7 @@ def compose(
     tokens = draft.fit.steps * draft.batch_sequences * data["sequence_length"]
     rate = _learning_rate(parameters.without_embeddings, tokens, tuned, model, train, batch_share=draft.batch_share)
     warm, short = warmup(draft.fit.steps, draft.most_steps, plan.warmup_share)
+    large = "" if source or model.start != "scratch" else _large_batch(tokens, draft.batch_sequences, data["sequence_length"])
     shape = course(draft.fit.steps, schedule=train.schedule, warmup_steps=warm, decay_share=plan.decay_share)
     promises = _promises(
         draft, window, calibrated=calibrated, profile=profile, tuned=tuned, resources=resources, tokens=tokens, earlier=earlier
@@ -228,7 +231,7 @@ def compose(
         "advice": laws.advice(parameters.without_embeddings, tokens),
         "size_advice": laws.size_advice(parameters.without_embeddings, tokens),
         "gave_up": gave_up,
-        "warnings": [short] if short else [],
+        "warnings": [words for words in (short, large) if words],
         "window": [[part, round(seconds, 3)] for part, seconds in window_parts(window, draft).items()],
         "memory_terms": estimate.terms,
         "memory": _memory(estimate.total, profile, calibrated),
@@ -397,6 +400,18 @@ def _learning_rate(
         return found
     share = math.sqrt(batch_share)
     return replace(found, value=found.value * share, why=f"{found.why}; × {share:.3g}, the root of the batch's share")
+
+
+def _large_batch(tokens: int, batch_sequences: int, sequence_length: int) -> str:
+    """A warning, or "": fewer and larger steps than the law's learn less from the same tokens."""
+    batch, law = batch_sequences * sequence_length, laws.step_law_batch_tokens(tokens)
+    better = max(2 ** round(math.log2(law)), sequence_length)
+    if batch <= MOST_BATCH * law or better >= batch:
+        return ""
+    return (
+        f"a step has {batch:,} tokens, {batch / law:.1f} times what the Step Law says for the {tokens:,} that fit: "
+        f"train.batch_tokens={better} makes more of them"
+    )
 
 
 def _promises(

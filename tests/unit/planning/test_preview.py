@@ -1,6 +1,7 @@
 """`millrace plan`: the plan of a run without training, with data that is only named."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,16 @@ def test_a_short_window_decides_and_the_warm_up_is_cut_with_a_warning(home: Path
     assert any(words.startswith("data:") for words in found["gave_up"])
     (warning,) = found["warnings"]
     assert "resources.max_hours" in warning
+
+
+def test_steps_far_larger_than_the_laws_are_warned_of(home: Path) -> None:
+    found = planned(home, "resources.max_hours=2", "train.max_steps=150", "train.batch_tokens=16384", documents=100_000)
+    law = found["batch_tokens_of_the_law"]
+    (warning,) = [words for words in found["warnings"] if "Step Law" in words]
+    assert f"a step has 16,384 tokens, {16_384 / law:.1f} times" in warning
+    assert f"train.batch_tokens={1 << round(math.log2(law))} " in warning
+    asked = planned(home, "resources.max_hours=2", "train.max_steps=150", "train.batch_tokens=1024", documents=100_000)
+    assert not any("Step Law" in words for words in asked["warnings"])
 
 
 def test_reading_and_search_are_foreseen_and_earlier_runs_tell_both_their_time_and_their_loss(home: Path) -> None:
