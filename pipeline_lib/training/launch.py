@@ -199,9 +199,9 @@ def _watch(run: StageRun, children: Sequence[_Child], size: int, stall_seconds: 
         for ear in ears:
             for line in ear.listen():
                 ear.done = _pass_on(run, line) == "done" or ear.done
-        for child, code in zip(children, codes, strict=True):
-            if code:
-                return _Death(child.who, _words(code), _tail(child.log))
+        if dead := [(child, code) for child, code in zip(children, codes, strict=True) if code]:
+            child, code = min(dead, key=lambda one: one[1] > 0)  # when one is killed, the others soon end by themselves
+            return _Death(child.who, _words(code), _tail(child.log))
         waiting = [rank for rank, ear in enumerate(ears) if not ear.done]
         if all(code == 0 for code in codes) and (not waiting or children):
             return _Death(f"rank {waiting[0]}", "ended before its work was done", "") if waiting else None

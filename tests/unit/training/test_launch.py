@@ -69,6 +69,14 @@ def test_a_rank_that_dies_and_one_that_is_silent_end_the_launch(tmp_path: Path) 
     assert wait_for(lambda: not any(lives(child) for child in family))  # on a busy machine a process takes its time to die
 
 
+def test_of_several_that_ended_the_killed_one_is_told(tmp_path: Path) -> None:
+    with ranks(tmp_path, "exit 1", "kill -9 $$") as started:
+        for child in started:
+            child.process.wait()
+        death = launch._watch(listener(), started, 2, 60, tmp_path)
+    assert death == launch._Death("rank 1", "was ended by SIGKILL", "")
+
+
 def test_a_rank_that_leaves_without_a_word_has_not_done_its_work(tmp_path: Path) -> None:
     with ranks(tmp_path, f"{DONE}; exit 0", "exit 0") as started:
         death = launch._watch(listener(), started, 2, 60, tmp_path)
