@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +36,6 @@ def recall(
     as_json: Json = False,
 ) -> None:
     """Recall past runs like a goal, nearest first, with the reasons; failed runs teach, too."""
-    _leave_pandas_out()
     from pipeline_lib.memory.ask import features_in
     from pipeline_lib.memory.keep import caught_up
     from pipeline_lib.memory.store import NOTHING_YET
@@ -82,30 +80,6 @@ def recall(
              "; ".join(near.doubts)]
         )  # fmt: skip
     show.table(["run", "outcome", "distance", "goal", "because", "doubts"], rows)
-
-
-class _NoPandas:
-    """pyarrow imports pandas when it makes its first array from a list, a quarter of a second; nothing here is a data frame.
-
-    While this is on `sys.meta_path`, it finds none. Whoever asks it for a data frame later makes it look again.
-    """
-
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == "pandas":
-            raise ImportError("not needed here")
-
-
-def _leave_pandas_out() -> None:
-    if "pandas" in sys.modules:
-        return
-    import pyarrow as pa
-
-    finder = _NoPandas()
-    sys.meta_path.insert(0, finder)
-    try:
-        pa.array([0])
-    finally:
-        sys.meta_path.remove(finder)
 
 
 def _told(store: MemoryStore, near: Neighbour) -> dict[str, Any]:

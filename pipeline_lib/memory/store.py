@@ -291,9 +291,8 @@ class MemoryStore:
         """A cold file; columns that it lacks (an older version wrote it) are empty, a damaged one is set aside."""
         if path not in self._parts:
             try:
-                table = pq.ParquetFile(path).read(
-                    use_threads=False
-                )  # small files: a data set and threads cost more than they give
+                with pq.ParquetFile(path) as file:  # small ones: a data set and threads cost more than they give
+                    table = file.read(use_threads=False)
                 columns = [
                     table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
                     for field in SCHEMA

@@ -17,7 +17,7 @@ from pipeline_lib.config.model import (
     Precision,
     TokenizerConfig,
     TrainConfig,
-)  # fmt: skip
+)
 from pipeline_lib.errors import ConfigError, RefusedError, StageFailedError
 from pipeline_lib.hardware.machine import resident_bytes, training_device, training_memory_bytes
 from pipeline_lib.memory.keep import caught_up

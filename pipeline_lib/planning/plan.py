@@ -157,11 +157,8 @@ def compose(
     Raises:
         RefusedError: window or money do not allow it; the fix names the nearest plan that would.
     """
-    micro = split_batch(
-        train.batch_tokens, sequence_length=int(data["sequence_length"]), micro_batch=int(profile["micro_batch"])
-    )[1]
-    profile = at_batch(profile, calibrated, micro)
     draft = draft_plan(data, calibrated, profile, window, plan=plan, train=train, source=source)
+    profile = draft.profile
     parameters = count_parameters(real, rows)
     tokens = draft.fit.steps * draft.batch_sequences * data["sequence_length"]
     rate = _learning_rate(parameters.without_embeddings, tokens, tuned, model, train, batch_share=draft.batch_share)
@@ -251,6 +248,7 @@ class Draft:
     most_steps: int  # the data and the configuration allow no more
     gave_up: list[str]
     batch_share: float  # of the batch that was asked for
+    profile: Mapping[str, Any]  # the chosen one, as fast and as large as with passes of this size
 
 
 def window_of(services: Services, resources: ResourcesConfig, *, after: After, start_up: float) -> Window | None:
@@ -300,9 +298,6 @@ def draft_plan(
         raise RefusedError(
             "there is no training data: 0 sequences on the train side", where="stage plan", fix="select more documents"
         )
-    rate = float(profile["tokens_per_second"])
-    if window and not plan.replan:
-        rate *= calibrated["interval"][0]  # nobody adapts the end: plan for the slow edge of what was measured
     evaluate = min(data["sequences"]["dev"], DEV_SEQUENCES) * length / calibrated["evaluate_tokens_per_second"]
     wanted, micro = split_batch(
         train.batch_tokens,
@@ -312,6 +307,10 @@ def draft_plan(
     )
     if source:
         wanted, micro = int(source.record["plan"]["batch_sequences"]), int(source.record["plan"]["micro_batch"])
+    profile = at_batch(profile, calibrated, micro)
+    rate = float(profile["tokens_per_second"])
+    if window and not plan.replan:
+        rate *= calibrated["interval"][0]  # nobody adapts the end: plan for the slow edge of what was measured
     done = source.step if source else 0
     batch = wanted
     gave_up: list[str] = []
@@ -346,7 +345,7 @@ def draft_plan(
         if train.max_steps:
             gave_up.append(f"steps: {found.steps} of {train.max_steps}, the window ends before")
     most = min(epoch_steps, train.max_steps) if train.max_steps else epoch_steps
-    return Draft(batch, micro, load, found, most, gave_up, batch / wanted)
+    return Draft(batch, micro, load, found, most, gave_up, batch / wanted, profile)
 
 
 def _refuse_more_epochs(passes: float, most: float) -> None:

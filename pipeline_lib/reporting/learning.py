@@ -11,13 +11,13 @@ import numpy as np
 from pipeline_lib.planning import laws
 from pipeline_lib.reporting.evidence import Event, Evidence, Floats, finite, percent, usual
 from pipeline_lib.reporting.findings import Finding, Numbers, sentence
+from pipeline_lib.training.signals import DIVERGENCE_SHARE, DIVERGENCE_SIGMA, noise_of
 
 BLOCKS = 16  # means of so many blocks of steps; their spread around a line is the noise of a slope
 LEAST_STEPS = 96  # fewer say nothing about a course
 FLAT_SHARE = 0.004  # of the loss: a fall in half of the constant part that is surely smaller is a plateau
 LEARNED_SHARE = 0.05  # of the first loss: less was not learned at all
 RISE_SHARE = 0.01  # of the best dev loss: a rise above it by more is overfitting, when the training loss fell meanwhile
-DIVERGED_SHARE, DIVERGED_SIGMA = 0.05, 12.0  # as training/signals.py
 CLIPPED_SHARE = 0.9
 LEAST_SPIKES, SPIKES_A_STEP = 3, 1 / 500  # a long training has a spike now and then
 # Norm of a step's change ÷ norm of the weights: a rule of thumb asks for 1e-3 (A. Karpathy, "makemore" part 3). Healthy trainings
@@ -215,9 +215,10 @@ def _rise(loss: Floats) -> tuple[float, float] | None:
     if len(loss) < LEAST_STEPS:
         return None
     cut = loss[len(loss) % 32 :].reshape(-1, 32)
-    medians, spread = np.median(cut, axis=1), np.diff(cut, axis=1).std(axis=1) / math.sqrt(2)  # the course itself left out
+    medians = np.median(cut, axis=1)
     lowest = int(np.argmin(medians))
-    limit = medians[lowest] + max(DIVERGED_SHARE * medians[lowest], DIVERGED_SIGMA * spread[lowest] / math.sqrt(32))
+    error = noise_of(cut[lowest]) / math.sqrt(32)
+    limit = medians[lowest] + max(DIVERGENCE_SHARE * medians[lowest], DIVERGENCE_SIGMA * error)
     return (float(medians[lowest]), float(medians[-1])) if medians[-1] > limit else None
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 SignalKind = Literal[
     "non_finite", "loss_spike", "divergence", "plateau", "slow_step", "slow_down",
@@ -182,7 +183,7 @@ class Pace:
         return found
 
 
-def noise_of(losses: Sequence[float]) -> float:
+def noise_of(losses: Sequence[float] | NDArray[np.float64]) -> float:
     """Standard deviation of losses around their course: of the differences of neighbours, over √2 (von Neumann et al. 1941)."""
     return float(np.std(np.diff(losses))) / math.sqrt(2)
 

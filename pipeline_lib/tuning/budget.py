@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline_lib.config.model import TrainConfig, TuneConfig
 from pipeline_lib.planning.laws import step_law_batch_tokens
+from pipeline_lib.planning.profiles import at_batch
 from pipeline_lib.planning.window import split_batch
 from pipeline_lib.tuning.rungs import FEWEST_STEPS, mean_share
 
@@ -90,11 +91,8 @@ def full_trials(tune: TuneConfig, trials: int, repeats: int, *, steps: int) -> f
 
 
 def _rate(calibrated: Mapping[str, Any], profile: Mapping[str, Any], micro_batch: int) -> float:
-    """Tokens/s that a trial may count on: of the profile with the nearest smaller micro-batch that was measured."""
-    alike = [one for one in calibrated["profiles"] if not one["error"] and one["precision"] == profile["precision"]]
-    alike = sorted(alike or [profile], key=lambda one: int(one["micro_batch"]))
-    nearest = [one for one in alike if one["micro_batch"] <= micro_batch] or alike[:1]
-    return SAFETY * float(nearest[-1]["tokens_per_second"])
+    """Tokens/s that a trial with passes of so many sequences may count on."""
+    return SAFETY * float(at_batch(profile, calibrated, micro_batch)["tokens_per_second"])
 
 
 def _batch(tokens: float, train: TrainConfig, sequence_length: int, micro_batch: int) -> tuple[int, int]:

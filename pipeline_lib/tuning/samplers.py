@@ -80,8 +80,7 @@ def propose(
 
 def _gaussian(space: Space, number: int, seen: Sequence[Seen], seed: int) -> dict[str, Value]:
     draw = np.random.default_rng([seed, number])
-    inside = [one for one in seen if all(key in space and space[key].holds(value) for key, value in one.point.items())]
-    inside = [one for one in inside if space.keys() <= one.point.keys()]
+    inside = [one for one in seen if one.point.keys() == space.keys() and all(space[k].holds(v) for k, v in one.point.items())]
     done = [(one.point, one.values[0] if one.values else math.inf) for one in inside if one.values or one.failed]
     at_work = [one.point for one in inside if not one.values and not one.failed]
     if not any(one.values for one in inside):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import ndtr, stdtrit
 
 LEVEL = 0.95
@@ -192,6 +191,8 @@ def paired_shares(won: int, lost: int, n: int, *, level: float = LEVEL) -> Estim
     """(won − lost) / n with the score interval of Tango 1998, "Equivalence test and confidence interval for the difference in
     proportions for the paired-sample design" (Statistics in Medicine 17:891-908): it keeps its level for few changes, too.
     """
+    from scipy.optimize import brentq  # half a second, which a run without a comparison need not wait
+
     z = NormalDist().inv_cdf((1 + level) / 2)
 
     def away(change: float) -> float:

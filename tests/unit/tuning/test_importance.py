@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline_lib.tuning.importance import importance
-from pipeline_lib.tuning.samplers import Seen, distributions
+from pipeline_lib.tuning.samplers import Seen
 from pipeline_lib.tuning.space import Dimension
 
 SPACE = {
@@ -35,18 +35,3 @@ def test_what_decides_the_loss_has_the_greatest_share():
     assert option["optimizer"] > 0.1
     assert importance(SPACE, seen(5, lambda p: p["learning_rate"])) == {}, "too few"
     assert importance(SPACE, seen(9, lambda p: 1.0)) == {}, "all the same"
-
-
-@pytest.mark.slow
-def test_the_shares_are_near_those_of_optuna():
-    import optuna
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
-    trials = seen(80, lambda p: math.log(p["learning_rate"] / 3) ** 2 + 0.5 * math.log(p["weight_decay"]) ** 2)
-    study, wanted = optuna.create_study(), distributions(SPACE)
-    study.add_trials(
-        [optuna.trial.create_trial(value=one.values[0], params=dict(one.point), distributions=wanted) for one in trials]
-    )
-    theirs = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-    ours = importance(SPACE, trials)
-    assert all(ours[name] == pytest.approx(theirs[name], abs=0.1) for name in SPACE)

@@ -8,7 +8,7 @@ from pipeline_lib.planning.laws import step_law_learning_rate
 from pipeline_lib.tuning.budget import FEWEST_STEPS, plan_trials
 from pipeline_lib.tuning.space import checked_space, values_at
 
-PROFILE = {"tokens_per_second": 10_000.0, "micro_batch": 8, "precision": "bf16", "error": ""}
+PROFILE = {"tokens_per_second": 10_000.0, "micro_batch": 8, "precision": "bf16", "error": "", "estimated_bytes": 1}
 CALIBRATED = {"build_seconds": 0.5, "evaluate_tokens_per_second": 40_000.0, "profiles": [PROFILE]}
 
 
